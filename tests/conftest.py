@@ -1,0 +1,25 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with golden fixtures and real text; it lies beside the repository and is not part of it."""
+    path = Path(os.environ.get("LOWRISE_SHARED", ROOT.parent / "shared"))
+    if not path.is_dir():
+        pytest.skip(f"the folder with fixtures and text is not at {path} (set LOWRISE_SHARED to its place)")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed() -> None:
+    torch.manual_seed(0)
