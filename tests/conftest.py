@@ -23,3 +23,13 @@ def shared() -> Path:
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `text.jsonl`; prepared corpora go to `cache` beside it."""
+    from tiny import write_text
+
+    folder = tmp_path_factory.mktemp("text")
+    write_text(folder / "text.jsonl")
+    return folder

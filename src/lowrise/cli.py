@@ -1,0 +1,273 @@
+"""The command line: one function a command, no logic of its own.
+
+Exit codes: 0 done, 1 failure, 2 usage, 128 + N stopped by signal N with everything saved.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import FlagConversionOff, Positional, arg
+
+from lowrise import __version__
+from lowrise.config import RunConfig, load, lookup, validate
+from lowrise.data import DataConfig, open_corpus, prepare
+from lowrise.data.progress import prepare_with_progress
+from lowrise.errors import LowriseError, UsageError
+from lowrise.methods import METHODS
+
+Arguments = Sequence[str]
+_STYLE = (FlagConversionOff,)
+
+
+@dataclass(kw_only=True)
+class Train:
+    """Train a model, or continue a run whose folder holds checkpoints of the same recipe.
+
+    Without a recipe: a small Spectron model on the Python standard library's source, in a few minutes.
+    """
+
+    recipe: Positional[Path | None] = None
+    """TOML file; keys that it leaves out take the method's defaults."""
+    run: Path | None = None
+    """Folder of the run; none: runs/METHOD-PRESET-HASH."""
+    config: Annotated[RunConfig, arg(name="")] = field(default_factory=RunConfig)
+
+
+@dataclass(kw_only=True)
+class Eval:
+    """Exact validation loss, perplexity and bits per byte of a run's newest checkpoint."""
+
+    run: Positional[Path]
+    """Folder of the run."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    json: bool = False
+    """Print one JSON object instead of a sentence."""
+
+
+@dataclass(kw_only=True)
+class Generate:
+    """Continue a text with a run's newest checkpoint."""
+
+    run: Positional[Path]
+    """Folder of the run."""
+    prompt: str = ""
+    """Text to continue; empty: begin a document."""
+    tokens: int = 200
+    """Most tokens to generate."""
+    temperature: float = 0.8
+    """Softmax temperature; 0: the likeliest token always."""
+    top_k: int = 0
+    """Sample among this many likeliest tokens; 0: all."""
+    top_p: float = 0.95
+    """Sample from the smallest set of tokens with this probability."""
+    seed: int = 0
+    """Seed of the sampling."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+@dataclass(kw_only=True)
+class DataPrepare:
+    """Tokenize a corpus into shards, once; a second call finds them."""
+
+    config: Annotated[DataConfig, arg(name="")] = field(default_factory=DataConfig)
+
+
+@dataclass(kw_only=True)
+class DataInfo:
+    """What a prepared corpus holds: documents, tokens, bytes, tokenizer."""
+
+    folder: Positional[Path]
+    """Folder of a prepared corpus, or of a run."""
+
+
+def train(arguments: Arguments, console: Console) -> int:
+    from lowrise.train import RunDirectory
+    from lowrise.train import train as run_training
+
+    command = _parse(Train, arguments, "train", default=Train(config=_base_config(arguments)))
+    config = command.config
+    validate(config)
+    corpus = prepare_with_progress(config.data, console)
+    folder = command.run or Path("runs") / f"{config.method}-{config.model.preset}-{config.hash[:8]}"
+    summary = run_training(config, corpus, RunDirectory(folder), console)
+    console.print(
+        f"validation loss {summary['val_loss']:.4f}, perplexity {summary['val_perplexity']:.3f}, "
+        f"{summary['val_bits_per_byte']:.4f} bits per byte over {summary['val_tokens']:,} tokens",
+        style="bold",
+        highlight=False,
+    )
+    if summary.get("sample"):
+        console.rule("sample", align="left")
+        console.print(summary["sample"], markup=False, highlight=False)
+        console.rule()
+    console.print(f"Report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def evaluate(arguments: Arguments, console: Console) -> int:
+    from lowrise.export.run import evaluate_run
+
+    command = _parse(Eval, arguments, "eval")
+    result = evaluate_run(command.run, command.device, console)
+    if command.json:
+        print(json.dumps(result))
+    else:
+        console.print(
+            f"step {result['step']}: validation loss {result['val_loss']:.6f}, perplexity {result['val_perplexity']:.4f}, "
+            f"{result['val_bits_per_byte']:.5f} bits per byte over {result['val_tokens']:,} tokens",
+            highlight=False,
+        )
+    return 0
+
+
+def generate(arguments: Arguments, console: Console) -> int:
+    from lowrise.export.run import generate_from_run
+
+    command = _parse(Generate, arguments, "generate")
+    pieces = generate_from_run(
+        command.run,
+        command.prompt,
+        console,
+        device=command.device,
+        max_new_tokens=command.tokens,
+        temperature=command.temperature,
+        top_k=command.top_k or None,
+        top_p=command.top_p,
+        seed=command.seed,
+    )
+    sys.stdout.write(command.prompt)
+    for piece in pieces:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+    return 0
+
+
+def data(arguments: Arguments, console: Console) -> int:
+    action, rest = (arguments[0], arguments[1:]) if arguments else ("", ())
+    if action == "prepare":
+        command = _parse(DataPrepare, rest, "data prepare")
+        corpus = prepare_with_progress(command.config, console)
+        console.print(str(corpus), highlight=False)
+        return 0
+    if action == "info":
+        console.print(_info(_parse(DataInfo, rest, "data info").folder), highlight=False)
+        return 0
+    if action in ("-h", "--help"):
+        console.print("lowrise data prepare: tokenize a corpus\nlowrise data info FOLDER: what it holds")
+        return 0
+    raise UsageError(f"lowrise data {action}: there are lowrise data prepare and lowrise data info.")
+
+
+def methods(arguments: Arguments, console: Console) -> int:
+    if arguments:
+        row = lookup(METHODS, arguments[0], "method", "lowrise methods")
+        console.print(f"[bold]{row.name}[/]: {row.summary}\n{row.source}\n", highlight=False)
+        console.print(load(None, {"method": row.name}).to_toml(), markup=False, highlight=False)
+        return 0
+    table = Table("method", "layer", "optimizer", "what", "source", box=None, header_style="bold")
+    for row in METHODS.values():
+        table.add_row(row.name, row.layer, row.optimizer, row.summary, row.source)
+    console.print(table)
+    return 0
+
+
+def compare(arguments: Arguments, console: Console) -> int:
+    from lowrise.lab.compare import CompareConfig
+    from lowrise.lab.compare import compare as run_compare
+    from lowrise.train import plan_run
+
+    command = _parse(CompareConfig, arguments, "compare")
+
+    def plan(config: RunConfig) -> Any:
+        return plan_run(config, prepare_with_progress(config.data, console).tokenizer.vocab_size)
+
+    return run_compare(command, load_recipe=load, plan_run=plan, console=console)
+
+
+COMMANDS: dict[str, tuple[Callable[[Arguments, Console], int], str]] = {
+    "train": (train, "train a model, or continue a run"),
+    "eval": (evaluate, "exact validation loss, perplexity, bits per byte of a run"),
+    "generate": (generate, "continue a text with a trained model"),
+    "compare": (compare, "methods side by side at one budget, learning rates tuned alike, several seeds"),
+    "data": (data, "prepare a corpus, or look into one"),
+    "methods": (methods, "the table of methods; with a name, its defaults"),
+}
+
+
+def main(arguments: Arguments | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    console, errors = Console(), Console(stderr=True)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        _print_commands(console)
+        return 0 if arguments else 2
+    if arguments[0] in ("-V", "--version"):
+        console.print(f"lowrise {__version__}", highlight=False)
+        return 0
+    try:
+        command, _ = lookup(COMMANDS, arguments[0], "command", "lowrise")
+        return command(arguments[1:], console)
+    except LowriseError as error:
+        errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return 2 if isinstance(error, UsageError) else getattr(error, "exit_code", 1)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        errors.print(f"error: no space left on the device ({error.filename}): free some and start again; "
+                     "the same command continues.", style="red", markup=False, soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+def _print_commands(console: Console) -> None:
+    console.print("lowrise: pretrain language models from scratch in low rank\n", highlight=False)
+    table = Table(box=None, show_header=False, padding=(0, 2))
+    for name, (_, summary) in COMMANDS.items():
+        table.add_row(f"lowrise {name}", summary)
+    console.print(table)
+    console.print("\nlowrise COMMAND --help shows a command's options.", highlight=False)
+
+
+def _parse(kind: type, arguments: Arguments, name: str, default: Any = None) -> Any:
+    """Arguments as `kind`; a wrong one ends the process with code 2 and names the nearest."""
+    words = [{"true": "True", "false": "False"}.get(word, word) for word in arguments]
+    options: dict[str, Any] = {} if default is None else {"default": default}
+    return tyro.cli(kind, args=words, prog=f"lowrise {name}", use_underscores=True, config=_STYLE, **options)
+
+
+def _base_config(arguments: Arguments) -> RunConfig:
+    """The configuration that the flags start from: the recipe, with the names that decide which flags there are."""
+    recipe = next((word for i, word in enumerate(arguments) if _is_recipe(i, word)), None)
+    names: dict[str, str] = {}
+    for key in ("method", "layer.name", "optimizer.name"):
+        for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+            if word == f"--{key}":
+                names[key] = following
+            elif word.startswith(f"--{key}="):
+                names[key] = word.split("=", 1)[1]
+    return load(recipe, names)
+
+
+def _is_recipe(index: int, word: str) -> bool:
+    return not word.startswith("-") and (index == 0 or word.endswith(".toml"))
+
+
+def _info(folder: Path) -> str:
+    if (folder / "config.toml").is_file():
+        return str(prepare(load(folder / "config.toml").data))
+    return str(open_corpus(folder))

@@ -1,0 +1,65 @@
+"""From a configuration to the parts of a run: corpus, model, optimizer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from lowrise.config import DENSE, FactorizedSection, ModelSection, RunConfig, options_of
+from lowrise.errors import UsageError
+from lowrise.layers import param_groups
+from lowrise.model import Llama, LlamaConfig, build_model
+from lowrise.optim import OPTIMIZERS, Optimizer
+
+
+def llama_config(section: ModelSection, vocab_size: int, seq_len: int) -> LlamaConfig:
+    """The preset with the section's overrides; the vocabulary is the tokenizer's unless the recipe fixes a larger one."""
+    overrides = {k: v for k, v in dataclasses.asdict(section).items() if k != "preset" and v is not None}
+    overrides.setdefault("vocab_size", vocab_size)
+    if overrides["vocab_size"] < vocab_size:
+        raise UsageError(
+            f"model.vocab_size = {overrides['vocab_size']} is smaller than the tokenizer's {vocab_size} entries: "
+            "leave it out, or give a larger one."
+        )
+    llama = LlamaConfig.preset(section.preset, **overrides)
+    if "max_seq_len" in overrides or seq_len <= llama.max_seq_len:
+        return llama
+    return dataclasses.replace(llama, max_seq_len=seq_len)
+
+
+def model_from(config: RunConfig, vocab_size: int, device: torch.device) -> Llama:
+    """The model with its first weights, a function of the configuration and the seed."""
+    layer = config.layer
+    llama = llama_config(config.model, vocab_size, config.train.seq_len)
+    if not isinstance(layer, FactorizedSection):
+        return build_model(llama, layer=DENSE, device=device, seed=config.seed)
+    return build_model(
+        llama,
+        layer=layer.name,
+        rank=layer.rank,
+        layer_options=options_of(layer) | {"targets": layer.targets or None, "skip": layer.skip or None},
+        device=device,
+        seed=config.seed,
+    )
+
+
+def build_optimizer(config: RunConfig, model: nn.Module, show: Callable[[str], None] | None = None) -> Optimizer:
+    """The optimizer over every trainable parameter, each in the group of its role."""
+    optimizer_class = OPTIMIZERS[config.optimizer.name]
+    options = options_of(config.optimizer)
+    groups = param_groups(
+        model,
+        lr=config.optimizer.lr,
+        weight_decay=options.get("weight_decay", 0.0),
+        other_lr=config.other.lr,
+        other_weight_decay=config.other.weight_decay,
+        other_betas=config.other.betas,
+        other_eps=config.other.eps,
+        roles=optimizer_class.roles,
+    )
+    if show is not None:
+        show(str(groups))
+    return optimizer_class(groups, config.optimizer.lr, **options)

@@ -1,0 +1,456 @@
+"""The training loop.
+
+One update, the same for every method (`Trainer.update`):
+  1. batch k = the update's number, a pure function of (corpus, seed, k)
+  2. forward and backward over micro-batches; the loss is the mean over all predicted tokens of the batch
+  3. global gradient norm, clipped
+  4. if loss or norm is not finite: count it and leave weights and optimizer alone
+  5. learning rates = peak rates x multiplier(update); optimizer step
+Around it (`Trainer.run`): resume, log, spectral telemetry, evaluation, checkpoints, stop signals, summary, report.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from lowrise.config import RunConfig
+from lowrise.data import Corpus
+from lowrise.errors import LowriseError
+from lowrise.export.evaluate import EvalResult, evaluate
+from lowrise.export.generate import generate
+from lowrise.lab.report import write_report
+from lowrise.model import next_token_loss
+from lowrise.train.build import build_optimizer, model_from
+from lowrise.train.display import Display
+from lowrise.train.environment import choose_device, describe, peak_memory_bytes
+from lowrise.train.plan import RunPlan, plan_of
+from lowrise.train.run_directory import RunDirectory
+from lowrise.train.schedule import multiplier, restarts_of
+from lowrise.train.signals import StopRequest, catch_stop_signals
+from lowrise.train.telemetry import measure, snapshot
+
+
+class Interrupted(LowriseError):
+    """The run was asked to stop and has saved; `exit_code` is the shell's for the signal."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@dataclasses.dataclass
+class Progress:
+    """The trainer's own state; with weights, optimizer and random state it is all that a checkpoint needs."""
+
+    step: int = 0
+    tokens: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    train_seconds: float = 0.0
+    """Time in updates, over all starts of the run."""
+    wall_seconds: float = 0.0
+    """Time since the first start, pauses between starts left out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """What one update did."""
+
+    loss: float
+    grad_norm: float
+    lr: float
+    applied: bool
+
+
+class Trainer:
+    """One run: the parts, the update, and what is written around it."""
+
+    def __init__(self, config: RunConfig, corpus: Corpus, run: RunDirectory, display: Display) -> None:
+        self.config, self.corpus, self.directory, self.display = config, corpus, run, display
+        train = config.train
+        self.device = choose_device(train.device)
+        _set_numerics(config, self.device)
+        self.model = model_from(config, corpus.tokenizer.vocab_size, self.device)
+        self.optimizer = build_optimizer(config, self.model, show=lambda table: display.say(table))
+        self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self.restarts = restarts_of(config.schedule, self.optimizer.resets(train.steps), train.steps)
+        self.plan: RunPlan = plan_of(config, self.model, self.optimizer)
+        self.progress = Progress()
+        self.optimizer_ms: list[float] = []
+        self.dense_matrices = {
+            name
+            for group in self.optimizer.param_groups
+            if group["role"] == "matrix"
+            for name in group["param_names"]
+        }
+        if train.compile:
+            for block in self.model.model.layers:
+                block.compile()
+
+    # --- the update ----------------------------------------------------------------------------------------------
+
+    def update(self) -> Update:
+        """Update number `progress.step + 1`; see the steps above."""
+        train = self.config.train
+        number = self.progress.step + 1
+        batch = self.corpus.train.batch(
+            number - 1, sequences=train.sequences, seq_len=train.seq_len, seed=self.config.seed
+        )
+        loss = self._accumulate(torch.from_numpy(batch))
+        grad_norm = self._clip()
+        loss_value, norm_value = torch.stack([loss.float(), grad_norm.float()]).tolist()
+
+        scale = multiplier(number, train.steps, self.config.schedule, self.restarts)
+        for group, peak in zip(self.optimizer.param_groups, self.peak_lrs, strict=True):
+            group["lr"] = peak * scale
+        applied = math.isfinite(loss_value) and math.isfinite(norm_value)
+        if applied:
+            started = time.perf_counter()
+            self.optimizer.step()
+            if self.device.type == "cpu" or number % self.config.log.every == 0:
+                self._synchronize()
+                self.optimizer_ms.append(1e3 * (time.perf_counter() - started))
+        self.optimizer.zero_grad(set_to_none=True)
+        self._count(applied, batch.shape[0] * train.seq_len)
+        return Update(loss_value, norm_value, self.peak_lrs[0] * scale, applied)
+
+    def _accumulate(self, batch: Tensor) -> Tensor:
+        """Gradients of the batch's mean loss, a micro-batch at a time; returns that loss (0-dim)."""
+        train = self.config.train
+        predicted = batch.shape[0] * train.seq_len
+        total = torch.zeros((), device=self.device)
+        for tokens in batch.split(train.micro_sequences or batch.shape[0]):
+            with autocast_for(self.config, self.device):
+                loss = next_token_loss(self.model, tokens.to(self.device), reduction="sum") / predicted
+            loss.backward()
+            total += loss.detach()
+        return total
+
+    def _clip(self) -> Tensor:
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        return nn.utils.clip_grad_norm_(parameters, self.config.train.clip or math.inf)
+
+    def _count(self, applied: bool, tokens: int) -> None:
+        progress = self.progress
+        progress.step += 1
+        progress.tokens += tokens
+        progress.skipped += not applied
+        progress.skipped_in_a_row = 0 if applied else progress.skipped_in_a_row + 1
+
+    # --- the run -------------------------------------------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end, or raise `Interrupted` after a stop signal; returns the summary."""
+        config, progress = self.config, self.progress
+        self.directory.begin(config)
+        self.directory.write_json(self.directory.environment, describe(self.device))
+        self.corpus.write_tokenizer(self.directory.tokenizer)
+        self._resume()
+        with catch_stop_signals() as stop, self._tensorboard() as board:
+            while progress.step < config.train.steps:
+                self._advance(board)
+                if stop:
+                    self._save()
+                    raise self._interruption(stop)
+            result = self._evaluate(board, whole=True)
+            if self._saved_step() != progress.step:
+                self._save()
+        return self._finish(result)
+
+    def _advance(self, board: SummaryWriter | None) -> None:
+        """One update and all that falls due after it."""
+        config, progress = self.config, self.progress
+        number = progress.step + 1
+        measured = _due(number, config.log.telemetry_every) or (number == 1 and config.log.telemetry_every > 0)
+        before = snapshot(self.model, self.dense_matrices) if measured else None
+        started = time.perf_counter()
+        update = self.update()
+        seconds = time.perf_counter() - started
+        progress.train_seconds += seconds
+        progress.wall_seconds += seconds
+        if not update.applied:
+            self._skipped(update)
+        tokens_per_second = self.plan.tokens_per_step / seconds
+        self.display.stepped(
+            progress.step, update.loss, update.lr, tokens_per_second, progress.train_seconds / progress.step
+        )
+        if measured or _due(number, config.log.every) or number == config.train.steps:
+            record: dict[str, Any] = {
+                "step": progress.step,
+                "tokens": progress.tokens,
+                "loss": update.loss,
+                "lr": update.lr,
+                "grad_norm": update.grad_norm,
+                "tokens_per_second": tokens_per_second,
+                "step_ms": 1e3 * seconds,
+                "skipped": progress.skipped,
+            }
+            if before is not None:
+                record["matrices"] = measure(self.model, before)
+            self._write(record, board)
+        with self._on_the_wall_clock():
+            if _due(number, config.eval.every) and number < config.train.steps:
+                self._evaluate(board, whole=False)
+            if _due(number, config.checkpoint.every):
+                self._save()
+
+    def _skipped(self, update: Update) -> None:
+        progress, limit = self.progress, self.config.train.nonfinite_limit
+        self.display.say(
+            f"step {progress.step}: loss {update.loss}, gradient norm {update.grad_norm}: not finite, the update is skipped "
+            f"({progress.skipped_in_a_row} in a row).",
+            style="yellow",
+        )
+        if progress.skipped_in_a_row >= limit:
+            self._save()
+            raise LowriseError(
+                f"{progress.skipped_in_a_row} updates in a row had a loss or gradient that is not finite (the last is "
+                f"update {progress.step}). The weights from before the first of them are saved in "
+                f"{self.directory.checkpoints.path(progress.step)}. Lower optimizer.lr or other.lr (now "
+                f"{self.config.optimizer.lr:g} and {self.config.other.lr or self.config.optimizer.lr:g}) in a new run, "
+                "or train.clip."
+            )
+
+    # --- evaluation, records ---------------------------------------------------------------------------------------
+
+    def _evaluate(self, board: SummaryWriter | None, whole: bool) -> EvalResult:
+        config = self.config
+        limit = 0 if whole else config.eval.tokens
+        with autocast_for(self.config, self.device):
+            result = evaluate_split(self.model, self.corpus, config, limit)
+        self.display.evaluated(self.progress.step, result.loss)
+        self._write(
+            {
+                "step": self.progress.step,
+                "tokens": self.progress.tokens,
+                "val_loss": result.loss,
+                "val_perplexity": result.perplexity,
+                "val_bits_per_byte": result.bits_per_byte,
+                "val_tokens": result.tokens,
+            },
+            board,
+        )
+        return result
+
+    def _write(self, record: dict[str, Any], board: SummaryWriter | None) -> None:
+        self.directory.append_metrics(record)
+        if board is None:
+            return
+        for key, value in record.items():
+            if isinstance(value, int | float) and key != "step":
+                board.add_scalar(key, value, record["step"])
+        for name, values in record.get("matrices", {}).items():
+            for key, value in values.items():
+                board.add_scalar(f"{key}/{name}", value, record["step"])
+
+    @contextmanager
+    def _tensorboard(self) -> Iterator[SummaryWriter | None]:
+        if not self.config.log.tensorboard:
+            yield None
+            return
+        purge = self.progress.step + 1 if self.progress.step else None
+        with SummaryWriter(str(self.directory.tensorboard), purge_step=purge) as board:
+            yield board
+
+    # --- checkpoints -----------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        random = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(self.device)
+        parts = {"model": model_tensors(self.model), "optimizer": self.optimizer.named_state(), "random": random}
+        numbers = dataclasses.asdict(self.progress) | {"config_hash": self.config.hash}
+        self.directory.checkpoints.save(self.progress.step, parts, numbers)
+        self.directory.checkpoints.retire(self.config.checkpoint.keep, self.config.checkpoint.keep_every)
+
+    def _saved_step(self) -> int:
+        return max(self.directory.checkpoints.steps(), default=-1)
+
+    def _resume(self) -> None:
+        checkpoint = self.directory.checkpoints.newest(warn=lambda text: self.display.say(text, style="yellow"))
+        if checkpoint is None:
+            self.directory.rewind_metrics(-1)
+            return
+        load_model_tensors(self.model, checkpoint.parts["model"])
+        self.optimizer.load_named_state(checkpoint.parts["optimizer"])
+        torch.set_rng_state(checkpoint.parts["random"]["cpu"])
+        if self.device.type == "cuda" and "cuda" in checkpoint.parts["random"]:
+            torch.cuda.set_rng_state(checkpoint.parts["random"]["cuda"], self.device)
+        known = {field.name for field in dataclasses.fields(Progress)}
+        self.progress = Progress(**{k: v for k, v in checkpoint.numbers.items() if k in known})
+        self.directory.rewind_metrics(self.progress.step)
+        self.display.say(f"Continuing from step {self.progress.step} ({checkpoint.path}).")
+
+    def _interruption(self, stop: StopRequest) -> Interrupted:
+        assert stop.signal is not None
+        self.directory.write_json(self.directory.summary, self._summary(None, "interrupted"))
+        return Interrupted(
+            f"{stop.signal.name}: stopped after step {self.progress.step} of {self.config.train.steps}, saved. "
+            "The same command continues from here.",
+            exit_code=128 + stop.signal,
+        )
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    def _finish(self, result: EvalResult) -> dict[str, Any]:
+        summary = self._summary(result, "completed")
+        sample = self._sample()
+        if sample is not None:
+            self.directory.sample.write_text(sample, encoding="utf-8")
+            summary["sample"] = sample
+        self.directory.write_json(self.directory.summary, summary)
+        write_report(self.directory.path)
+        return summary
+
+    def _sample(self) -> str | None:
+        settings = self.config.sample
+        if not settings.tokens:
+            return None
+        tokenizer = self.corpus.tokenizer
+        prompt = [tokenizer.separator_id, *(tokenizer.encode(settings.prompt) if settings.prompt else [])]
+        with autocast_for(self.config, self.device):
+            new = generate(
+                self.model,
+                prompt,
+                max_new_tokens=settings.tokens,
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+                seed=self.config.seed,
+                stop_token=tokenizer.separator_id,
+            )
+            return (settings.prompt or "") + tokenizer.decode(new)
+
+    def _summary(self, result: EvalResult | None, status: str) -> dict[str, Any]:
+        config, progress, plan = self.config, self.progress, self.plan
+        return {
+            "method": config.method,
+            "layer": config.layer.name,
+            "optimizer": config.optimizer.name,
+            "seed": config.seed,
+            "config_hash": config.hash,
+            "corpus": self.corpus.fingerprint,
+            "tokens": progress.tokens,
+            "steps": progress.step,
+            "skipped_steps": progress.skipped,
+            "epochs": self.corpus.train.epochs(
+                progress.step, sequences=config.train.sequences, seq_len=config.train.seq_len
+            ),
+            "params_total": plan.params_total,
+            "params_non_embedding": plan.params_non_embedding,
+            "flops_per_token": plan.flops_per_token,
+            "optimizer_flops_per_step": plan.optimizer_flops_per_step,
+            "train_flops": progress.step * plan.flops_per_step,
+            "val_loss": None if result is None else result.loss,
+            "val_perplexity": None if result is None else result.perplexity,
+            "val_bits_per_byte": None if result is None else result.bits_per_byte,
+            "val_tokens": None if result is None else result.tokens,
+            "tokens_per_second": progress.tokens / progress.train_seconds if progress.train_seconds else None,
+            "wall_seconds": progress.wall_seconds,
+            "optimizer_step_ms": statistics.median(self.optimizer_ms) if self.optimizer_ms else None,
+            "state_bytes_planned": plan.state_bytes,
+            "state_bytes_measured": self.optimizer.state_bytes(),
+            "peak_memory_bytes": peak_memory_bytes(self.device),
+            "status": status,
+        }
+
+    # --- small things ------------------------------------------------------------------------------------------------
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    @contextmanager
+    def _on_the_wall_clock(self) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.progress.wall_seconds += time.perf_counter() - started
+
+
+def train(config: RunConfig, corpus: Corpus, directory: RunDirectory, console: Console) -> dict[str, Any]:
+    """Train in the directory, or continue there; returns the summary. A failure is written into the summary too."""
+    with directory.locked(), Display(console, config.train.steps) as display:
+        trainer = Trainer(config, corpus, directory, display)
+        try:
+            return trainer.run()
+        except Interrupted:
+            raise
+        except LowriseError as error:
+            directory.write_json(directory.summary, trainer._summary(None, "failed") | {"error": str(error)})
+            raise
+
+
+def autocast_for(config: RunConfig, device: torch.device) -> torch.autocast:
+    """bfloat16 arithmetic over float32 weights where the configuration asks for it."""
+    precision = config.train.precision
+    enabled = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def evaluate_split(
+    model: nn.Module, corpus: Corpus, config: RunConfig, tokens: int = 0
+) -> EvalResult:
+    """Token-weighted loss over the held-out split, or over about its first `tokens` tokens.
+
+    Bits per byte of a part take the bytes of a token to be those of the whole split.
+    """
+    seq_len, sequences = config.train.seq_len, config.eval.sequences
+    passes = max(1, tokens // (seq_len * sequences)) if tokens else None
+    windows = itertools.islice(corpus.valid.windows(seq_len, sequences), passes)
+    result = evaluate(model, windows, text_bytes=corpus.valid.text_bytes)
+    share = result.tokens / len(corpus.valid)
+    return dataclasses.replace(result, bits_per_byte=result.bits_per_byte / share)
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter once (tied ones under their first name) and every persistent buffer."""
+    parameters = dict(model.named_parameters())
+    saved = model.state_dict().keys()
+    return parameters | {name: b for name, b in model.named_buffers() if name in saved}
+
+
+@torch.no_grad()
+def load_model_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Copy saved tensors into the model; a sentence for names or shapes that do not fit."""
+    own = model_tensors(model)
+    if own.keys() != tensors.keys():
+        missing, extra = sorted(own.keys() - tensors.keys())[:3], sorted(tensors.keys() - own.keys())[:3]
+        raise LowriseError(f"The checkpoint is of another model: it lacks {missing or 'nothing'}, and has {extra or 'nothing'} more.")
+    for name, tensor in own.items():
+        if tensor.shape != tensors[name].shape:
+            raise LowriseError(
+                f"The checkpoint is of another model: {name} is {tuple(tensors[name].shape)} there, {tuple(tensor.shape)} here."
+            )
+        tensor.copy_(tensors[name])
+
+
+def _due(number: int, every: int) -> bool:
+    return every > 0 and number % every == 0
+
+
+def _set_numerics(config: RunConfig, device: torch.device) -> None:
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    torch.manual_seed(config.seed)
+    if config.train.deterministic:
+        # cuBLAS reads this when it starts; without it torch refuses its deterministic mode.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.cuda.reset_peak_memory_stats(device)

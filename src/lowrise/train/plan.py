@@ -1,0 +1,62 @@
+"""The numbers of a run that are known before it starts, from shapes alone (meta device)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from lowrise.config import RunConfig
+from lowrise.ledger import count_parameters, flops_per_token
+from lowrise.model import Llama
+from lowrise.optim import Optimizer
+from lowrise.train.build import build_optimizer, model_from
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Counts of one run. `train_flops` is matrix multiplications of forward, backward and optimizer."""
+
+    steps: int
+    tokens_per_step: int
+    params_total: int
+    params_non_embedding: int
+    flops_per_token: int
+    optimizer_flops_per_step: int
+    state_bytes: int
+
+    @property
+    def train_flops(self) -> int:
+        return self.steps * self.flops_per_step
+
+    @property
+    def flops_per_step(self) -> int:
+        return self.tokens_per_step * self.flops_per_token + self.optimizer_flops_per_step
+
+
+def plan_run(config: RunConfig, vocab_size: int) -> RunPlan:
+    """Plan from the configuration, without data or memory for weights."""
+    model = model_from(config, vocab_size, torch.device("meta"))
+    return plan_of(config, model, build_optimizer(config, model))
+
+
+def plan_of(config: RunConfig, model: Llama, optimizer: Optimizer) -> RunPlan:
+    """Plan of a model and an optimizer that are there."""
+    params = count_parameters(model)
+    return RunPlan(
+        steps=config.train.steps,
+        tokens_per_step=config.train.sequences * config.train.seq_len,
+        params_total=params.total,
+        params_non_embedding=params.non_embedding,
+        flops_per_token=flops_per_token(model, config.train.seq_len).training,
+        optimizer_flops_per_step=optimizer.step_flops(),
+        state_bytes=planned_state_bytes(optimizer),
+    )
+
+
+def planned_state_bytes(optimizer: Optimizer) -> int:
+    """Bytes of optimizer state by each class's formula over roles and shapes; moments are float32 or wider."""
+    total = 0
+    for group in optimizer.param_groups:
+        shapes = [tuple(p.shape) for p in group["params"]]
+        width = max(4, group["params"][0].element_size())
+        total += type(optimizer).planned_state_elements(group["role"], shapes, group) * width
+    return total

@@ -1,0 +1,115 @@
+"""The files of a run. Text files are appended line by line or replaced whole, so that no kill leaves half a file."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lowrise.checkpoint import CheckpointStore
+from lowrise.config import RunConfig, load
+from lowrise.errors import UsageError
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file's content in one rename."""
+    aside = path.with_name(f".{path.name}.writing")
+    with aside.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    aside.replace(path)
+
+
+class RunDirectory:
+    """Paths and writers below one folder."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.toml"
+        self.environment = self.path / "environment.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.superseded = self.path / "metrics.superseded.jsonl"
+        self.summary = self.path / "summary.json"
+        self.report = self.path / "report.html"
+        self.tokenizer = self.path / "tokenizer.json"
+        self.tensorboard = self.path / "tensorboard"
+        self.sample = self.path / "sample.txt"
+        self.checkpoints = CheckpointStore(self.path / "checkpoints")
+
+    def begin(self, config: RunConfig) -> None:
+        """Make the folder for this configuration, or check that what it holds belongs to the same one."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        if self.config.exists() and self.checkpoints.steps():
+            before = load(self.config)
+            if before.hash != config.hash:
+                raise UsageError(
+                    f"{self.path} holds checkpoints of another recipe ({_differences(before, config)}): "
+                    "continue it with its own recipe, or give another folder with --run."
+                )
+        write_whole(self.config, config.to_toml())
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for one process."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(
+                    f"Another process is training in {self.path}: wait for it, or give another folder with --run."
+                ) from None
+            yield
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """Add one line."""
+        with self.metrics.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(record) + "\n")
+
+    def rewind_metrics(self, step: int) -> None:
+        """Move the lines after `step` to `metrics.superseded.jsonl`: the run will write them again."""
+        if not self.metrics.exists():
+            return
+        kept, moved = [], []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                keep = json.loads(line)["step"] <= step
+            except (ValueError, KeyError, TypeError):
+                keep = False  # a line that a kill cut short
+            (kept if keep else moved).append(line)
+        if moved:
+            with self.superseded.open("a", encoding="utf-8") as stream:
+                stream.writelines(line + "\n" for line in moved)
+            write_whole(self.metrics, "".join(line + "\n" for line in kept))
+
+    def write_json(self, path: Path, values: dict[str, Any]) -> None:
+        write_whole(path, json.dumps(values, indent=2) + "\n")
+
+
+def open_run(path: str | Path) -> RunDirectory:
+    """A run that was trained before; a sentence if the folder is not one."""
+    run = RunDirectory(path)
+    if not run.config.is_file():
+        raise UsageError(f"{path} is not a run directory: it has no config.toml. Train one with lowrise train --run.")
+    return run
+
+
+def _differences(before: RunConfig, now: RunConfig, limit: int = 3) -> str:
+    old, new = flatten(before.to_dict()), flatten(now.to_dict())
+    keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    keys = [key for key in keys if not key.startswith(("checkpoint.", "log.", "data.cache", "data.workers"))]
+    shown = [f"{key}: {old.get(key, 'unset')} there, {new.get(key, 'unset')} here" for key in keys[:limit]]
+    return "; ".join(shown) + (f"; {len(keys) - limit} more" if len(keys) > limit else "")
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

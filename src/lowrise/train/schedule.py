@@ -1,0 +1,60 @@
+"""Learning-rate multipliers.
+
+`multiplier(update, total, section, restarts)` is a pure function of the number of the update, counted from 1 to
+`total`: the first update of a warm-up of w has 1/w, update w has 1, update `total` has `final`.
+
+Shapes after a warm-up of w updates, with p = (u - w) / (total - w), u the update:
+  cosine    final + (1 - final) (1 + cos(pi p)) / 2
+  linear    1 - (1 - final) p
+  wsd       1 until the last `decay` updates, then linear down to `final`  (arXiv 2404.06395, section 4)
+  constant  1
+Dips: for a restart at update R the multiplier of updates R <= u < R + q is (u - R) / q times the shape at R + q, so it
+leaves the curve at R and is back on it, continuously, after q updates. This is the jagged cosine of ReLoRA (authors'
+training_utils.py, `get_cosine_schedule_with_multiple_warmups`) when restarts come every `cycle` updates. Restarts also
+follow from the optimizer: where it zeroes moments after update R, update R + 1 begins a dip, whatever the cycle.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from bisect import bisect_right
+
+from lowrise.config import ScheduleSection
+
+
+def share_or_count(value: float, total: int) -> int:
+    """A number of updates given as a share of all (below 1) or as the number itself."""
+    return round(value * total) if value < 1 else round(value)
+
+
+def restarts_of(section: ScheduleSection, resets: Sequence[int], total: int) -> tuple[int, ...]:
+    """Updates that begin a dip: multiples of the cycle, and each update after a reset of the optimizer's moments."""
+    if not section.restart_warmup:
+        return ()
+    cycle = range(section.cycle, total + 1, section.cycle) if section.cycle else ()
+    return tuple(sorted({*cycle, *(reset + 1 for reset in resets)}))
+
+
+def multiplier(update: int, total: int, section: ScheduleSection, restarts: Sequence[int] = ()) -> float:
+    """The factor on every peak learning rate at this update; `restarts` ascending, from `restarts_of`."""
+    warmup = share_or_count(section.warmup, total)
+    if update < warmup:
+        return update / warmup
+    index = bisect_right(restarts, update) - 1
+    if index >= 0 and update - restarts[index] < section.restart_warmup:
+        restart, length = restarts[index], section.restart_warmup
+        return (update - restart) / length * _shape(restart + length, warmup, total, section)
+    return _shape(update, warmup, total, section)
+
+
+def _shape(update: int, warmup: int, total: int, section: ScheduleSection) -> float:
+    progress = min(1.0, (update - warmup) / max(1, total - warmup))
+    if section.name == "cosine":
+        return section.final + (1 - section.final) * (1 + math.cos(math.pi * progress)) / 2
+    if section.name == "linear":
+        return 1 - (1 - section.final) * progress
+    if section.name == "wsd":
+        length = max(1, share_or_count(section.decay, total))
+        return 1 - (1 - section.final) * max(0.0, min(1.0, (update - (total - length)) / length))
+    return 1.0

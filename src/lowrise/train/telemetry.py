@@ -1,0 +1,88 @@
+"""Spectral measurements of every matrix and of its last update, from factors in O((m + n) r^2).
+
+For a factorized layer W = L R^T. With the factors before (L0, R0) and after (L1, R1) an update,
+    dW = L1 R1^T - L0 R0^T = [dL, L0] [R1, dR]^T,   dL = L1 - L0, dR = R1 - R0,
+a product of rank 2r whose terms do not cancel. A dense matrix is measured by its own singular values.
+
+  weight_spectral_norm   s_1
+  update_spectral_norm   s_1 of dW
+  stable_rank            sum s_i^2 / s_1^2
+  effective_rank         exp(entropy of s_i / sum s)   (Roy & Vetterli 2007)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lowrise.linalg import product_singular_values
+
+Factors = tuple[Tensor, Tensor | None]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Copies of the weights of every measured matrix: (L, R), or (W, None) for a dense one."""
+
+    matrices: dict[str, Factors]
+
+
+def _factors(model: nn.Module, dense: set[str]) -> dict[str, Factors]:
+    found: dict[str, Factors] = {}
+    for name, module in model.named_modules():
+        if hasattr(module, "spectral_factors"):
+            factors = module.spectral_factors()
+            if factors is not None:
+                found[name] = factors
+        elif f"{name}.weight" in dense:
+            found[name] = (module.weight, None)
+    return found
+
+
+@torch.no_grad()
+def snapshot(model: nn.Module, dense: set[str]) -> Snapshot:
+    """Copy every measured matrix before an update; `dense` names the weights that are matrices as they are."""
+    return Snapshot(
+        {
+            name: (left.detach().clone(), None if right is None else right.detach().clone())
+            for name, (left, right) in _factors(model, dense).items()
+        }
+    )
+
+
+@torch.no_grad()
+def measure(model: nn.Module, before: Snapshot) -> dict[str, dict[str, float]]:
+    """Measurements of every matrix of the snapshot, now that the model was updated."""
+    dense = {f"{name}.weight" for name, (_, right) in before.matrices.items() if right is None}
+    now = _factors(model, dense)
+    return {name: _measure(now[name], old) for name, old in before.matrices.items()}
+
+
+def _measure(now: Factors, before: Factors) -> dict[str, float]:
+    (left, right), (left0, right0) = now, before
+    if right is None or right0 is None:
+        weight = torch.linalg.svdvals(left.float())
+        update = torch.linalg.svdvals(left.float() - left0.float())
+    else:
+        left, right, left0, right0 = (t.float() for t in (left, right, left0, right0))
+        weight = product_singular_values(left, right)
+        update = product_singular_values(
+            torch.cat([left - left0, left0], dim=1),  # m x 2r
+            torch.cat([right, right - right0], dim=1),  # n x 2r
+        )
+    values = weight.double().tolist()
+    largest, total = values[0], sum(values)
+    if largest == 0:
+        stable = effective = 0.0
+    else:
+        stable = sum(v * v for v in values) / largest**2
+        effective = math.exp(-sum(v / total * math.log(v / total) for v in values if v > 0))
+    return {
+        "weight_spectral_norm": largest,
+        "update_spectral_norm": float(update[0]),
+        "stable_rank": stable,
+        "effective_rank": effective,
+    }

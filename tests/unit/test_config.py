@@ -1,0 +1,95 @@
+"""The configuration tree: round trip, precedence, and a sentence for everything that is wrong."""
+
+import dataclasses
+
+import pytest
+
+from lowrise.config import RunConfig, from_dict, load, options_of
+from lowrise.errors import UsageError
+from lowrise.methods import METHODS
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_resolved_configuration_repeats_itself(method, tmp_path):
+    config = load(None, {"method": method, "train.steps": 7, "layer.targets": ["q_proj"]} if method == "lowrank" else {"method": method})
+    path = tmp_path / "config.toml"
+    path.write_text(config.to_toml())
+    again = load(path)
+    assert again == config
+    assert again.hash == config.hash
+
+
+def test_precedence_is_method_then_recipe_then_override(tmp_path):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('method = "spectron"\n[optimizer]\nmomentum = 0.9\n[other]\nlr = 0.5\n')
+    config = load(recipe, {"optimizer.lr": 1})
+    assert config.optimizer.lr == 1.0
+    assert isinstance(config.optimizer.lr, float)
+    assert config.optimizer.momentum == 0.9
+    assert config.other.lr == 0.5
+    assert load(recipe).optimizer.lr == METHODS["spectron"].defaults["optimizer.lr"]
+
+
+def test_any_layer_goes_with_any_optimizer():
+    config = load(None, {"method": "lowrank", "optimizer.name": "muon", "optimizer.nesterov": False})
+    assert (config.layer.name, config.optimizer.name) == ("lowrank", "muon")
+    assert options_of(config.optimizer)["nesterov"] is False
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"optimizer": {"momentun": 0.9}}, ["optimizer.momentun", "optimizer.momentum"]),
+        ({"trian": {"steps": 3}}, ["trian", "train"]),
+        ({"method": "spectrom"}, ["spectrom", "'spectron'"]),
+        ({"optimizer": {"name": "mun"}}, ["mun", "'muon'"]),
+        ({"layer": {"name": "lowrnk"}}, ["lowrnk", "'lowrank'"]),
+        ({"model": {"preset": "60mm"}}, ["60mm", "'60m'"]),
+        ({"train": {"steps": "many"}}, ["train.steps", "'many'", "whole number"]),
+        ({"train": {"steps": 0}}, ["train.steps", "0"]),
+        ({"train": {"steps": True}}, ["train.steps", "True"]),
+        ({"train": {"compile": 1}}, ["train.compile", "true or false"]),
+        ({"train": {"precision": "fp8"}}, ["train.precision", "'bfloat16'"]),
+        ({"train": {"sequences": 10, "micro_sequences": 4}}, ["train.micro_sequences", "4", "10"]),
+        ({"schedule": {"cycle": 10}}, ["schedule.restart_warmup", "10"]),
+        ({"other": {"betas": [0.9]}}, ["other.betas"]),
+        ({"optimizer": {"lr": -1.0}}, ["optimizer.lr", "-1.0"]),
+        ({"train": 3}, ["train", "3"]),
+        ({"optimizer": 3}, ["optimizer", "3"]),
+    ],
+)
+def test_what_is_wrong_gets_a_sentence(values, words):
+    with pytest.raises(UsageError) as caught:
+        from_dict(values, source="recipe.toml")
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_broken_toml_names_file_and_line(tmp_path):
+    path = tmp_path / "bad.toml"
+    path.write_text("method = \n")
+    with pytest.raises(UsageError, match=r"bad\.toml.*line 1"):
+        load(path)
+    with pytest.raises(UsageError, match="no recipe at"):
+        load(tmp_path / "absent.toml")
+
+
+def test_hash_ignores_what_does_not_change_the_result():
+    base = load(None)
+    assert load(None, {"checkpoint.every": 3, "log.every": 1, "data.workers": 3}).hash == base.hash
+    for key, value in (("seed", 1), ("optimizer.lr", 0.3), ("train.steps", 2), ("eval.every", 7)):
+        assert load(None, {key: value}).hash != base.hash
+
+
+def test_every_field_has_a_line_of_help():
+    """The flags' help comes from the line under each field."""
+    import inspect
+
+    for field in dataclasses.fields(RunConfig):
+        section = field.default_factory if field.default_factory is not dataclasses.MISSING else None
+        if section is None or not dataclasses.is_dataclass(section):
+            continue
+        source = inspect.getsource(section)
+        for inner in dataclasses.fields(section):
+            after = source.split(f"    {inner.name}:", 1)[1].split("\n", 1)[1].lstrip()
+            assert after.startswith('"""'), f"{field.name}.{inner.name} has no line of help"
