@@ -1,12 +1,13 @@
 """Batch number k: a pure function of (corpus, seed, k).
 
-The stream of N tokens is a ring: after its last separator comes its first document. An epoch is n = N // L windows of
-L targets (L = seq_len). Epoch e places window w at token (offset_e + w L) mod N, with offset_e drawn anywhere in the
-stream, so the N - nL tokens that an epoch leaves out are others each time, and visits the windows in the order of a
-keyed permutation of {0, ..., n-1}, computed element by element without ever holding it.
+The stream of N tokens is a ring: after its last separator comes its first document. An epoch is n = N // L
+windows of L targets (L = seq_len). Epoch e places window w at token (offset_e + w L) mod N, with offset_e
+drawn anywhere in the stream, so the N - nL tokens that an epoch leaves out are others each time, and visits
+the windows in the order of a keyed permutation of {0, ..., n-1}, computed element by element without ever
+holding it.
 
-Training counts sequences, not batches: row i of batch k is sequence g = k * sequences + i, of epoch g // n. So two
-runs with other batch sizes see the same sequences in the same order, and a rank reads its rows alone.
+Training counts sequences, not batches: row i of batch k is sequence g = k * sequences + i, of epoch g // n.
+So two runs with other batch sizes see the same sequences in the same order, and a rank reads its rows alone.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ ROUNDS = 8  # four rounds hide the structure of a large domain (Luby and Rackoff
 def permute(index: npt.NDArray[np.int64], size: int, key: bytes) -> TokenIds:
     """A pseudorandom bijection of {0, ..., size-1}, chosen by `key`, applied to each element of `index`.
 
-    A balanced Feistel network on the next even power of two, at most 4 * size, walks cycles until it is back inside
-    (Black and Rogaway 2002, "Ciphers with arbitrary finite domains", section 3.2): O(1) memory, fewer than four
-    rounds of walking on average.
+    A balanced Feistel network on the next even power of two, at most 4 * size, walks cycles until it is back
+    inside (Black and Rogaway 2002, "Ciphers with arbitrary finite domains", section 3.2): O(1) memory, fewer
+    than four rounds of walking on average.
 
     Args:
         index: int64, each 0 <= index < size.
@@ -62,7 +63,7 @@ def _feistel(
 
 
 def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The finalizer of SplitMix64 (Steele, Lea and Flood 2014, variant 13 of Stafford): every bit touches every bit."""
+    """The finalizer of SplitMix64 (Steele, Lea and Flood 2014; Stafford's variant 13)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
@@ -98,7 +99,10 @@ class TokenStream:
         self._reader.verify(vocab_size)
 
     def sequences_per_epoch(self, seq_len: int) -> int:
-        """Windows of `seq_len` targets in one pass. Raises `UsageError` if the stream is too short for one."""
+        """Windows of `seq_len` targets in one pass.
+
+        Raises `UsageError` if the stream is too short for one.
+        """
         if seq_len < 1:
             raise UsageError(f"The sequence length is {seq_len}: it must be at least 1.")
         if self.tokens <= seq_len:
@@ -151,17 +155,22 @@ class TokenStream:
         return starts
 
     def _read_ring(self, start: int, row: TokenIds) -> None:
-        """Fill `row` with the tokens from `start` on. The stream is at least a row long, so it wraps once at most."""
+        """Fill `row` with the tokens from `start` on.
+
+        The stream is at least a row long, so it wraps once at most.
+        """
         before_end = min(len(row), self.tokens - start)
         row[:before_end] = self._reader.read(start, start + before_end)
         row[before_end:] = self._reader.read(0, len(row) - before_end)
 
     def windows(self, seq_len: int, batch: int, rows: slice | None = None) -> Iterator[TokenIds]:
-        """The whole split in order, for an exact loss: int64 (batch, seq_len + 1), every token a target exactly once.
+        """The whole split in order, int64 (batch, seq_len + 1), every token a target exactly once.
 
-        The first token is predicted from the separator; window w's input begins with the last target of window w-1.
-        The end is padded with -1, inputs too, so that every batch has the same shape: leave out targets of -1, and
-        give the model any id in their place. With `rows`, only these rows of each batch, for a rank.
+
+        The first token is predicted from the separator; window w's input begins with the last target of
+        window w-1. The end is padded with -1, inputs too, so that every batch has the same shape: leave out
+        targets of -1, and give the model any id in their place. With `rows`, only these rows of each batch,
+        for a rank.
         """
         if seq_len < 1 or batch < 1:
             raise UsageError(f"Windows of {seq_len} tokens, {batch} at once: both must be at least 1.")

@@ -9,7 +9,7 @@ from lowrise.errors import UsageError
 
 @dataclass(kw_only=True)
 class DataConfig:
-    """Which text, which tokenizer, which split. Sequence length and batch size belong to training, not to the data.
+    """Which text, which tokenizer, which split. (Sequence length and batch size belong to training.)
 
     `source` and `valid` also take a single string, which becomes a tuple of one.
 
@@ -18,13 +18,13 @@ class DataConfig:
     """
 
     source: tuple[str, ...] = ("builtin",)
-    """Where the text is: "builtin", files, globs, directories, or "hf:NAME[:config][:split]"; see docs/data.md."""
+    """Where the text is: "builtin", files, globs, directories, "hf:NAME[:config][:split]" (docs/data.md)."""
 
     valid: tuple[str, ...] = ()
     """Held-out sources; when empty, `valid_fraction` of the documents of `source` are held out."""
 
     valid_fraction: float = 0.02
-    """Share of documents to hold out, chosen by a hash of the document (builtin: of its path). Unused with `valid`."""
+    """Share of documents to hold out, by a hash of the text (builtin: of the path). Unused with `valid`."""
 
     split_seed: int = 0
     """Another number holds out other documents."""
@@ -33,16 +33,16 @@ class DataConfig:
     """Field of a JSON line, Parquet row or dataset row that holds the document."""
 
     document_separator: str | None = None
-    """String that ends a document in plain text files (removed from the text); None: a file is one document."""
+    """String that ends a document in plain text files, itself no text; None: a file is one document."""
 
     tokenizer: str | None = None
-    """A tokenizer.json, or a directory that holds one; None: train a byte-level BPE on the training documents."""
+    """A tokenizer.json, or a directory that holds one; None: train a byte-level BPE on the training text."""
 
     vocab_size: int = 4096
     """Entries of the tokenizer to train. Unused with `tokenizer`."""
 
     tokenizer_sample_bytes: int = 64 * 2**20
-    """The tokenizer is trained on at most about this much text, taken from every file in proportion to its size."""
+    """The tokenizer is trained on about this much text at most, from every file in proportion to its size."""
 
     separator_token: str | None = None
     """Token that follows every document; None: the tokenizer's own end-of-text token."""
@@ -64,8 +64,8 @@ class DataConfig:
             raise UsageError('data.source is empty: name a file, a directory, "builtin" or "hf:NAME".')
         if not self.valid and not 0 < self.valid_fraction < 1:
             raise UsageError(
-                f"data.valid_fraction is {self.valid_fraction}: it must lie between 0 and 1 (for example 0.02), "
-                "or name held-out files with data.valid."
+                f"data.valid_fraction is {self.valid_fraction}: it must lie between 0 and 1 (for example "
+                "0.02), or name held-out files with data.valid."
             )
         if not self.text_key:
             raise UsageError(
@@ -73,8 +73,8 @@ class DataConfig:
             )
         if self.document_separator == "":
             raise UsageError(
-                'data.document_separator is the empty string: give a string such as "\\n\\n\\n", or leave it out '
-                "so that each file is one document."
+                'data.document_separator is the empty string: give a string such as "\\n\\n\\n", or leave it '
+                "out so that each file is one document."
             )
         if self.tokenizer is None and self.vocab_size < 258:
             raise UsageError(

@@ -30,9 +30,11 @@ from lowrise.data.readers import (
 from lowrise.data.shards import write_atomically
 from lowrise.errors import LowriseError, UsageError
 
-# Tests and third-party packages are no part of the built-in corpus: the first are strange, the second are not everywhere.
+# Tests and third-party packages are no part of the built-in corpus: the first are strange, the second are not
+# everywhere.
 BUILTIN_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages"}
-# A smaller file is hashed anew at every start: that is as fast as looking its hash up, and cannot be out of date.
+# A smaller file is hashed anew at every start: that is as fast as looking its hash up, and cannot be out of
+# date.
 REMEMBER_HASH_FROM_BYTES = 16 * 2**20
 
 
@@ -73,7 +75,8 @@ def find_sources(config: DataConfig) -> list[SourceFile]:
     """The files of `config.source`, then those of `config.valid`.
 
     Raises:
-        UsageError: a source that does not exist or holds no files, or a file that is both trained on and held out.
+        UsageError: a source that does not exist or holds no files, or a file that is both trained on and held
+            out.
         LowriseError: a dataset that cannot be had, or the package that reads it is absent.
     """
     split = "train" if config.valid else None
@@ -106,8 +109,8 @@ def _expand(spec: str, split: str | None, separator: str | None) -> list[SourceF
     if not files:
         what = "holds no files" if path.is_dir() else "matches no file"
         raise UsageError(
-            f"The source {spec!r} {what} (looked at {path.absolute()}): give the path of a text, JSON Lines or Parquet "
-            'file, a directory or a glob; "builtin" and "hf:NAME" are sources too.'
+            f"The source {spec!r} {what} (looked at {path.absolute()}): give the path of a text, JSON Lines "
+            'or Parquet file, a directory or a glob; "builtin" and "hf:NAME" are sources too.'
         )
     return [_file(file, split, separator) for file in files]
 
@@ -122,23 +125,23 @@ def _file(path: Path, split: str | None, separator: str | None) -> SourceFile:
 
 def _builtin(split: str | None) -> list[SourceFile]:
     root = Path(sysconfig.get_path("stdlib"))
-    names = [path.relative_to(root) for path in root.rglob("*.py")]
-    names = [name for name in names if not BUILTIN_LEFT_OUT & set(name.parts[:-1])]
+    names = []
+    for directory, subdirectories, files in os.walk(root):
+        # In place, so that the walk does not enter them: site-packages may be huge.
+        subdirectories[:] = [name for name in subdirectories if name not in BUILTIN_LEFT_OUT]
+        names += [
+            (Path(directory) / file).relative_to(root).as_posix() for file in files if file.endswith(".py")
+        ]
     if not names:
         raise LowriseError(
-            f"The built-in corpus is the standard library's source, and {root} holds no .py files (a Python without "
-            "its sources): name a text of your own with data.source."
+            f"The built-in corpus is the standard library's source, and {root} holds no .py files (a Python "
+            "without its sources): name a text of your own with data.source."
         )
     return [
         SourceFile(
-            "text",
-            f"builtin/{name}",
-            (root / name).stat().st_size,
-            (root / name,),
-            split,
-            split_key=f"{name}",
+            "text", f"builtin/{name}", (root / name).stat().st_size, (root / name,), split, split_key=name
         )
-        for name in sorted((name.as_posix() for name in names))
+        for name in sorted(names)
     ]
 
 
@@ -162,8 +165,8 @@ def _dataset(spec: str, split: str | None) -> SourceFile:
         Exception
     ) as error:  # the package raises a dozen kinds, from no network to an unknown configuration
         raise LowriseError(
-            f"The dataset {spec!r} cannot be loaded ({type(error).__name__}: {error}): write hf:NAME, hf:NAME:config "
-            "or hf:NAME:config:split, or the directory of a saved dataset."
+            f"The dataset {spec!r} cannot be loaded ({type(error).__name__}: {error}): write hf:NAME, "
+            "hf:NAME:config or hf:NAME:config:split, or the directory of a saved dataset."
         ) from error
     if isinstance(found, datasets.DatasetDict):
         if wanted not in found:

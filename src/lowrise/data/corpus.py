@@ -18,7 +18,9 @@ FORMAT_VERSION = 1  # of the shards and of what decides their content; a change 
 
 @dataclass(frozen=True)
 class Corpus:
-    """What `prepare` gives: `train` and `valid` streams, the tokenizer, and the fingerprint of all that decides them."""
+    """What `prepare` gives: `train` and `valid` streams, the tokenizer, and the fingerprint of all that
+    decides them.
+    """
 
     directory: Path
     fingerprint: str
@@ -57,7 +59,7 @@ class Corpus:
             ("vocabulary", f"{info['vocab_size']:,} ({info['dtype']}), separator {info['separator_token']}"),
             ("tokenizer", info["tokenizer_sha256"][:16]),
         ]
-        rows = [("", "documents", "tokens", "text bytes", "bytes/token")]
+        rows: list[tuple[str, ...]] = [("", "documents", "tokens", "text bytes", "bytes/token")]
         for name in ("train", "valid"):
             split = info[name]
             counts = [f"{split[key]:,}" for key in ("documents", "tokens", "text_bytes")]
@@ -73,11 +75,14 @@ class Corpus:
         self.tokenizer.write(path)
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Raise `UsageError` unless these shards were written with `tokenizer`: other ids would mean other words."""
+        """Raise `UsageError` unless these shards were written with `tokenizer`: other ids would mean other
+        words.
+        """
         if tokenizer.sha256 != self.tokenizer.sha256:
             raise UsageError(
-                f"{tokenizer!r} is not the tokenizer of the corpus in {self.directory}, which was prepared with "
-                f"{self.tokenizer!r}: set data.tokenizer to the one the model was trained with, and prepare again."
+                f"{tokenizer!r} is not the tokenizer of the corpus in {self.directory}, which was prepared "
+                f"with {self.tokenizer!r}: set data.tokenizer to the one the model was trained with, and "
+                "prepare again."
             )
 
     def verify(self) -> None:
@@ -108,14 +113,15 @@ def open_corpus(directory: str | Path) -> Corpus:
         index = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise UsageError(
-            f"There is no prepared corpus in {directory} (no {INDEX}, which is written last): run `lowrise data prepare`."
+            f"There is no prepared corpus in {directory} (no {INDEX}, which is written last): run `lowrise "
+            "data prepare`."
         ) from error
     except ValueError as error:
         raise damaged(path, f"is not JSON ({error})") from error
     if index.get("format") != "lowrise-shards" or index.get("version") != FORMAT_VERSION:
         raise UsageError(
-            f"{path} is of format {index.get('format')!r}, version {index.get('version')!r}; this lowrise reads "
-            f"'lowrise-shards', version {FORMAT_VERSION}: prepare the corpus again."
+            f"{path} is of format {index.get('format')!r}, version {index.get('version')!r}; this lowrise "
+            f"reads 'lowrise-shards', version {FORMAT_VERSION}: prepare the corpus again."
         )
     return _from_index(directory, index)
 
@@ -168,7 +174,10 @@ def make_index(
 
 
 def inspect(directory: str | Path, *, full: bool = False) -> dict[str, Any]:
-    """`Corpus.info()` of a prepared directory, after reading and checking every shard if `full`. Raises as `open_corpus`."""
+    """`Corpus.info()` of a prepared directory, after reading and checking every shard if `full`.
+
+    Raises as `open_corpus`.
+    """
     corpus = open_corpus(directory)
     if full:
         corpus.verify()

@@ -1,9 +1,10 @@
 """Documents -> pieces of bounded size, each with its split: the unit of tokenization and of resuming.
 
-A document longer than two pieces is cut where a byte-level tokenizer would cut anyway: after a newline, else before
-a space, between two characters that are not white space. GPT-2's splitting and its descendants (cl100k, Llama 3)
-never merge across these places, so the tokens are those of the whole document. Only where 2**18 characters pass
-without any such place is the cut anywhere: the text still decodes to itself, with one merge perhaps lost.
+A document longer than two pieces is cut where a byte-level tokenizer would cut anyway: after a newline, else
+before a space, between two characters that are not white space. GPT-2's splitting and its descendants
+(cl100k, Llama 3) never merge across these places, so the tokens are those of the whole document. Only where
+2**18 characters pass without any such place is the cut anywhere: the text still decodes to itself, with one
+merge perhaps lost.
 """
 
 from __future__ import annotations
@@ -32,9 +33,11 @@ class Piece(NamedTuple):
 
 
 def pieces(file: SourceFile, config: DataConfig, *, cut: bool = True) -> Iterator[Piece]:
-    """The file's documents in order. The same file and config give the same pieces, so a piece's number is a place.
+    """The file's documents in order. The same file and config give the same pieces, so a piece's number is a
+    place.
 
-    With `cut=False` every document is one piece, whatever its length (for tokenizers that mark the start of a text).
+    With `cut=False` every document is one piece, whatever its length (for tokenizers that mark the start of a
+    text).
     """
     if not cut:
         for text, position in _whole_documents(file.chunks(config.text_key)):
@@ -75,7 +78,9 @@ def _place_to_cut(text: str, first: int, last: int) -> int:
 
 
 def _split_of(file: SourceFile, text: str, config: DataConfig) -> str:
-    """The file's own split, or one drawn by a hash of the document (of its first piece): equal texts stay together."""
+    """The file's own split, or one drawn by a hash of the document (of its first piece): equal texts stay
+    together.
+    """
     if file.split is not None:
         return file.split
     key = text if file.split_key is None else file.split_key

@@ -6,13 +6,13 @@
     4. documents -> pieces -> blocks -> token ids -> parts                 (pieces.py, shards.py)
     5. index.json, which makes the corpus whole
 
-A part is the work between two points at which a killed preparation can go on: at most `PART_BYTES` of text and one
-block, written as one shard a split and a `part-00000.json` with the place where the next part begins. One process
-prepares a corpus at a time (a lock that dies with it); others wait, and find it finished.
+A part is the work between two points at which a killed preparation can go on: at most `PART_BYTES` of text
+and one block, written as one shard a split and a `part-00000.json` with the place where the next part begins.
+One process prepares a corpus at a time (a lock that dies with it); others wait, and find it finished.
 
-Tokenization runs on the threads of the tokenizers library, free of the GIL, while this process reads the next block:
-the rest (reading, parsing, writing) costs a twentieth of it, so processes would only help beyond about 16 cores, and
-would ask every user script for a `__main__` guard.
+Tokenization runs on the threads of the tokenizers library, free of the GIL, while this process reads the next
+block: the rest (reading, parsing, writing) costs a twentieth of it, so processes would only help beyond about
+16 cores, and would ask every user script for a `__main__` guard.
 """
 
 from __future__ import annotations
@@ -235,9 +235,10 @@ def _require_text(config: DataConfig, splits: dict[str, Split]) -> None:
             sources = config.source if name == "train" else config.valid
             raise UsageError(f"The {name} split is empty: {', '.join(sources)} has no text.")
         raise UsageError(
-            f"The {name} split is empty: all {documents} documents of {', '.join(config.source)} fell into {other} "
-            f"(data.valid_fraction is {config.valid_fraction:g}). Name held-out files with data.valid, or split a "
-            "text file into documents with data.document_separator, or change data.valid_fraction."
+            f"The {name} split is empty: all {documents} documents of {', '.join(config.source)} fell into "
+            f"{other} (data.valid_fraction is {config.valid_fraction:g}). Name held-out files with "
+            "data.valid, or split a text file into documents with data.document_separator, or change "
+            "data.valid_fraction."
         )
 
 
@@ -252,7 +253,9 @@ class _Work:
     report: Progress
 
     def finished_parts(self) -> list[dict[str, Any]]:
-        """Parts that an earlier, interrupted preparation has completed: the unbroken run from the first one on."""
+        """Parts that an earlier, interrupted preparation has completed: the unbroken run from the first one
+        on.
+        """
         parts: list[dict[str, Any]] = []
         itemsize = DTYPES[dtype_for(self.tokenizer.vocab_size)].itemsize
         while (path := _part_path(self.directory, len(parts))).exists():

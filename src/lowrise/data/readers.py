@@ -1,8 +1,8 @@
 """One source file -> its documents, in bounded memory.
 
-A document may be larger than memory, so readers yield `Chunk`s: pieces of text of any size, the last of a document
-marked. Bytes become text here and nowhere else: UTF-8, strictly, without newline translation; a byte order mark at
-the start of a file is not text. Every complaint names the file and the place in it.
+A document may be larger than memory, so readers yield `Chunk`s: pieces of text of any size, the last of a
+document marked. Bytes become text here and nowhere else: UTF-8, strictly, without newline translation; a byte
+order mark at the start of a file is not text. Every complaint names the file and the place in it.
 """
 
 from __future__ import annotations
@@ -133,8 +133,8 @@ def _decoded(path: Path) -> Iterator[tuple[str, int]]:
 def _not_utf8(path: Path, offset: int) -> UsageError:
     where = "decompressed byte" if path.suffix in COMPRESSIONS else "byte"
     return UsageError(
-        f"{path} is not UTF-8 text at {where} {offset}: convert it (iconv -t utf-8), or leave it out of the source "
-        "(a glob such as 'DIR/**/*.txt' takes text files only)."
+        f"{path} is not UTF-8 text at {where} {offset}: convert it (iconv -t utf-8), or leave it out of the "
+        "source (a glob such as 'DIR/**/*.txt' takes text files only)."
     )
 
 
@@ -157,7 +157,10 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes, int, int]]:
 
 
 def read_json_lines(path: Path, text_key: str) -> Iterator[Chunk]:
-    """JSON Lines: one object a line, its `text_key` the document. Lines of white space alone are no documents."""
+    """JSON Lines: one object a line, its `text_key` the document.
+
+    Lines of white space alone are no documents.
+    """
     for number, line, offset, position in read_lines(path):
         try:
             text = line.decode("utf-8")
@@ -171,8 +174,8 @@ def read_json_lines(path: Path, text_key: str) -> Iterator[Chunk]:
             row = json.loads(text)
         except (json.JSONDecodeError, RecursionError) as error:
             raise UsageError(
-                f"{path}, line {number}: not a JSON object ({error}). Each line must be one whole object such as "
-                f'{{"{text_key}": "..."}}: repair or remove the line.'
+                f"{path}, line {number}: not a JSON object ({error}). Each line must be one whole object "
+                f'such as {{"{text_key}": "..."}}: repair or remove the line.'
             ) from error
         yield Chunk(_field(row, text_key, f"{path}, line {number}"), True, position)
 
@@ -229,7 +232,8 @@ def _require_column(columns: list[str], text_key: str, place: str) -> None:
     if text_key not in columns:
         found = ", ".join(map(repr, columns)) or "none"
         raise UsageError(
-            f"{place}: no column {text_key!r} (columns found: {found}). Set data.text_key to the one with the text."
+            f"{place}: no column {text_key!r} (columns found: {found}). Set data.text_key to the one with "
+            "the text."
         )
 
 

@@ -1,4 +1,5 @@
-"""Token shards on disk: little-endian integers without a header, described by an `index.json` that is written last.
+"""Token shards on disk: little-endian integers without a header, described by an `index.json` that is written
+last.
 
     train-00000.bin, valid-00000.bin, ...   token ids: uint16 if the vocabulary has at most 65,536 entries, else uint32
     tokenizer.json                          the tokenizer that wrote them
@@ -15,10 +16,11 @@ import os
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +28,7 @@ import numpy.typing as npt
 from lowrise.errors import LowriseError
 
 TokenIds = npt.NDArray[np.int64]
-DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 OPEN_SHARDS = 128  # each mapped file holds a file descriptor, and 1,024 is a common limit
 
 
@@ -78,7 +80,9 @@ class ShardReader:
         return self._ends[-1] if self._ends else 0
 
     def read(self, start: int, stop: int) -> TokenIds:
-        """Tokens `start` to `stop` of the stream as int64; the caller keeps within `0 <= start <= stop <= len`."""
+        """Tokens `start` to `stop` of the stream as int64; the caller keeps within `0 <= start <= stop <=
+        len`.
+        """
         tokens = np.empty(stop - start, dtype=np.int64)
         shard = bisect_right(self._ends, start)
         done = start
@@ -99,7 +103,9 @@ class ShardReader:
         return self._open[shard]
 
     def verify(self, vocab_size: int) -> None:
-        """Read everything: raises `LowriseError` for a shard with another hash, or with an id outside the vocabulary."""
+        """Read everything: raises `LowriseError` for a shard with another hash, or with an id outside the
+        vocabulary.
+        """
         for number, (path, shard) in enumerate(zip(self._paths, self._shards, strict=True)):
             with path.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
@@ -158,10 +164,8 @@ class ShardWriter:
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is not None:
             # Closing flushes, which fails again on a full disk; the file is removed all the same.
-            try:
+            with suppress(OSError):
                 self._file.close()
-            except OSError:
-                pass
             self._aside.unlink(missing_ok=True)
 
 
@@ -191,7 +195,10 @@ def sync_directory(path: Path) -> None:
 
 @contextmanager
 def locked(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Hold an exclusive lock on the file `path`, which is created and stays. The system drops it when a process dies."""
+    """Hold an exclusive lock on the file `path`, which is created and stays.
+
+    The system drops it when a process dies.
+    """
     import fcntl
 
     with path.open("a") as file:
@@ -216,12 +223,13 @@ def explained_disk_errors(directory: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise LowriseError(
-                f"No space left for prepared data in {directory} ({error.strerror}): free some, or choose another "
-                "place with data.cache or LOWRISE_CACHE, and start again; the finished parts are kept and used."
+                f"No space left for prepared data in {directory} ({error.strerror}): free some, or choose "
+                "another place with data.cache or LOWRISE_CACHE, and start again; the finished parts are "
+                "kept and used."
             ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
             raise LowriseError(
-                f"Prepared data cannot be written in {directory} ({error.strerror}): choose another place with "
-                "data.cache or LOWRISE_CACHE."
+                f"Prepared data cannot be written in {directory} ({error.strerror}): choose another place "
+                "with data.cache or LOWRISE_CACHE."
             ) from error
         raise

@@ -1,8 +1,8 @@
 """Tokenizers: any `tokenizer.json`, or a byte-level BPE trained on the corpus.
 
-The wrapper makes one promise that the library leaves open: text is text. Special tokens are never found inside a
-document (a page that quotes "<|endoftext|>" does not end there), nothing is added, padded or cut, whatever the
-file asks for. So for a byte-level tokenizer `decode(encode(text)) == text`.
+The wrapper makes one promise that the library leaves open: text is text. Special tokens are never found
+inside a document (a page that quotes "<|endoftext|>" does not end there), nothing is added, padded or cut,
+whatever the file asks for. So for a byte-level tokenizer `decode(encode(text)) == text`.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Tokenizer:
             self._encoder = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises bare Exception for every kind of bad file
             raise UsageError(
-                f"{name} is not a tokenizer.json of the tokenizers library ({error}): "
-                "give a file saved by `tokenizer.save(...)` or `save_pretrained(...)`, or leave data.tokenizer out."
+                f"{name} is not a tokenizer.json of the tokenizers library ({error}): give a file saved by "
+                "`tokenizer.save(...)` or `save_pretrained(...)`, or leave data.tokenizer out."
             ) from error
         self._encoder.no_truncation()
         self._encoder.no_padding()
@@ -64,8 +64,8 @@ class Tokenizer:
             text = file.read_bytes().decode("utf-8")
         except FileNotFoundError as error:
             raise UsageError(
-                f"There is no tokenizer at {file}: give the path of a tokenizer.json, or leave data.tokenizer out "
-                "to train one on the corpus."
+                f"There is no tokenizer at {file}: give the path of a tokenizer.json, or leave "
+                "data.tokenizer out to train one on the corpus."
             ) from error
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(
@@ -82,12 +82,15 @@ class Tokenizer:
         special = ", ".join(sorted(token.content for token in added)) or "none"
         looked_for = " or ".join(candidates)
         raise UsageError(
-            f"{self.name} has no token {looked_for} to end a document with: set data.separator_token to one of its "
-            f"tokens (special tokens it has: {special})."
+            f"{self.name} has no token {looked_for} to end a document with: set data.separator_token to one "
+            f"of its tokens (special tokens it has: {special})."
         )
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, without separators. The library's threads work in parallel, free of the GIL."""
+        """Token ids of each text, without separators.
+
+        The library's threads work in parallel, free of the GIL.
+        """
         return [
             encoding.ids for encoding in self._encoder.encode_batch(list(texts), add_special_tokens=False)
         ]
@@ -103,7 +106,8 @@ class Tokenizer:
     def joins_pieces(self) -> bool:
         """Whether a text may be cut after a newline or before a space and encoded piece by piece.
 
-        True of byte-level BPE, false of tokenizers that put a mark at the start of every text. Decided by trying.
+        True of byte-level BPE, false of tokenizers that put a mark at the start of every text. Decided by
+        trying.
         """
         left, middle, right = "It is so.\n", "Then it was", " not, and ended."
         whole, first, second, third = self.encode_batch([left + middle + right, left, middle, right])
@@ -120,9 +124,9 @@ class Tokenizer:
 def train_bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:
     """Train a byte-level BPE (GPT-2 splitting) on all of `documents`; the caller bounds them.
 
-    All 256 bytes are in the alphabet, so every text can be written and read back; pairs seen once are not merged,
-    so a small sample gives fewer entries than asked for. `<|endoftext|>` is 0 and `<|pad|>` is 1. Deterministic:
-    the same documents in the same order give the same file.
+    All 256 bytes are in the alphabet, so every text can be written and read back; pairs seen once are not
+    merged, so a small sample gives fewer entries than asked for. `<|endoftext|>` is 0 and `<|pad|>` is 1.
+    Deterministic: the same documents in the same order give the same file.
 
     Raises:
         UsageError: fewer than 258 entries asked for.
