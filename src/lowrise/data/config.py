@@ -59,7 +59,7 @@ class DataConfig:
         self.check()
 
     def check(self) -> None:
-        """Raise `UsageError` if a value cannot be right; `prepare` calls it again, as fields can be assigned."""
+        """Raise `UsageError` if a value cannot be right; `prepare` does so again, as fields may be set."""
         if not self.source:
             raise UsageError('data.source is empty: name a file, a directory, "builtin" or "hf:NAME".')
         if not self.valid and not 0 < self.valid_fraction < 1:
@@ -92,7 +92,7 @@ class DataConfig:
 
 
 def _strings(name: str, value: object) -> tuple[str, ...]:
-    """A string or a sequence of strings as a tuple, so that TOML and command lines may write either."""
+    """A string or a sequence of strings as a tuple, as TOML and command lines may write either."""
     values = (value,) if isinstance(value, str) else value
     if not isinstance(values, tuple | list) or not all(isinstance(item, str) and item for item in values):
         raise UsageError(f"data.{name} is {value!r}: it must be a string or a list of strings, none empty.")

@@ -1,7 +1,8 @@
 """Source strings -> the files behind them, in a fixed order, each with the hash of its content.
 
 "builtin"                        the Python standard library's source, as installed
-"hf:NAME[:config][:split]"       a dataset of the Hugging Face hub, or one saved by `save_to_disk` (hf:DIR[:split])
+"hf:NAME[:config][:split]"       a dataset of the Hugging Face hub
+"hf:DIR[:split]"                 a dataset that its `save_to_disk` has written
 a path, a directory or a glob    text, JSON Lines, Parquet; .gz, .xz and .zst of the first two
 """
 
@@ -30,11 +31,9 @@ from lowrise.data.readers import (
 from lowrise.data.shards import write_atomically
 from lowrise.errors import LowriseError, UsageError
 
-# Tests and third-party packages are no part of the built-in corpus: the first are strange, the second are not
-# everywhere.
+# The built-in corpus has no tests (strange text) and no third-party packages (other ones on every machine).
 BUILTIN_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages"}
-# A smaller file is hashed anew at every start: that is as fast as looking its hash up, and cannot be out of
-# date.
+# Smaller files are hashed anew at every start: as fast as looking the hash up, and never out of date.
 REMEMBER_HASH_FROM_BYTES = 16 * 2**20
 
 
@@ -75,8 +74,7 @@ def find_sources(config: DataConfig) -> list[SourceFile]:
     """The files of `config.source`, then those of `config.valid`.
 
     Raises:
-        UsageError: a source that does not exist or holds no files, or a file that is both trained on and held
-            out.
+        UsageError: a source that does not exist or is empty, or a file both trained on and held out.
         LowriseError: a dataset that cannot be had, or the package that reads it is absent.
     """
     split = "train" if config.valid else None
@@ -204,7 +202,8 @@ class HashCache:
         try:
             stat = path.stat()
             stamp = [stat.st_size, stat.st_mtime_ns]
-            known = self._known.get(str(path.resolve()))
+            large = stat.st_size >= REMEMBER_HASH_FROM_BYTES
+            known = self._known.get(str(path.resolve())) if large else None
             if known is not None and known[:2] == stamp:
                 return str(known[2])
             with path.open("rb") as file:
@@ -213,7 +212,7 @@ class HashCache:
             raise UsageError(
                 f"{name} cannot be read ({error.strerror or error}): check the path and its rights."
             ) from error
-        if stat.st_size >= REMEMBER_HASH_FROM_BYTES:
+        if large:
             self._known[str(path.resolve())] = [*stamp, sha256]
             self._changed = True
         return sha256

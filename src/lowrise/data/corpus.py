@@ -18,9 +18,7 @@ FORMAT_VERSION = 1  # of the shards and of what decides their content; a change 
 
 @dataclass(frozen=True)
 class Corpus:
-    """What `prepare` gives: `train` and `valid` streams, the tokenizer, and the fingerprint of all that
-    decides them.
-    """
+    """What `prepare` gives. The fingerprint stands for all that decides the tokens."""
 
     directory: Path
     fingerprint: str
@@ -75,9 +73,7 @@ class Corpus:
         self.tokenizer.write(path)
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Raise `UsageError` unless these shards were written with `tokenizer`: other ids would mean other
-        words.
-        """
+        """Raise `UsageError` unless these shards were written with `tokenizer`."""
         if tokenizer.sha256 != self.tokenizer.sha256:
             raise UsageError(
                 f"{tokenizer!r} is not the tokenizer of the corpus in {self.directory}, which was prepared "
@@ -113,8 +109,8 @@ def open_corpus(directory: str | Path) -> Corpus:
         index = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise UsageError(
-            f"There is no prepared corpus in {directory} (no {INDEX}, which is written last): run `lowrise "
-            "data prepare`."
+            f"There is no prepared corpus in {directory} (no {INDEX}, which is written last): run "
+            "`lowrise data prepare`."
         ) from error
     except ValueError as error:
         raise damaged(path, f"is not JSON ({error})") from error
@@ -174,10 +170,7 @@ def make_index(
 
 
 def inspect(directory: str | Path, *, full: bool = False) -> dict[str, Any]:
-    """`Corpus.info()` of a prepared directory, after reading and checking every shard if `full`.
-
-    Raises as `open_corpus`.
-    """
+    """`Corpus.info()` of a prepared directory; `full` checks every shard. Raises as `open_corpus`."""
     corpus = open_corpus(directory)
     if full:
         corpus.verify()

@@ -24,24 +24,23 @@ _BEFORE_SPACE = re.compile(r"(?<=\S)(?= \S)")
 
 
 class Piece(NamedTuple):
-    """Part of a document, its split, whether it ends the document, and the file's stored bytes read so far."""
+    """Part of a document, and what is to become of it."""
 
     text: str
+    text_bytes: int  # as UTF-8
     split: str  # "train" | "valid"
-    ends: bool
-    position: int
+    ends: bool  # the document
+    position: int  # stored bytes of the file read so far
 
 
 def pieces(file: SourceFile, config: DataConfig, *, cut: bool = True) -> Iterator[Piece]:
-    """The file's documents in order. The same file and config give the same pieces, so a piece's number is a
-    place.
+    """The file's documents in order. The same file and config give the same pieces: a number is a place.
 
-    With `cut=False` every document is one piece, whatever its length (for tokenizers that mark the start of a
-    text).
+    With `cut=False` every document is one piece, however long (for tokenizers that mark the start of a text).
     """
     if not cut:
         for text, position in _whole_documents(file.chunks(config.text_key)):
-            yield Piece(text, _split_of(file, text, config), True, position)
+            yield Piece(text, len(text.encode()), _split_of(file, text, config), True, position)
         return
     split = None
     buffer, start = "", 0
@@ -51,11 +50,13 @@ def pieces(file: SourceFile, config: DataConfig, *, cut: bool = True) -> Iterato
             end = _place_to_cut(buffer, start + PIECE_CHARS, start + 2 * PIECE_CHARS)
             text = buffer[start:end]
             split = split or _split_of(file, text, config)
-            yield Piece(text, split, False, chunk.position)
+            yield Piece(text, len(text.encode()), split, False, chunk.position)
             start = end
         if chunk.ends:
             text = buffer[start:]
-            yield Piece(text, split or _split_of(file, text, config), True, chunk.position)
+            yield Piece(
+                text, len(text.encode()), split or _split_of(file, text, config), True, chunk.position
+            )
             buffer, start, split = "", 0, None
 
 
@@ -78,9 +79,7 @@ def _place_to_cut(text: str, first: int, last: int) -> int:
 
 
 def _split_of(file: SourceFile, text: str, config: DataConfig) -> str:
-    """The file's own split, or one drawn by a hash of the document (of its first piece): equal texts stay
-    together.
-    """
+    """The file's split, or one drawn by a hash of the document's first piece: equal texts stay together."""
     if file.split is not None:
         return file.split
     key = text if file.split_key is None else file.split_key

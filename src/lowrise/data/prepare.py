@@ -165,9 +165,8 @@ def _sample(config: DataConfig, files: list[SourceFile], report: Progress) -> It
         for piece in pieces(file, config):
             if piece.split == "train":
                 yield piece.text
-                size = len(piece.text.encode())
-                left -= size
-                done += size
+                left -= piece.text_bytes
+                done += piece.text_bytes
             if left <= 0:
                 break
     report(done, done, "training the tokenizer")
@@ -253,9 +252,7 @@ class _Work:
     report: Progress
 
     def finished_parts(self) -> list[dict[str, Any]]:
-        """Parts that an earlier, interrupted preparation has completed: the unbroken run from the first one
-        on.
-        """
+        """Parts that an interrupted preparation has completed, up to the first missing or damaged one."""
         parts: list[dict[str, Any]] = []
         itemsize = DTYPES[dtype_for(self.tokenizer.vocab_size)].itemsize
         while (path := _part_path(self.directory, len(parts))).exists():
@@ -283,7 +280,7 @@ class _Work:
                 for piece, ids in zip(block.pieces, encoded, strict=True):
                     writers[piece.split].write(ids)
                     counts[piece.split].documents += piece.ends
-                    counts[piece.split].text_bytes += len(piece.text.encode())
+                    counts[piece.split].text_bytes += piece.text_bytes
                 self.report(block.done, sum(file.size for file in self.files), "tokenizing")
                 end = block.next
             shards = {name: writer.close() for name, writer in writers.items()}
@@ -335,7 +332,7 @@ def _in_parts(blocks: Iterator[_Block]) -> Iterator[_Block]:
     size = 0
     for block in blocks:
         yield block
-        size += sum(len(piece.text.encode()) for piece in block.pieces)
+        size += sum(piece.text_bytes for piece in block.pieces)
         if size >= PART_BYTES:
             return
 

@@ -13,8 +13,7 @@ from lowrise.data.prepare import Progress as Callback
 
 @contextmanager
 def rich_progress(console: Console | None = None) -> Iterator[Callback]:
-    """A bar on standard error that shows one stage at a time: `with rich_progress() as p: prepare(c,
-    progress=p)`.
+    """A bar on standard error, one stage at a time: `with rich_progress() as p: prepare(c, progress=p)`.
 
     The bar disappears when the work is done; nothing is drawn where standard error is no terminal.
     """

@@ -12,7 +12,8 @@ import gzip
 import json
 import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -58,17 +59,17 @@ def _decompressed(path: Path, raw: BinaryIO) -> Iterator[Block]:
     if path.suffix == ".zst":
         yield from _zstandard_blocks(path, raw)
         return
-    opened: Any = raw
-    if path.suffix == ".gz":
-        opened = gzip.GzipFile(fileobj=raw)
-    elif path.suffix == ".xz":
-        opened = lzma.LZMAFile(raw)
-    while data := opened.read(BLOCK_BYTES):
-        yield Block(data, raw.tell())
+    openers: dict[str, Callable[[BinaryIO], Any]] = {
+        ".gz": lambda file: gzip.GzipFile(fileobj=file),
+        ".xz": lzma.LZMAFile,
+    }
+    with openers.get(path.suffix, nullcontext)(raw) as plain:
+        while data := plain.read(BLOCK_BYTES):
+            yield Block(data, raw.tell())
 
 
 def _zstandard_blocks(path: Path, raw: BinaryIO) -> Iterator[Block]:
-    """Frames one after another. `stream_reader` would take a truncated file for a whole one, hence the loop."""
+    """Frames one after another. (`stream_reader` would take a truncated file for a whole one.)"""
     try:
         import zstandard
     except ImportError as error:
@@ -157,10 +158,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes, int, int]]:
 
 
 def read_json_lines(path: Path, text_key: str) -> Iterator[Chunk]:
-    """JSON Lines: one object a line, its `text_key` the document.
-
-    Lines of white space alone are no documents.
-    """
+    """JSON Lines: one object a line, its `text_key` the document. Lines of white space are no documents."""
     for number, line, offset, position in read_lines(path):
         try:
             text = line.decode("utf-8")

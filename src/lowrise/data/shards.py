@@ -1,9 +1,8 @@
-"""Token shards on disk: little-endian integers without a header, described by an `index.json` that is written
-last.
+"""Token shards on disk: little-endian integers without a header, and an `index.json` that is written last.
 
-    train-00000.bin, valid-00000.bin, ...   token ids: uint16 if the vocabulary has at most 65,536 entries, else uint32
+    train-00000.bin, valid-00000.bin, ...   ids: uint16 if the vocabulary has at most 65,536, else uint32
     tokenizer.json                          the tokenizer that wrote them
-    index.json                              what they are (docs/data.md lists its keys); a directory without it is unfinished
+    index.json                              what they are (keys: docs/data.md); without it: unfinished
 
 The stream of a split is its shards one after another: every document, each followed by the separator token.
 """
@@ -80,9 +79,7 @@ class ShardReader:
         return self._ends[-1] if self._ends else 0
 
     def read(self, start: int, stop: int) -> TokenIds:
-        """Tokens `start` to `stop` of the stream as int64; the caller keeps within `0 <= start <= stop <=
-        len`.
-        """
+        """Tokens `start` to `stop` of the stream as int64, where 0 <= start <= stop <= len(self)."""
         tokens = np.empty(stop - start, dtype=np.int64)
         shard = bisect_right(self._ends, start)
         done = start
@@ -103,9 +100,7 @@ class ShardReader:
         return self._open[shard]
 
     def verify(self, vocab_size: int) -> None:
-        """Read everything: raises `LowriseError` for a shard with another hash, or with an id outside the
-        vocabulary.
-        """
+        """Raise `LowriseError` for a shard with another hash, or with an id outside the vocabulary."""
         for number, (path, shard) in enumerate(zip(self._paths, self._shards, strict=True)):
             with path.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
