@@ -1,0 +1,187 @@
+"""Batch number k: a pure function of (corpus, seed, k).
+
+The stream of N tokens is a ring: after its last separator comes its first document. An epoch is n = N // L
+windows of L targets (L = seq_len). Epoch e places window w at token (offset_e + w L) mod N, with offset_e
+drawn anywhere in the stream, so the N - nL tokens that an epoch leaves out are others each time, and visits
+the windows in the order of a keyed permutation of {0, ..., n-1}, computed element by element without ever
+holding it.
+
+Training counts sequences, not batches: row i of batch k is sequence g = k * sequences + i, of epoch g // n.
+So two runs with other batch sizes see the same sequences in the same order, and a rank reads its rows alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from lowrise.data.shards import ShardReader, Split, TokenIds
+from lowrise.errors import UsageError
+
+ROUNDS = 8  # four rounds hide the structure of a large domain (Luby and Rackoff 1988); tiny ones want more
+
+
+def permute(index: npt.NDArray[np.int64], size: int, key: bytes) -> TokenIds:
+    """A pseudorandom bijection of {0, ..., size-1}, chosen by `key`, applied to each element of `index`.
+
+    A balanced Feistel network on the next even power of two, at most 4 * size, walks cycles until it is back
+    inside (Black and Rogaway 2002, "Ciphers with arbitrary finite domains", section 3.2): O(1) memory, fewer
+    than four rounds of walking on average.
+
+    Args:
+        index: int64, each 0 <= index < size.
+        size: 1 to 2**62.
+        key: any bytes; another key, another permutation.
+    """
+    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
+    round_keys = [
+        np.uint64(
+            int.from_bytes(hashlib.blake2b(key, digest_size=8, salt=bytes([number])).digest(), "little")
+        )
+        for number in range(ROUNDS)
+    ]
+    values = index.astype(np.uint64)
+    walking = np.arange(len(values))
+    while len(walking):
+        values[walking] = _feistel(values[walking], half, round_keys)
+        walking = walking[values[walking] >= np.uint64(size)]
+    return values.astype(np.int64)
+
+
+def _feistel(
+    values: npt.NDArray[np.uint64], half: np.uint64, keys: list[np.uint64]
+) -> npt.NDArray[np.uint64]:
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    left, right = values >> half, values & mask
+    for key in keys:
+        left, right = right, left ^ (_mix(right ^ key) & mask)
+    return (left << half) | right
+
+
+def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The finalizer of SplitMix64 (Steele, Lea and Flood 2014; Stafford's variant 13)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+class TokenStream:
+    """One split of a prepared corpus: every document followed by the separator token.
+
+    Attributes:
+        documents, tokens: how many; tokens include one separator a document.
+        text_bytes: UTF-8 bytes of the documents, the denominator of bits per byte.
+    """
+
+    def __init__(self, directory: Path, name: str, split: Split, dtype: str, separator_id: int) -> None:
+        self.name = name
+        self.documents = split.documents
+        self.tokens = split.tokens
+        self.text_bytes = split.text_bytes
+        self.separator_id = separator_id
+        self._reader = ShardReader(directory, split.shards, dtype)
+
+    def __len__(self) -> int:
+        return self.tokens
+
+    def read(self, start: int, stop: int) -> TokenIds:
+        """Tokens `start` to `stop` as int64. Raises `IndexError` outside the stream."""
+        if not 0 <= start <= stop <= self.tokens:
+            raise IndexError(f"tokens {start} to {stop} of a stream of {self.tokens}")
+        return self._reader.read(start, stop)
+
+    def verify(self, vocab_size: int) -> None:
+        """Check every shard against its hash; raises `LowriseError` naming a damaged file."""
+        self._reader.verify(vocab_size)
+
+    def sequences_per_epoch(self, seq_len: int) -> int:
+        """Windows of `seq_len` targets in one pass.
+
+        Raises `UsageError` if the stream is too short for one.
+        """
+        if seq_len < 1:
+            raise UsageError(f"The sequence length is {seq_len}: it must be at least 1.")
+        if self.tokens <= seq_len:
+            raise UsageError(
+                f"The {self.name} split has {self.tokens:,} tokens, too few for one sequence of {seq_len:,}: "
+                "use more text or a shorter sequence."
+            )
+        return self.tokens // seq_len
+
+    def epochs(self, k: int, *, sequences: int, seq_len: int) -> float:
+        """Passes over the windows that batches 0 to k-1 have made; 1.5 is one and a half."""
+        return k * sequences / self.sequences_per_epoch(seq_len)
+
+    def batch(
+        self, k: int, *, sequences: int, seq_len: int, seed: int, rows: slice | None = None
+    ) -> TokenIds:
+        """Batch k: int64 (sequences, seq_len + 1), inputs `[:, :-1]` and targets `[:, 1:]`.
+
+        Args:
+            k: number of the batch, from 0 and without end.
+            sequences: rows of the whole batch.
+            seq_len: targets a row.
+            seed: of the order; the corpus, the seed and k decide every element.
+            rows: the rows to read, a slice of the batch, for a rank that needs only its own.
+
+        Raises:
+            UsageError: a negative k, no rows, or a stream shorter than one sequence.
+        """
+        if k < 0 or sequences < 1:
+            raise UsageError(
+                f"There is no batch {k} of {sequences} sequences: k counts from 0, sequences from 1."
+            )
+        first, stop, step = (rows or slice(None)).indices(sequences)
+        numbers = k * sequences + np.arange(first, stop, step, dtype=np.int64)
+        batch = np.empty((len(numbers), seq_len + 1), dtype=np.int64)
+        for row, start in zip(batch, self._starts(numbers, seq_len, seed), strict=True):
+            self._read_ring(int(start), row)
+        return batch
+
+    def _starts(self, numbers: TokenIds, seq_len: int, seed: int) -> TokenIds:
+        """First token of each of the sequences with these numbers."""
+        windows = self.sequences_per_epoch(seq_len)
+        epochs, within = np.divmod(numbers, windows)
+        starts = np.empty_like(numbers)
+        for epoch in np.unique(epochs):
+            chosen = epochs == epoch
+            key = hashlib.blake2b(f"lowrise order 1, seed {seed}, epoch {epoch}".encode()).digest()
+            offset = int.from_bytes(hashlib.blake2b(key, person=b"offset").digest(), "little") % self.tokens
+            starts[chosen] = (offset + permute(within[chosen], windows, key) * seq_len) % self.tokens
+        return starts
+
+    def _read_ring(self, start: int, row: TokenIds) -> None:
+        """Fill `row` with the tokens from `start` on.
+
+        The stream is at least a row long, so it wraps once at most.
+        """
+        before_end = min(len(row), self.tokens - start)
+        row[:before_end] = self._reader.read(start, start + before_end)
+        row[before_end:] = self._reader.read(0, len(row) - before_end)
+
+    def windows(self, seq_len: int, batch: int, rows: slice | None = None) -> Iterator[TokenIds]:
+        """The whole split in order, int64 (batch, seq_len + 1), every token a target exactly once.
+
+
+        The first token is predicted from the separator; window w's input begins with the last target of
+        window w-1. The end is padded with -1, inputs too, so that every batch has the same shape: leave out
+        targets of -1, and give the model any id in their place. With `rows`, only these rows of each batch,
+        for a rank.
+        """
+        if seq_len < 1 or batch < 1:
+            raise UsageError(f"Windows of {seq_len} tokens, {batch} at once: both must be at least 1.")
+        span = batch * seq_len
+        before = self.separator_id
+        for start in range(0, self.tokens, span):
+            tokens = np.full(span + 1, -1, dtype=np.int64)
+            stop = min(start + span, self.tokens)
+            tokens[0] = before
+            tokens[1 : stop - start + 1] = self._reader.read(start, stop)
+            before = int(tokens[-1])
+            yield np.lib.stride_tricks.sliding_window_view(tokens, seq_len + 1)[::seq_len][
+                rows or slice(None)
+            ].copy()

@@ -1,0 +1,99 @@
+"""The `[data]` section of a recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lowrise.errors import UsageError
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """Which text, which tokenizer, which split. (Sequence length and batch size belong to training.)
+
+    `source` and `valid` also take a single string, which becomes a tuple of one.
+
+    Raises:
+        UsageError: a value that cannot be right, with the field's name and what it may be.
+    """
+
+    source: tuple[str, ...] = ("builtin",)
+    """Where the text is: "builtin", files, globs, directories, "hf:NAME[:config][:split]" (docs/data.md)."""
+
+    valid: tuple[str, ...] = ()
+    """Held-out sources; when empty, `valid_fraction` of the documents of `source` are held out."""
+
+    valid_fraction: float = 0.02
+    """Share of documents to hold out, by a hash of the text (builtin: of the path). Unused with `valid`."""
+
+    split_seed: int = 0
+    """Another number holds out other documents."""
+
+    text_key: str = "text"
+    """Field of a JSON line, Parquet row or dataset row that holds the document."""
+
+    document_separator: str | None = None
+    """String that ends a document in plain text files, itself no text; None: a file is one document."""
+
+    tokenizer: str | None = None
+    """A tokenizer.json, or a directory that holds one; None: train a byte-level BPE on the training text."""
+
+    vocab_size: int = 4096
+    """Entries of the tokenizer to train. Unused with `tokenizer`."""
+
+    tokenizer_sample_bytes: int = 64 * 2**20
+    """The tokenizer is trained on about this much text at most, from every file in proportion to its size."""
+
+    separator_token: str | None = None
+    """Token that follows every document; None: the tokenizer's own end-of-text token."""
+
+    cache: str | None = None
+    """Directory for prepared corpora; None: $LOWRISE_CACHE, else ~/.cache/lowrise."""
+
+    workers: int = 0
+    """Threads that tokenize; 0: one for each core. Fixed by the first preparation in a process."""
+
+    def __post_init__(self) -> None:
+        self.source = _strings("source", self.source)
+        self.valid = _strings("valid", self.valid)
+        self.check()
+
+    def check(self) -> None:
+        """Raise `UsageError` if a value cannot be right; `prepare` does so again, as fields may be set."""
+        if not self.source:
+            raise UsageError('data.source is empty: name a file, a directory, "builtin" or "hf:NAME".')
+        if not self.valid and not 0 < self.valid_fraction < 1:
+            raise UsageError(
+                f"data.valid_fraction is {self.valid_fraction}: it must lie between 0 and 1 (for example "
+                "0.02), or name held-out files with data.valid."
+            )
+        if not self.text_key:
+            raise UsageError(
+                'data.text_key is empty: name the field that holds the document, for example "text".'
+            )
+        if self.document_separator == "":
+            raise UsageError(
+                'data.document_separator is the empty string: give a string such as "\\n\\n\\n", or leave it '
+                "out so that each file is one document."
+            )
+        if self.tokenizer is None and self.vocab_size < 258:
+            raise UsageError(
+                f"data.vocab_size is {self.vocab_size}: a byte-level tokenizer needs at least 258 entries "
+                "(256 bytes and two special tokens)."
+            )
+        if self.tokenizer_sample_bytes < 1:
+            raise UsageError(
+                f"data.tokenizer_sample_bytes is {self.tokenizer_sample_bytes}: it must be at least 1."
+            )
+        if self.workers < 0:
+            raise UsageError(
+                f"data.workers is {self.workers}: it must be 0 (every core) or a number of threads."
+            )
+
+
+def _strings(name: str, value: object) -> tuple[str, ...]:
+    """A string or a sequence of strings as a tuple, as TOML and command lines may write either."""
+    values = (value,) if isinstance(value, str) else value
+    if not isinstance(values, tuple | list) or not all(isinstance(item, str) and item for item in values):
+        raise UsageError(f"data.{name} is {value!r}: it must be a string or a list of strings, none empty.")
+    return tuple(values)

@@ -1,0 +1,224 @@
+"""Source strings -> the files behind them, in a fixed order, each with the hash of its content.
+
+"builtin"                        the Python standard library's source, as installed
+"hf:NAME[:config][:split]"       a dataset of the Hugging Face hub
+"hf:DIR[:split]"                 a dataset that its `save_to_disk` has written
+a path, a directory or a glob    text, JSON Lines, Parquet; .gz, .xz and .zst of the first two
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lowrise.data.config import DataConfig
+from lowrise.data.readers import (
+    COMPRESSIONS,
+    JSON_LINES,
+    Chunk,
+    read_dataset,
+    read_json_lines,
+    read_parquet,
+    read_text,
+)
+from lowrise.data.shards import write_atomically
+from lowrise.errors import LowriseError, UsageError
+
+# The built-in corpus has no tests (strange text) and no third-party packages (other ones on every machine).
+BUILTIN_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages"}
+# Smaller files are hashed anew at every start: as fast as looking the hash up, and never out of date.
+REMEMBER_HASH_FROM_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file (or dataset) of a corpus."""
+
+    kind: str  # "text" | "jsonl" | "parquet" | "dataset"
+    name: str  # what messages and the index call it
+    size: int  # stored bytes
+    paths: tuple[Path, ...]  # what holds its content: one file, or the Arrow files of a dataset
+    split: str | None = None  # "train" | "valid" | None: decided document by document
+    split_key: str | None = (
+        None  # decides the split instead of the text, where the text differs between machines
+    )
+    separator: str | None = None
+    dataset: Any = None
+
+    def chunks(self, text_key: str) -> Iterator[Chunk]:
+        """The documents, as the readers give them."""
+        if self.kind == "dataset":
+            return read_dataset(self.dataset, self.name, self.size, text_key)
+        if self.kind == "jsonl":
+            return read_json_lines(self.paths[0], text_key)
+        if self.kind == "parquet":
+            return read_parquet(self.paths[0], text_key)
+        return read_text(self.paths[0], self.separator)
+
+    def identity(self, sha256: str, text_key: str) -> list[object]:
+        """All that decides which documents the file gives, and nothing else: not its place, not its date."""
+        compression = self.paths[0].suffix if self.paths and self.paths[0].suffix in COMPRESSIONS else ""
+        rows = [self.dataset.num_rows, str(self.dataset.split)] if self.dataset is not None else None
+        key = None if self.kind == "text" else text_key
+        return [self.kind, compression, sha256, self.split, self.split_key, self.separator, key, rows]
+
+
+def find_sources(config: DataConfig) -> list[SourceFile]:
+    """The files of `config.source`, then those of `config.valid`.
+
+    Raises:
+        UsageError: a source that does not exist or is empty, or a file both trained on and held out.
+        LowriseError: a dataset that cannot be had, or the package that reads it is absent.
+    """
+    split = "train" if config.valid else None
+    train = [file for spec in config.source for file in _expand(spec, split, config.document_separator)]
+    valid = [file for spec in config.valid for file in _expand(spec, "valid", config.document_separator)]
+    trained_on = {path.resolve(): file for file in train if file.dataset is None for path in file.paths}
+    for file in valid:
+        if file.dataset is None and file.paths[0].resolve() in trained_on:
+            raise UsageError(
+                f"{file.name} is in data.source and in data.valid, so it would be trained on and held out: "
+                "name sources without it, or leave data.valid out to hold out a share of the documents."
+            )
+    return train + valid
+
+
+def _expand(spec: str, split: str | None, separator: str | None) -> list[SourceFile]:
+    if spec == "builtin":
+        return _builtin(split)
+    if spec.startswith("hf:"):
+        return [_dataset(spec, split)]
+    path = Path(spec).expanduser()
+    if path.is_file():
+        files = [path]
+    elif path.is_dir():
+        inside = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
+        visible = [file for file in inside if not any(part.startswith(".") for part in file.parts)]
+        files = [path / file for file in sorted(visible, key=Path.as_posix)]
+    else:
+        files = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(name)]
+    if not files:
+        what = "holds no files" if path.is_dir() else "matches no file"
+        raise UsageError(
+            f"The source {spec!r} {what} (looked at {path.absolute()}): give the path of a text, JSON Lines "
+            'or Parquet file, a directory or a glob; "builtin" and "hf:NAME" are sources too.'
+        )
+    return [_file(file, split, separator) for file in files]
+
+
+def _file(path: Path, split: str | None, separator: str | None) -> SourceFile:
+    bare = path.with_suffix("") if path.suffix in COMPRESSIONS else path
+    kind = "jsonl" if bare.suffix in JSON_LINES else "parquet" if path.suffix == ".parquet" else "text"
+    return SourceFile(
+        kind, str(path), path.stat().st_size, (path,), split, separator=separator if kind == "text" else None
+    )
+
+
+def _builtin(split: str | None) -> list[SourceFile]:
+    root = Path(sysconfig.get_path("stdlib"))
+    names = []
+    for directory, subdirectories, files in os.walk(root):
+        # In place, so that the walk does not enter them: site-packages may be huge.
+        subdirectories[:] = [name for name in subdirectories if name not in BUILTIN_LEFT_OUT]
+        names += [
+            (Path(directory) / file).relative_to(root).as_posix() for file in files if file.endswith(".py")
+        ]
+    if not names:
+        raise LowriseError(
+            f"The built-in corpus is the standard library's source, and {root} holds no .py files (a Python "
+            "without its sources): name a text of your own with data.source."
+        )
+    return [
+        SourceFile(
+            "text", f"builtin/{name}", (root / name).stat().st_size, (root / name,), split, split_key=name
+        )
+        for name in sorted(names)
+    ]
+
+
+def _dataset(spec: str, split: str | None) -> SourceFile:
+    try:
+        import datasets
+    except ImportError as error:
+        raise LowriseError(
+            f"The source {spec!r} needs the package datasets: pip install 'lowrise[hf]'."
+        ) from error
+    name, *rest = spec.removeprefix("hf:").split(":")
+    local = Path(name).expanduser()
+    try:
+        if (local / "state.json").is_file() or (local / "dataset_dict.json").is_file():
+            found = datasets.load_from_disk(str(local))
+            wanted = rest[0] if rest else "train"
+        else:
+            wanted = rest[1] if len(rest) > 1 else "train"
+            found = datasets.load_dataset(name, rest[0] if rest and rest[0] else None, split=wanted)
+    except (
+        Exception
+    ) as error:  # the package raises a dozen kinds, from no network to an unknown configuration
+        raise LowriseError(
+            f"The dataset {spec!r} cannot be loaded ({type(error).__name__}: {error}): write hf:NAME, "
+            "hf:NAME:config or hf:NAME:config:split, or the directory of a saved dataset."
+        ) from error
+    if isinstance(found, datasets.DatasetDict):
+        if wanted not in found:
+            raise UsageError(
+                f"The dataset {spec!r} has no split {wanted!r}: it has {', '.join(map(repr, found))}."
+            )
+        found = found[wanted]
+    paths = tuple(Path(entry["filename"]) for entry in found.cache_files)
+    size = sum(path.stat().st_size for path in paths)
+    return SourceFile("dataset", spec, max(size, 1), paths, split, dataset=found)
+
+
+class HashCache:
+    """SHA-256 of files; for large ones remembered by path, size and time of change in `path`.
+
+    Two processes may write at once: one of the two sets of entries is lost, and hashed again another day.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._known: dict[str, list[object]] = json.loads(path.read_text())
+        except (OSError, ValueError):
+            self._known = {}
+        self._changed = False
+
+    def sha256(self, file: SourceFile) -> str:
+        """Hash of the file's stored bytes; of a dataset, of its Arrow files' hashes in order."""
+        hashes = [self._of(path, file.name) for path in file.paths]
+        if file.kind != "dataset":
+            return hashes[0]
+        return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+    def _of(self, path: Path, name: str) -> str:
+        try:
+            stat = path.stat()
+            stamp = [stat.st_size, stat.st_mtime_ns]
+            large = stat.st_size >= REMEMBER_HASH_FROM_BYTES
+            known = self._known.get(str(path.resolve())) if large else None
+            if known is not None and known[:2] == stamp:
+                return str(known[2])
+            with path.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise UsageError(
+                f"{name} cannot be read ({error.strerror or error}): check the path and its rights."
+            ) from error
+        if large:
+            self._known[str(path.resolve())] = [*stamp, sha256]
+            self._changed = True
+        return sha256
+
+    def save(self) -> None:
+        """Write what was learnt, if anything."""
+        if self._changed:
+            write_atomically(self._path, json.dumps(self._known, indent=0).encode())
+            self._changed = False

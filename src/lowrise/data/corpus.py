@@ -1,0 +1,177 @@
+"""A prepared corpus: two token streams, their tokenizer, and what is known about them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lowrise.data.batches import TokenStream
+from lowrise.data.shards import DTYPES, Shard, Split, damaged
+from lowrise.data.tokenizer import Tokenizer
+from lowrise.errors import LowriseError, UsageError
+
+INDEX = "index.json"
+FORMAT_VERSION = 1  # of the shards and of what decides their content; a change prepares every corpus anew
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What `prepare` gives. The fingerprint stands for all that decides the tokens."""
+
+    directory: Path
+    fingerprint: str
+    tokenizer: Tokenizer
+    train: TokenStream
+    valid: TokenStream
+    index: dict[str, Any] = field(repr=False)
+
+    def info(self) -> dict[str, Any]:
+        """Plain values for logs and `summary.json`: sources, vocabulary, and a dictionary for each split."""
+        return {
+            "directory": str(self.directory),
+            "fingerprint": self.fingerprint,
+            "sources": list(self.index["options"]["source"]),
+            "valid_sources": list(self.index["options"]["valid"]),
+            "files": len(self.index["sources"]),
+            "dtype": self.index["dtype"],
+            "tokenizer_sha256": self.tokenizer.sha256,
+            "vocab_size": self.tokenizer.vocab_size,
+            "separator_token": self.tokenizer.separator_token,
+            "train": _summary(self.train),
+            "valid": _summary(self.valid),
+        }
+
+    def __str__(self) -> str:
+        info = self.info()
+        held_out = (
+            ", ".join(info["valid_sources"])
+            or f"{self.index['options']['valid_fraction']:g} of the documents"
+        )
+        head = [
+            ("corpus", info["fingerprint"][:16]),
+            ("directory", info["directory"]),
+            ("source", f"{', '.join(info['sources'])} ({info['files']:,} files)"),
+            ("held out", held_out),
+            ("vocabulary", f"{info['vocab_size']:,} ({info['dtype']}), separator {info['separator_token']}"),
+            ("tokenizer", info["tokenizer_sha256"][:16]),
+        ]
+        rows: list[tuple[str, ...]] = [("", "documents", "tokens", "text bytes", "bytes/token")]
+        for name in ("train", "valid"):
+            split = info[name]
+            counts = [f"{split[key]:,}" for key in ("documents", "tokens", "text_bytes")]
+            rows.append((name, *counts, f"{split['bytes_per_token']:.3f}"))
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        table = [
+            "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows
+        ]
+        return "\n".join([f"{name:<11} {value}" for name, value in head] + ["", *table])
+
+    def write_tokenizer(self, path: str | Path) -> None:
+        """Write the tokenizer.json, byte for byte."""
+        self.tokenizer.write(path)
+
+    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Raise `UsageError` unless these shards were written with `tokenizer`."""
+        if tokenizer.sha256 != self.tokenizer.sha256:
+            raise UsageError(
+                f"{tokenizer!r} is not the tokenizer of the corpus in {self.directory}, which was prepared "
+                f"with {self.tokenizer!r}: set data.tokenizer to the one the model was trained with, and "
+                "prepare again."
+            )
+
+    def verify(self) -> None:
+        """Read every shard and compare it with its hash; raises `LowriseError` naming a damaged file."""
+        for stream in (self.train, self.valid):
+            stream.verify(self.tokenizer.vocab_size)
+
+
+def _summary(stream: TokenStream) -> dict[str, Any]:
+    return {
+        "documents": stream.documents,
+        "tokens": stream.tokens,
+        "text_bytes": stream.text_bytes,
+        "bytes_per_token": stream.text_bytes / stream.tokens,
+    }
+
+
+def open_corpus(directory: str | Path) -> Corpus:
+    """Open a prepared corpus. Sizes are checked now, contents by `Corpus.verify`.
+
+    Raises:
+        UsageError: no finished corpus there, or one written by another version of the format.
+        LowriseError: a file is missing, cut short, or not the one the index describes.
+    """
+    directory = Path(directory).expanduser()
+    path = directory / INDEX
+    try:
+        index = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"There is no prepared corpus in {directory} (no {INDEX}, which is written last): run "
+            "`lowrise data prepare`."
+        ) from error
+    except ValueError as error:
+        raise damaged(path, f"is not JSON ({error})") from error
+    if index.get("format") != "lowrise-shards" or index.get("version") != FORMAT_VERSION:
+        raise UsageError(
+            f"{path} is of format {index.get('format')!r}, version {index.get('version')!r}; this lowrise "
+            f"reads 'lowrise-shards', version {FORMAT_VERSION}: prepare the corpus again."
+        )
+    return _from_index(directory, index)
+
+
+def _from_index(directory: Path, index: dict[str, Any]) -> Corpus:
+    try:
+        separator = index["tokenizer"]["separator_token"]
+        tokenizer = Tokenizer.load(directory / "tokenizer.json", separator_token=separator)
+    except UsageError as error:
+        raise LowriseError(
+            f"{error} It belongs to a prepared corpus: delete {directory} and prepare it again."
+        ) from error
+    if tokenizer.sha256 != index["tokenizer"]["sha256"]:
+        raise damaged(directory / "tokenizer.json", "is not the tokenizer that wrote the shards")
+    assert index["dtype"] in DTYPES, index["dtype"]
+    streams = {}
+    for name in ("train", "valid"):
+        entry = index["splits"][name]
+        split = Split(**{**entry, "shards": tuple(Shard(**shard) for shard in entry["shards"])})
+        streams[name] = TokenStream(directory, name, split, index["dtype"], tokenizer.separator_id)
+    return Corpus(directory, index["fingerprint"], tokenizer, streams["train"], streams["valid"], index)
+
+
+def make_index(
+    fingerprint: str,
+    tokenizer: Tokenizer,
+    dtype: str,
+    splits: dict[str, Split],
+    sources: list[dict[str, Any]],
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """The contents of `index.json`."""
+    return {
+        "format": "lowrise-shards",
+        "version": FORMAT_VERSION,
+        "fingerprint": fingerprint,
+        "dtype": dtype,
+        "byte_order": "little",
+        "tokenizer": {
+            "file": "tokenizer.json",
+            "sha256": tokenizer.sha256,
+            "vocab_size": tokenizer.vocab_size,
+            "separator_token": tokenizer.separator_token,
+            "separator_id": tokenizer.separator_id,
+        },
+        "splits": {name: asdict(split) for name, split in splits.items()},
+        "sources": sources,
+        "options": options,
+    }
+
+
+def inspect(directory: str | Path, *, full: bool = False) -> dict[str, Any]:
+    """`Corpus.info()` of a prepared directory; `full` checks every shard. Raises as `open_corpus`."""
+    corpus = open_corpus(directory)
+    if full:
+        corpus.verify()
+    return corpus.info()

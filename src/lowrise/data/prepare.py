@@ -1,0 +1,361 @@
+"""Text -> token shards, once: the same request again opens what is there.
+
+    1. find the files, hash them                                          (corpora.py)
+    2. load the tokenizer, or train it on a bounded sample and keep it     (tokenizer.py)
+    3. fingerprint = hash of (contents, options, tokenizer, format version) names the directory
+    4. documents -> pieces -> blocks -> token ids -> parts                 (pieces.py, shards.py)
+    5. index.json, which makes the corpus whole
+
+A part is the work between two points at which a killed preparation can go on: at most `PART_BYTES` of text
+and one block, written as one shard a split and a `part-00000.json` with the place where the next part begins.
+One process prepares a corpus at a time (a lock that dies with it); others wait, and find it finished.
+
+Tokenization runs on the threads of the tokenizers library, free of the GIL, while this process reads the next
+block: the rest (reading, parsing, writing) costs a twentieth of it, so processes would only help beyond about
+16 cores, and would ask every user script for a `__main__` guard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from lowrise.data.config import DataConfig
+from lowrise.data.corpora import HashCache, SourceFile, find_sources
+from lowrise.data.corpus import FORMAT_VERSION, INDEX, Corpus, make_index, open_corpus
+from lowrise.data.pieces import Piece, pieces
+from lowrise.data.shards import (
+    DTYPES,
+    Shard,
+    ShardWriter,
+    Split,
+    dtype_for,
+    explained_disk_errors,
+    locked,
+    sync_directory,
+    write_atomically,
+)
+from lowrise.data.tokenizer import Tokenizer, train_bpe
+from lowrise.errors import UsageError
+
+PART_BYTES = 2**28
+BLOCK_CHARS = 2**21  # tokenized at once: enough for every thread, and about 200 MB while it lasts
+BLOCK_PIECES = 2**13
+SPLITS = ("train", "valid")
+
+Progress = Callable[[int, int, str], None]
+"""Called with (done, total, what): stored bytes of the sources so far and in all, and the stage."""
+
+
+class Place(NamedTuple):
+    """Where a part begins: the number of the file, and of the piece in it."""
+
+    file: int
+    piece: int
+
+
+@dataclass
+class Counts:
+    """What a part holds of one split."""
+
+    documents: int = 0
+    text_bytes: int = 0
+
+
+def cache_root(cache: str | None = None) -> Path:
+    """The argument, else $LOWRISE_CACHE, else ~/.cache/lowrise."""
+    return Path(cache or os.environ.get("LOWRISE_CACHE") or "~/.cache/lowrise").expanduser().absolute()
+
+
+def prepare(config: DataConfig | None = None, *, progress: Progress | None = None) -> Corpus:
+    """Open the corpus of `config`, after preparing it if that has not been done yet.
+
+    Raises:
+        UsageError: the sources, the tokenizer or the text cannot be used as asked; the place is named.
+        LowriseError: no space, an absent package, a damaged cache.
+    """
+    config = config or DataConfig()
+    config.check()
+    report = progress or (lambda done, total, what: None)
+    if config.workers:
+        # The library makes its threads once, at their first use; a number that the user has set stays.
+        os.environ.setdefault("RAYON_NUM_THREADS", str(config.workers))
+    root = cache_root(config.cache)
+    with explained_disk_errors(root):
+        for directory in (root / "corpora", root / "tokenizers"):
+            directory.mkdir(parents=True, exist_ok=True)
+        files = find_sources(config)
+        hashes = _hash_all(files, root, report)
+        contents = [
+            file.identity(sha256, config.text_key) for file, sha256 in zip(files, hashes, strict=True)
+        ]
+        tokenizer = _tokenizer(config, files, contents, root, report)
+        fingerprint = _digest(
+            FORMAT_VERSION, contents, _split_options(config), tokenizer.sha256, tokenizer.separator_token
+        )
+        directory = root / "corpora" / fingerprint[:32]
+        if not (directory / INDEX).exists():
+            with locked(directory.with_suffix(".lock"), lambda: report(0, 0, "waiting for another process")):
+                if not (directory / INDEX).exists():
+                    _write_corpus(directory, fingerprint, config, files, hashes, tokenizer, report)
+    return open_corpus(directory)
+
+
+def _split_options(config: DataConfig) -> list[object]:
+    return [] if config.valid else [config.valid_fraction, config.split_seed]
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _hash_all(files: list[SourceFile], root: Path, report: Progress) -> list[str]:
+    cache = HashCache(root / "hashes.json")
+    total = sum(file.size for file in files)
+    done = 0
+    hashes = []
+    for file in files:
+        report(done, total, "reading")
+        hashes.append(cache.sha256(file))
+        done += file.size
+    report(total, total, "reading")
+    cache.save()
+    return hashes
+
+
+# 2. The tokenizer
+
+
+def _tokenizer(
+    config: DataConfig, files: list[SourceFile], contents: list[list[object]], root: Path, report: Progress
+) -> Tokenizer:
+    if config.tokenizer is not None:
+        return Tokenizer.load(config.tokenizer, separator_token=config.separator_token)
+    trained_on = [content for file, content in zip(files, contents, strict=True) if file.split != "valid"]
+    key = _digest(
+        FORMAT_VERSION, trained_on, _split_options(config), config.vocab_size, config.tokenizer_sample_bytes
+    )
+    path = root / "tokenizers" / f"{key[:32]}.json"
+    if not path.exists():
+        with locked(path.with_suffix(".lock"), lambda: report(0, 0, "waiting for another process")):
+            if not path.exists():
+                trained = train_bpe(_sample(config, files, report), config.vocab_size)
+                trained.write(path)
+    return Tokenizer.load(path, separator_token=config.separator_token)
+
+
+def _sample(config: DataConfig, files: list[SourceFile], report: Progress) -> Iterator[str]:
+    """Training text for the tokenizer: the beginning of every file, in proportion to its stored size."""
+    files = [file for file in files if file.split != "valid"]
+    total = sum(file.size for file in files)
+    done = 0
+    for file in files:
+        report(done, config.tokenizer_sample_bytes, "sampling text for the tokenizer")
+        left = -(-config.tokenizer_sample_bytes * file.size // max(total, 1))
+        for piece in pieces(file, config):
+            if piece.split == "train":
+                yield piece.text
+                left -= piece.text_bytes
+                done += piece.text_bytes
+            if left <= 0:
+                break
+    report(done, done, "training the tokenizer")
+
+
+# 4. and 5. The shards
+
+
+def _write_corpus(
+    directory: Path,
+    fingerprint: str,
+    config: DataConfig,
+    files: list[SourceFile],
+    hashes: list[str],
+    tokenizer: Tokenizer,
+    report: Progress,
+) -> None:
+    directory.mkdir(exist_ok=True)
+    work = _Work(directory, config, files, tokenizer, report)
+    parts = work.finished_parts()
+    while not parts or parts[-1]["next"] is not None:
+        start = Place(*parts[-1]["next"]) if parts else Place(0, 0)
+        parts.append(work.write_part(len(parts), start))
+    splits = {name: _total(parts, name) for name in SPLITS}
+    _require_text(config, splits)
+    tokenizer.write(directory / "tokenizer.json")
+    sources = [
+        {"name": file.name, "bytes": file.size, "sha256": sha256, "split": file.split}
+        for file, sha256 in zip(files, hashes, strict=True)
+    ]
+    options = asdict(config)
+    del options["cache"], options["workers"]  # they say how it was made, not what it is
+    index = make_index(fingerprint, tokenizer, dtype_for(tokenizer.vocab_size), splits, sources, options)
+    write_atomically(directory / INDEX, json.dumps(index, indent=1).encode())
+    for number in range(len(parts)):
+        _part_path(directory, number).unlink()
+
+
+def _part_path(directory: Path, number: int) -> Path:
+    return directory / f"part-{number:05d}.json"
+
+
+def _total(parts: list[dict[str, Any]], name: str) -> Split:
+    entries = [part["splits"][name] for part in parts]
+    shards = tuple(Shard(**entry["shard"]) for entry in entries if entry["shard"] is not None)
+    return Split(
+        documents=sum(entry["documents"] for entry in entries),
+        tokens=sum(shard.tokens for shard in shards),
+        text_bytes=sum(entry["text_bytes"] for entry in entries),
+        shards=shards,
+    )
+
+
+def _require_text(config: DataConfig, splits: dict[str, Split]) -> None:
+    """An empty split is a mistake that should be heard of now."""
+    documents = sum(split.documents for split in splits.values())
+    if not any(split.text_bytes for split in splits.values()):
+        raise UsageError(
+            f"The corpus is empty: {', '.join(config.source)} has no text in its {documents} documents."
+        )
+    for name, other in (("train", "valid"), ("valid", "train")):
+        if splits[name].text_bytes:
+            continue
+        if config.valid:
+            sources = config.source if name == "train" else config.valid
+            raise UsageError(f"The {name} split is empty: {', '.join(sources)} has no text.")
+        raise UsageError(
+            f"The {name} split is empty: all {documents} documents of {', '.join(config.source)} fell into "
+            f"{other} (data.valid_fraction is {config.valid_fraction:g}). Name held-out files with "
+            "data.valid, or split a text file into documents with data.document_separator, or change "
+            "data.valid_fraction."
+        )
+
+
+@dataclass
+class _Work:
+    """What every part needs to know."""
+
+    directory: Path
+    config: DataConfig
+    files: list[SourceFile]
+    tokenizer: Tokenizer
+    report: Progress
+
+    def finished_parts(self) -> list[dict[str, Any]]:
+        """Parts that an interrupted preparation has completed, up to the first missing or damaged one."""
+        parts: list[dict[str, Any]] = []
+        itemsize = DTYPES[dtype_for(self.tokenizer.vocab_size)].itemsize
+        while (path := _part_path(self.directory, len(parts))).exists():
+            part = json.loads(path.read_bytes())
+            for entry in part["splits"].values():
+                shard = entry["shard"]
+                file = self.directory / shard["file"] if shard else None
+                if file and not (file.exists() and file.stat().st_size == shard["tokens"] * itemsize):
+                    return parts
+            parts.append(part)
+        return parts
+
+    def write_part(self, number: int, start: Place) -> dict[str, Any]:
+        """Write the shards of one part, then its JSON."""
+        dtype = dtype_for(self.tokenizer.vocab_size)
+        counts = {name: Counts() for name in SPLITS}
+        end: Place | None = None
+        with ExitStack() as stack:
+            writers = {
+                name: stack.enter_context(ShardWriter(self.directory / f"{name}-{number:05d}.bin", dtype))
+                for name in SPLITS
+            }
+            blocks = _in_parts(_blocks(self.files, self.config, start, self.tokenizer.joins_pieces()))
+            for block, encoded in _encoded_ahead(blocks, self.tokenizer, DTYPES[dtype]):
+                for piece, ids in zip(block.pieces, encoded, strict=True):
+                    writers[piece.split].write(ids)
+                    counts[piece.split].documents += piece.ends
+                    counts[piece.split].text_bytes += piece.text_bytes
+                self.report(block.done, sum(file.size for file in self.files), "tokenizing")
+                end = block.next
+            shards = {name: writer.close() for name, writer in writers.items()}
+        return self._finish_part(number, end, shards, counts)
+
+    def _finish_part(
+        self, number: int, end: Place | None, shards: dict[str, Shard], counts: dict[str, Counts]
+    ) -> dict[str, Any]:
+        splits: dict[str, Any] = {}
+        for name, shard in shards.items():
+            if not shard.tokens:
+                (self.directory / shard.file).unlink()
+            splits[name] = {**asdict(counts[name]), "shard": asdict(shard) if shard.tokens else None}
+        sync_directory(self.directory)
+        part = {"next": end, "splits": splits}
+        write_atomically(_part_path(self.directory, number), json.dumps(part).encode())
+        return part
+
+
+class _Block(NamedTuple):
+    """Pieces to tokenize at once; `next` is the place after them, None at the end of the corpus."""
+
+    pieces: list[Piece]
+    next: Place | None
+    done: int  # stored bytes of the sources read so far
+
+
+def _blocks(files: list[SourceFile], config: DataConfig, start: Place, cut: bool) -> Iterator[_Block]:
+    """All pieces from `start` on. The last block may be empty, and alone has `next` None."""
+    block: list[Piece] = []
+    size = 0
+    before = sum(file.size for file in files[: start.file])
+    for file_number in range(start.file, len(files)):
+        file = files[file_number]
+        for piece_number, piece in enumerate(pieces(file, config, cut=cut)):
+            if file_number == start.file and piece_number < start.piece:
+                continue
+            if size >= BLOCK_CHARS or len(block) >= BLOCK_PIECES:
+                yield _Block(block, Place(file_number, piece_number), before + block[-1].position)
+                block, size = [], 0
+            block.append(piece)
+            size += len(piece.text)
+        before += file.size
+    yield _Block(block, None, before)
+
+
+def _in_parts(blocks: Iterator[_Block]) -> Iterator[_Block]:
+    """The blocks of one part."""
+    size = 0
+    for block in blocks:
+        yield block
+        size += sum(piece.text_bytes for piece in block.pieces)
+        if size >= PART_BYTES:
+            return
+
+
+def _encoded_ahead(
+    blocks: Iterator[_Block], tokenizer: Tokenizer, dtype: np.dtype[Any]
+) -> Iterator[tuple[_Block, list[npt.NDArray[Any]]]]:
+    """Each block with the ids of its pieces, while the next block is being read."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting: tuple[_Block, Future[list[npt.NDArray[Any]]]] | None = None
+        for block in blocks:
+            following = block, pool.submit(_encode, block.pieces, tokenizer, dtype)
+            if waiting is not None:
+                yield waiting[0], waiting[1].result()
+            waiting = following
+        if waiting is not None:
+            yield waiting[0], waiting[1].result()
+
+
+def _encode(block: list[Piece], tokenizer: Tokenizer, dtype: np.dtype[Any]) -> list[npt.NDArray[Any]]:
+    """Ids of each piece, with the separator after the last one of a document."""
+    texts = [piece.text for piece in block]
+    ends = [[tokenizer.separator_id] if piece.ends else [] for piece in block]
+    return [
+        np.array(ids + end, dtype=dtype) for ids, end in zip(tokenizer.encode_batch(texts), ends, strict=True)
+    ]

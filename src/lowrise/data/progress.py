@@ -1,0 +1,38 @@
+"""Progress of a preparation on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from lowrise.data.prepare import Progress as Callback
+
+
+@contextmanager
+def rich_progress(console: Console | None = None) -> Iterator[Callback]:
+    """A bar on standard error, one stage at a time: `with rich_progress() as p: prepare(c, progress=p)`.
+
+    The bar disappears when the work is done; nothing is drawn where standard error is no terminal.
+    """
+    console = console or Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+        stage = ""
+
+        def show(done: int, total: int, what: str) -> None:
+            nonlocal stage
+            if what != stage:
+                bar.reset(task, description=what)
+                stage = what
+            bar.update(task, completed=done, total=total or None)
+
+        yield show

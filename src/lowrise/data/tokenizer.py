@@ -1,0 +1,151 @@
+"""Tokenizers: any `tokenizer.json`, or a byte-level BPE trained on the corpus.
+
+The wrapper makes one promise that the library leaves open: text is text. Special tokens are never found
+inside a document (a page that quotes "<|endoftext|>" does not end there), nothing is added, padded or cut,
+whatever the file asks for. So for a byte-level tokenizer `decode(encode(text)) == text`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import tokenizers
+
+from lowrise.data.shards import write_atomically
+from lowrise.errors import UsageError
+
+SEPARATOR = "<|endoftext|>"
+PADDING = "<|pad|>"
+# Names of the end-of-document token in the tokenizers of published models, most specific first.
+KNOWN_SEPARATORS = (SEPARATOR, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "[SEP]")
+
+
+class Tokenizer:
+    """A `tokenizer.json` held as the exact text of the file, so that its hash and its copies never change.
+
+    Args:
+        text: contents of a tokenizer.json.
+        separator_token: the token that ends a document; None takes the first of `KNOWN_SEPARATORS` it has.
+        name: what messages call it, usually the path.
+
+    Raises:
+        UsageError: not a tokenizer, or it has no such separator.
+    """
+
+    def __init__(self, text: str, *, separator_token: str | None = None, name: str = "tokenizer") -> None:
+        try:
+            self._encoder = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the library raises bare Exception for every kind of bad file
+            raise UsageError(
+                f"{name} is not a tokenizer.json of the tokenizers library ({error}): give a file saved by "
+                "`tokenizer.save(...)` or `save_pretrained(...)`, or leave data.tokenizer out."
+            ) from error
+        self._encoder.no_truncation()
+        self._encoder.no_padding()
+        self._encoder.encode_special_tokens = True
+        self._text = text
+        self.name = name
+        self.sha256 = hashlib.sha256(text.encode()).hexdigest()
+        ids = self._encoder.get_vocab(with_added_tokens=True)
+        self.vocab_size = (
+            max(ids.values()) + 1 if ids else 0
+        )  # ids may have gaps; an embedding needs max + 1 rows
+        self.separator_token, self.separator_id = self._find_separator(ids, separator_token)
+
+    @classmethod
+    def load(cls, path: str | Path, *, separator_token: str | None = None) -> Tokenizer:
+        """Read a tokenizer.json, or the one in a directory. Raises `UsageError` if there is none."""
+        file = Path(path).expanduser()
+        if file.is_dir():
+            file = file / "tokenizer.json"
+        try:
+            text = file.read_bytes().decode("utf-8")
+        except FileNotFoundError as error:
+            raise UsageError(
+                f"There is no tokenizer at {file}: give the path of a tokenizer.json, or leave "
+                "data.tokenizer out to train one on the corpus."
+            ) from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(
+                f"The tokenizer {file} cannot be read ({error}): give a tokenizer.json."
+            ) from error
+        return cls(text, separator_token=separator_token, name=str(file))
+
+    def _find_separator(self, ids: dict[str, int], wanted: str | None) -> tuple[str, int]:
+        candidates = KNOWN_SEPARATORS if wanted is None else (wanted,)
+        for token in candidates:
+            if token in ids:
+                return token, ids[token]
+        added = self._encoder.get_added_tokens_decoder().values()
+        special = ", ".join(sorted(token.content for token in added)) or "none"
+        looked_for = " or ".join(candidates)
+        raise UsageError(
+            f"{self.name} has no token {looked_for} to end a document with: set data.separator_token to one "
+            f"of its tokens (special tokens it has: {special})."
+        )
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, without separators.
+
+        The library's threads work in parallel, free of the GIL.
+        """
+        return [
+            encoding.ids for encoding in self._encoder.encode_batch(list(texts), add_special_tokens=False)
+        ]
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of one text, without a separator."""
+        return self.encode_batch([text])[0]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of the ids; special tokens appear by name."""
+        return str(self._encoder.decode([int(i) for i in ids], skip_special_tokens=False))
+
+    def joins_pieces(self) -> bool:
+        """Whether a text may be cut after a newline or before a space and encoded piece by piece.
+
+        True of byte-level BPE, false of tokenizers that put a mark at the start of every text. Decided by
+        trying.
+        """
+        left, middle, right = "It is so.\n", "Then it was", " not, and ended."
+        whole, first, second, third = self.encode_batch([left + middle + right, left, middle, right])
+        return whole == first + second + third
+
+    def write(self, path: str | Path) -> None:
+        """Write the tokenizer.json, whole or not at all, byte for byte the one that was loaded or trained."""
+        write_atomically(Path(path), self._text.encode())
+
+    def __repr__(self) -> str:
+        return f"Tokenizer({self.name}, {self.vocab_size} entries, sha256 {self.sha256[:16]})"
+
+
+def train_bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Train a byte-level BPE (GPT-2 splitting) on all of `documents`; the caller bounds them.
+
+    All 256 bytes are in the alphabet, so every text can be written and read back; pairs seen once are not
+    merged, so a small sample gives fewer entries than asked for. `<|endoftext|>` is 0 and `<|pad|>` is 1.
+    Deterministic: the same documents in the same order give the same file.
+
+    Raises:
+        UsageError: fewer than 258 entries asked for.
+    """
+    if vocab_size < 258:
+        raise UsageError(
+            f"A byte-level tokenizer needs at least 258 entries, not {vocab_size}: raise data.vocab_size."
+        )
+    encoder = tokenizers.Tokenizer(tokenizers.models.BPE())
+    encoder.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    encoder.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[SEPARATOR, PADDING],
+        initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    encoder.train_from_iterator(documents, trainer)
+    return Tokenizer(
+        encoder.to_str(pretty=True), name=f"byte-level BPE with {encoder.get_vocab_size()} entries"
+    )
