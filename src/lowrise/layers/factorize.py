@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from lowrise.errors import UsageError
 from lowrise.layers.base import LowRankLayer, check_rank, dense_weight, head_and_embedding_weights
 from lowrise.layers.patterns import matches, no_match, select
-from lowrise.layers.registry import layer_class
+from lowrise.layers.registry import layer_class, option_names
 
 Rank = int | float | Mapping[str, int | float]
 Model = TypeVar("Model", bound=nn.Module)
@@ -63,8 +62,7 @@ def factorize(
 
 
 def _check_options(layer: str, new_class: type[LowRankLayer], options: Mapping[str, Any]) -> None:
-    parameters = inspect.signature(new_class).parameters.values()
-    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("device", "dtype")]
+    known = option_names(new_class)
     for option in options:
         if option not in known:
             near = difflib.get_close_matches(option, known, n=1)

@@ -67,7 +67,7 @@ class LowRankLinear(LowRankLayer):
 
     @classmethod
     def from_dense(cls, weight: Tensor, rank: int, *, bias: Tensor | None = None, **options: Any) -> Self:
-        """The best rank-r approximation of `weight` (out x in), both factors with the same singular values."""
+        """The best rank-r approximation of `weight` (out x in), its singular values split evenly."""
         out_features, in_features = weight.shape
         check_rank(rank, out_features, in_features)
         layer = cls(
