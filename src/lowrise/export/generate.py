@@ -1,0 +1,113 @@
+"""Text generation, token by token, with a KV cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from lowrise.errors import UsageError
+from lowrise.model.cache import KVCache
+from lowrise.model.llama import Llama
+
+
+def generate(
+    model: Llama,
+    tokens: Sequence[int] | Tensor,
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    stop_token: int | None = None,
+) -> Iterator[int]:
+    """Continue one prompt; yields token ids as they are drawn, up to `max_new_tokens`, and ends before
+    `stop_token`.
+
+    `temperature` 0 always takes the most likely token. `top_k` keeps the k most likely tokens, then `top_p`
+    the fewest of them that hold this much probability. Draws come from a CPU generator with `seed`, so the
+    same logits give the same text on every device. Raises `UsageError` at the call, not at the first token,
+    for an empty prompt, one that leaves no room within `model.config.max_seq_len`, and for settings out of
+    range.
+    """
+    prompt = torch.as_tensor(tokens, dtype=torch.int64).reshape(1, -1)
+    _check(model, prompt, max_new_tokens, temperature, top_k, top_p)
+    return _stream(model, prompt, max_new_tokens, temperature, top_k, top_p, seed, stop_token)
+
+
+def _check(
+    model: Llama,
+    prompt: Tensor,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+) -> None:
+    vocab, longest = model.config.vocab_size, model.config.max_seq_len
+    if prompt.numel() == 0:
+        raise UsageError("The prompt is empty; generation needs at least one token to continue.")
+    if int(prompt.min()) < 0 or int(prompt.max()) >= vocab:
+        raise UsageError(
+            f"The prompt has token {int(prompt.max())}, but the model knows 0 to {vocab - 1}; "
+            f"is this the tokenizer that the model was trained with?"
+        )
+    if max_new_tokens < 1:
+        raise UsageError(f"max_new_tokens must be at least 1, not {max_new_tokens}.")
+    if prompt.numel() + max_new_tokens > longest:
+        raise UsageError(
+            f"A prompt of {prompt.numel()} tokens and {max_new_tokens} new ones are longer than "
+            f"model.max_seq_len {longest}; shorten the prompt or ask for fewer tokens."
+        )
+    if not temperature >= 0:
+        raise UsageError(f"The temperature must be 0 (most likely token) or above, not {temperature!r}.")
+    if top_k is not None and top_k < 1:
+        raise UsageError(f"top_k must be at least 1, not {top_k}.")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise UsageError(f"top_p must be above 0 and at most 1, not {top_p!r}.")
+
+
+def _stream(
+    model: Llama,
+    prompt: Tensor,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int,
+    stop_token: int | None,
+) -> Iterator[int]:
+    generator = torch.Generator().manual_seed(seed)
+    cache = model.new_cache(prompt.numel() + max_new_tokens)
+    step = prompt
+    for _ in range(max_new_tokens):
+        token = pick(_last_logits(model, step, cache), temperature, top_k, top_p, generator)
+        if token == stop_token:
+            return
+        yield token
+        step = torch.tensor([[token]])
+
+
+@torch.no_grad()  # on the step and not around the loop: a generator would leave it on for its caller
+def _last_logits(model: Llama, tokens: Tensor, cache: KVCache) -> Tensor:
+    """Logits (vocab,) after the last token, float32 on the CPU; only that position meets the head."""
+    hidden = model.hidden(tokens.to(model.lm_head.weight.device), cache=cache)
+    return model.lm_head(hidden[0, -1]).float().cpu()
+
+
+def pick(
+    logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator
+) -> int:
+    """A token id from logits (vocab,): the most likely at temperature 0, else a draw."""
+    if temperature == 0:
+        return int(logits.argmax())
+    ordered, ids = (logits / temperature).sort(descending=True, stable=True)
+    probabilities = ordered.softmax(-1)
+    if top_k is not None:
+        probabilities[top_k:] = 0
+        probabilities /= probabilities.sum()
+    if top_p is not None:
+        before = probabilities.cumsum(-1) - probabilities  # mass of the strictly more likely tokens
+        probabilities[before >= top_p] = 0
+    return int(ids[torch.multinomial(probabilities, 1, generator=generator)])

@@ -1,0 +1,133 @@
+"""What every low-rank layer promises, and how a dense linear map is recognized.
+
+Factorization, parameter roles, ledger, telemetry and export see a layer only through `LowRankLayer`; they
+never ask which one it is.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from lowrise.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerEntry:
+    """What one linear map costs. FLOPs count 2 a multiply-add; the addition of a bias is not counted."""
+
+    parameters: int
+    """Elements of all parameters, bias included."""
+    forward_flops: int
+    """FLOPs of the forward pass for one token."""
+    saved_elements: int
+    """Activation elements a token that the map keeps for its backward pass, besides its input (neighbours may
+    share that).
+    """
+
+
+class LowRankLayer(nn.Module, ABC):
+    """A linear map of `in_features` (n) to `out_features` (m) whose weight is stored in low rank.
+
+    A subclass sets `role`, creates its parameters in `__init__` (an `init` keyword is its own business), and
+    does not initialize them on the meta device: after `to_empty`, `reset_parameters` does.
+    """
+
+    role: ClassVar[str]
+    """Which rule may move `role_parameters()`: "factors" or "svd"."""
+    bias: nn.Parameter | None
+
+    def __init__(self, in_features: int, out_features: int, rank: int) -> None:
+        super().__init__()
+        check_rank(rank, out_features, in_features)
+        self.in_features = in_features
+        self.out_features = out_features
+        self.rank = rank
+
+    @abstractmethod
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Initialize all parameters in place, from `generator` or else torch's global one."""
+
+    @abstractmethod
+    def dense(self) -> Tensor:
+        """The weight W, out x in, differentiable; `UsageError` where the map has no dense form."""
+
+    @abstractmethod
+    def role_parameters(self) -> tuple[nn.Parameter, ...]:
+        """The parameters of `role`, in the order of that role's groups: ("factors") A, B; ("svd") U, s, V."""
+
+    @abstractmethod
+    def spectral_factors(self) -> tuple[Tensor, Tensor] | None:
+        """L (m x r), R (n x r) with W = L @ R.T, or None if W is no such product; for telemetry."""
+
+    @abstractmethod
+    def ledger(self) -> LedgerEntry:
+        """Parameters, forward FLOPs and saved activations, from shapes alone (meta device included)."""
+
+    @classmethod
+    @abstractmethod
+    def from_dense(cls, weight: Tensor, rank: int, *, bias: Tensor | None = None, **options: Any) -> Self:
+        """The layer nearest to a dense weight (m x n) at this rank, on its device and in its dtype."""
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}, "
+            f"bias={self.bias is not None}"
+        )
+
+
+def check_rank(rank: int, out_features: int, in_features: int, where: str = "") -> None:
+    """Raise `UsageError` unless 1 <= rank <= min(out_features, in_features)."""
+    largest = min(out_features, in_features)
+    place = f"{where}: " if where else ""
+    if isinstance(rank, bool) or not isinstance(rank, int):
+        raise UsageError(f"{place}the rank must be a whole number, not {rank!r}.")
+    if not 1 <= rank <= largest:
+        raise UsageError(
+            f"{place}rank {rank} is impossible for a {out_features} x {in_features} weight; "
+            f"choose 1 to {largest} (or a ratio above 0 and up to 1.0)."
+        )
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether this is Hugging Face's `Conv1D`: a linear map that stores W transposed, in x out (GPT-2)."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+
+def dense_weight(module: nn.Module) -> Tensor | None:
+    """W (out x in, a view) of a module that is a plain dense linear map, or None.
+
+    Plain means exactly `nn.Linear` or Hugging Face's `Conv1D`: a subclass may read its weight in other ways.
+    """
+    if type(module) is nn.Linear:
+        return module.weight
+    if is_conv1d(module):
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        return weight.T
+    return None
+
+
+def head_and_embedding_weights(model: nn.Module) -> set[int]:
+    """`id` of every weight that maps tokens in or out: embeddings, modules named `lm_head`,
+    `get_output_embeddings()`, and what they share.
+    """
+    modules: list[nn.Module] = [m for m in model.modules() if isinstance(m, nn.Embedding)]
+    modules += [m for name, m in model.named_modules() if name.rpartition(".")[2] == "lm_head"]
+    modules += _declared_heads(model.modules())
+    return {id(p) for module in modules for p in module.parameters(recurse=False)}
+
+
+def _declared_heads(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    heads = []
+    for module in modules:
+        declare = getattr(module, "get_output_embeddings", None)
+        head = declare() if callable(declare) else None
+        if isinstance(head, nn.Module):
+            heads.append(head)
+    return heads

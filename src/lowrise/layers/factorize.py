@@ -1,0 +1,155 @@
+"""`factorize`: replace the dense linear maps of any torch model by low-rank layers, in place."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from lowrise.errors import UsageError
+from lowrise.layers.base import LowRankLayer, check_rank, dense_weight, head_and_embedding_weights
+from lowrise.layers.patterns import matches, no_match, select
+from lowrise.layers.registry import layer_class, option_names
+
+Rank = int | float | Mapping[str, int | float]
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def factorize(
+    model: Model,
+    *,
+    layer: str = "lowrank",
+    rank: Rank,
+    targets: str | Iterable[str] | None = None,
+    skip: str | Iterable[str] | None = None,
+    from_weights: bool = False,
+    **options: Any,
+) -> Model:
+    """Replace dense linear maps (m x n) by low-rank layers, in place, and return the model.
+
+    - `rank`: a whole number; a float ratio in (0, 1] of min(m, n), giving max(1, floor(ratio * min(m, n)));
+      or a dict pattern -> either, whose first matching pattern decides (a layer that none matches stays
+      dense).
+    - `targets`, `skip`: patterns of module names (`lowrise.layers.patterns`). Without `targets`: every
+      `nn.Linear` and Hugging Face `Conv1D` except the output head and anything whose weight is shared.
+    - `from_weights`: False draws fresh factors by the layer's init from torch's generator, in module order;
+      True keeps the weights as well as the rank allows (the layer's `from_dense`). A bias keeps its values
+      only if True.
+    - `options` go to the layer's constructor (`init="xavier"`, ...).
+
+    The new layer has the device, dtype, train/eval mode and `requires_grad` of the weight it replaces; on the
+    meta device nothing is initialized. Raises `UsageError` for an unknown layer or option, a pattern without
+    effect, a rank that a layer cannot have, a shared or unsupported target, and a model with nothing to
+    replace.
+    """
+    new_class = layer_class(layer)
+    _check_options(layer, new_class, options)
+    chosen = _choose(model, targets, skip)
+    ranks = _ranks(chosen, rank)  # all checks are done before the first layer is touched
+    replacements = {
+        id(chosen[name]): _replace(chosen[name], r, new_class, from_weights, options)
+        for name, r in ranks.items()
+    }
+    for parent in list(model.modules()):
+        for child_name, child in list(parent._modules.items()):
+            if id(child) in replacements:
+                setattr(parent, child_name, replacements[id(child)])
+    return model
+
+
+def _check_options(layer: str, new_class: type[LowRankLayer], options: Mapping[str, Any]) -> None:
+    known = option_names(new_class)
+    for option in options:
+        if option not in known:
+            near = difflib.get_close_matches(option, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"its options are {', '.join(known) or 'none'}."
+            raise UsageError(f"The layer {layer!r} has no option {option!r}; {hint}")
+
+
+def _choose(
+    model: nn.Module, targets: str | Iterable[str] | None, skip: str | Iterable[str] | None
+) -> dict[str, nn.Module]:
+    """Name -> module of every dense map to replace, in module order."""
+    linear = {name: module for name, module in model.named_modules() if dense_weight(module) is not None}
+    if not linear:
+        raise UsageError("The model has no nn.Linear to factorize; is it factorized already?")
+    if "" in linear:
+        raise UsageError(
+            "The model is itself a linear layer and cannot be replaced in place; use from_dense."
+        )
+    owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    heads = head_and_embedding_weights(model)
+
+    if targets is None:
+        names = [n for n, m in linear.items() if owners[id(m.weight)] == 1 and id(m.weight) not in heads]
+    else:
+        names = select(targets, linear, what="targets")
+        for name in names:
+            if owners[id(linear[name].weight)] > 1:
+                raise UsageError(
+                    f"targets: the weight of {name} is shared with another module and cannot be factorized; "
+                    f"untie it or skip it."
+                )
+    if skip is not None:
+        skipped = set(select(skip, linear, what="skip"))
+        names = [name for name in names if name not in skipped]
+    if not names:
+        raise UsageError("Nothing is left to factorize: every linear layer is skipped, a head, or shared.")
+    return {name: linear[name] for name in names}
+
+
+def _ranks(chosen: Mapping[str, nn.Module], rank: Rank) -> dict[str, int]:
+    """Name -> rank; with a dict of ranks, names that no pattern matches are left out."""
+    if not isinstance(rank, Mapping):
+        return {name: resolve_rank(rank, module, name) for name, module in chosen.items()}
+    for pattern in rank:
+        if not any(matches(pattern, name) for name in chosen):
+            raise no_match(pattern, chosen, what="rank")
+    ranks = {}
+    for name, module in chosen.items():
+        first = next((pattern for pattern in rank if matches(pattern, name)), None)
+        if first is not None:
+            ranks[name] = resolve_rank(rank[first], module, name)
+    return ranks
+
+
+def resolve_rank(rank: int | float, module: nn.Module, where: str) -> int:
+    """The rank of one m x n map: a whole number as it is, a ratio as max(1, floor(ratio * min(m, n)))."""
+    weight = dense_weight(module)
+    assert weight is not None
+    out_features, in_features = weight.shape
+    if isinstance(rank, float):
+        if not 0 < rank <= 1:
+            raise UsageError(
+                f"{where}: the rank ratio {rank!r} must be above 0 and at most 1.0; "
+                f"a rank itself is a whole number."
+            )
+        return max(1, math.floor(rank * min(out_features, in_features)))
+    check_rank(rank, out_features, in_features, where)
+    return rank
+
+
+def _replace(
+    module: nn.Module,
+    rank: int,
+    new_class: type[LowRankLayer],
+    from_weights: bool,
+    options: Mapping[str, Any],
+) -> LowRankLayer:
+    weight = dense_weight(module)
+    assert weight is not None
+    bias = module.bias
+    assert bias is None or isinstance(bias, Tensor)
+    if from_weights and not weight.is_meta:
+        layer = new_class.from_dense(weight.detach(), rank, bias=bias, **options)
+    else:
+        out_features, in_features = weight.shape
+        arguments = {"bias": bias is not None, "device": weight.device, "dtype": weight.dtype, **options}
+        layer = new_class(in_features, out_features, rank, **arguments)
+    if not weight.requires_grad:
+        layer.requires_grad_(False)
+    return layer.train(module.training)

@@ -1,0 +1,123 @@
+"""How fresh factors are drawn. Every entry of `INITS` returns A (m x r) and B (n x r) with W = A @ B.T.
+
+`std` is the standard deviation of an entry of the dense weight that the factors stand for; only `spectral`
+and `auto` use it. Draws are made in float32 whatever the dtype of the parameters (so that bfloat16 weights
+are the rounded float32 ones), from `generator` on the generator's own device: a CPU generator gives one and
+the same draw on every device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Draw(Protocol):
+    """`draw(rows, columns, std)`: rows x columns of N(0, std^2) in float32."""
+
+    def __call__(self, rows: int, columns: int, std: float) -> Tensor: ...
+
+
+FactorInit = Callable[[int, int, int, float, Draw], tuple[Tensor, Tensor]]
+"""(m, n, r, std, draw) -> (A, B)."""
+
+
+def normal(
+    rows: int, columns: int, std: float, generator: torch.Generator | None, device: torch.device
+) -> Tensor:
+    """rows x columns of N(0, std^2) in float32: the one draw that all initial weights of this project go
+    through.
+    """
+    source = device if generator is None else generator.device
+    return torch.randn(rows, columns, generator=generator, device=source).to(device).mul_(std)
+
+
+def balanced_factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The best rank-r approximation of a weight (m x n), split evenly: A = U sqrt(S), B = V sqrt(S), in
+    float64.
+
+    With p = min(m, n) and W tall (else transposed): eigenvectors V of W.T W, the r leading ones; S = column
+    norms of W V; A = W V S^-1/2, B = V S^1/2. This costs one p x p eigen-decomposition instead of an m x n
+    SVD and loses nothing: A @ B.T = W V V.T holds to rounding whatever the error of the eigenvalues, and a
+    direction V that is off by e costs e^2. Columns are signed so that the largest entry of each column of V
+    is positive.
+    """
+    tall = weight.shape[0] >= weight.shape[1]
+    W = (weight if tall else weight.T).detach().to(torch.float64)
+    V = torch.linalg.eigh(W.T @ W).eigenvectors.flip(-1)[:, :rank]  # p x r, descending
+    peaks = V.gather(0, V.abs().argmax(0, keepdim=True))
+    V = V * torch.where(peaks < 0, -1.0, 1.0)
+    WV = W @ V
+    root = WV.norm(dim=0).sqrt()  # sqrt(s); 0 where W has no such direction
+    A = torch.where(root > 0, WV / root.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
+    B = V * root
+    return (A, B) if tall else (B, A)
+
+
+def spectral(m: int, n: int, r: int, std: float, draw: Draw) -> tuple[Tensor, Tensor]:
+    """Truncated SVD of the weight that the dense model would have drawn from the same generator (Khodak et
+    al. 2021, arXiv 2105.01029).
+
+    Entries of W are N(0, std^2); both factors have the same singular values, which is the gauge of least
+    ||A||_2 + ||B||_2.
+    """
+    return balanced_factors(draw(m, n, std), r)
+
+
+def xavier(m: int, n: int, r: int, std: float, draw: Draw) -> tuple[Tensor, Tensor]:
+    """Std sqrt(2 / (rows + r)) for each factor: LORO's default (Mo, Huang, Pan 2025; authors'
+    `lowrank_module.py`, "xavier").
+    """
+    A = draw(m, r, math.sqrt(2 / (m + r)))
+    B = draw(n, r, math.sqrt(2 / (n + r)))
+    return A, B
+
+
+def auto(m: int, n: int, r: int, std: float, draw: Draw) -> tuple[Tensor, Tensor]:
+    """Std (std^2 / r)^(1/4) for both factors, so that an entry of W has the dense model's std (LORO's code,
+    "auto").
+    """
+    factor_std = (std * std / r) ** 0.25
+    A = draw(m, r, factor_std)
+    B = draw(n, r, factor_std)
+    return A, B
+
+
+def kaiming(m: int, n: int, r: int, std: float, draw: Draw) -> tuple[Tensor, Tensor]:
+    """Std sqrt(2 / r) for both factors (LORO's code, "kaiming"). Entries of W get std 2 / sqrt(r): far too
+    large; kept for comparison.
+    """
+    factor_std = math.sqrt(2 / r)
+    A = draw(m, r, factor_std)
+    B = draw(n, r, factor_std)
+    return A, B
+
+
+def orthogonal(m: int, n: int, r: int, std: float, draw: Draw) -> tuple[Tensor, Tensor]:
+    """Orthonormal columns, uniformly distributed, so all r singular values of W are 1 (LORO's code, "orth").
+
+    The authors' version silently leaves N(0, 1) entries in bfloat16; this one is right in every dtype, being
+    computed in float64.
+    """
+    A = _orthonormal_columns(draw(m, r, 1.0))
+    B = _orthonormal_columns(draw(n, r, 1.0))
+    return A, B
+
+
+def _orthonormal_columns(X: Tensor) -> Tensor:
+    """Q of X = QR with a positive diagonal of R: Haar distributed if X is Gaussian (Mezzadri 2007)."""
+    Q, R = torch.linalg.qr(X.to(torch.float64))
+    return Q * torch.where(R.diagonal() < 0, -1.0, 1.0)
+
+
+INITS: dict[str, FactorInit] = {
+    "spectral": spectral,
+    "xavier": xavier,
+    "auto": auto,
+    "kaiming": kaiming,
+    "orthogonal": orthogonal,
+}

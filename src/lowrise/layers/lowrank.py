@@ -1,0 +1,112 @@
+"""`LowRankLinear`: W = A @ B.T, stored and applied as two factors.
+
+1. z = x @ B          (tokens x n) (n x r) -> tokens x r
+2. y = z @ A.T + bias (tokens x r) (r x m) -> tokens x m
+
+Backward, with G = dL/dW = g_y.T @ x: dL/dA = g_y.T @ z = G @ B, dL/dB = x.T @ (g_y @ A) = G.T @ A. W and G
+are never formed.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lowrise.errors import UsageError
+from lowrise.layers.base import LedgerEntry, LowRankLayer, check_rank
+from lowrise.layers.inits import INITS, balanced_factors, normal
+
+
+class LowRankLinear(LowRankLayer):
+    """Linear map in_features -> out_features of rank at most `rank`.
+
+    Parameters: `A` (out x r), `B` (in x r), `bias` (out) or None; r (m + n) elements against m n of the dense
+    map. `init` names an entry of `lowrise.layers.inits.INITS`; `init_std` is the entry std of the dense
+    weight it stands for. Raises `UsageError` for an impossible rank or an unknown init.
+    """
+
+    role: ClassVar[str] = "factors"
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int,
+        bias: bool = False,
+        *,
+        init: str = "spectral",
+        init_std: float = 0.02,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, rank)
+        if init not in INITS:
+            raise UsageError(f"Unknown init {init!r} for a low-rank layer; choose one of {', '.join(INITS)}.")
+        if not init_std > 0:
+            raise UsageError(f"init_std must be positive, not {init_std!r}.")
+        self.init = init
+        self.init_std = init_std
+        self.A = nn.Parameter(torch.empty(out_features, rank, device=device, dtype=dtype))
+        self.B = nn.Parameter(torch.empty(in_features, rank, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
+        if not self.A.is_meta:
+            self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        draw = partial(normal, generator=generator, device=self.A.device)
+        A, B = INITS[self.init](self.out_features, self.in_features, self.rank, self.init_std, draw)
+        self.A.copy_(A)
+        self.B.copy_(B)
+        if self.bias is not None:
+            self.bias.zero_()
+
+    @classmethod
+    def from_dense(cls, weight: Tensor, rank: int, *, bias: Tensor | None = None, **options: Any) -> Self:
+        """The best rank-r approximation of `weight` (out x in), its singular values split evenly."""
+        out_features, in_features = weight.shape
+        check_rank(rank, out_features, in_features)
+        layer = cls(
+            in_features,
+            out_features,
+            rank,
+            bias=bias is not None,
+            device="meta",
+            dtype=weight.dtype,
+            **options,
+        )
+        layer.to_empty(device=weight.device)
+        A, B = balanced_factors(weight, rank)
+        with torch.no_grad():
+            layer.A.copy_(A)
+            layer.B.copy_(B)
+            if layer.bias is not None and bias is not None:
+                layer.bias.copy_(bias)
+        return layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x @ self.B, self.A, self.bias)
+
+    def dense(self) -> Tensor:
+        return self.A @ self.B.T
+
+    def role_parameters(self) -> tuple[nn.Parameter, ...]:
+        return self.A, self.B
+
+    def spectral_factors(self) -> tuple[Tensor, Tensor] | None:
+        return self.A, self.B
+
+    def ledger(self) -> LedgerEntry:
+        factors = self.rank * (self.out_features + self.in_features)
+        return LedgerEntry(
+            parameters=factors + (self.out_features if self.bias is not None else 0),
+            forward_flops=2 * factors,
+            saved_elements=self.rank,
+        )
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, init={self.init}"

@@ -1,0 +1,41 @@
+"""Module-name patterns: how `targets`, `skip` and a dict of ranks name layers.
+
+With a wildcard (`*`, `?`, `[`) a pattern is matched against the full name as by `fnmatch`. Without one it
+matches every name in which its dotted components stand together: "q_proj", "self_attn", "layers.0" and
+"mlp.up_proj" all do what they look like.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+from lowrise.errors import UsageError
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether the pattern names this module."""
+    if any(mark in pattern for mark in "*?["):
+        return fnmatchcase(name, pattern)
+    return f".{pattern}." in f".{name}."
+
+
+def select(patterns: str | Iterable[str], names: Iterable[str], *, what: str) -> list[str]:
+    """The names that match at least one pattern, in their order. A pattern that matches none is a
+    `UsageError`.
+    """
+    wanted = [patterns] if isinstance(patterns, str) else list(patterns)
+    candidates = list(names)
+    for pattern in wanted:
+        if not any(matches(pattern, name) for name in candidates):
+            raise no_match(pattern, candidates, what=what)
+    return [name for name in candidates if any(matches(pattern, name) for pattern in wanted)]
+
+
+def no_match(pattern: str, names: Iterable[str], *, what: str) -> UsageError:
+    """The error for a pattern without effect; it names the nearest component of a module name."""
+    components = sorted({part for name in names for part in name.split(".") if not part.isdigit()})
+    near = difflib.get_close_matches(pattern.rpartition(".")[2], components, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"the names are made of: {', '.join(components)}."
+    return UsageError(f"{what}: the pattern {pattern!r} matches no linear layer of the model; {hint}")

@@ -1,0 +1,30 @@
+"""The table of low-rank layers. A new layer is one file and one line here; the contract tests run over this
+table.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+
+from lowrise.errors import UsageError
+from lowrise.layers.base import LowRankLayer
+from lowrise.layers.lowrank import LowRankLinear
+
+LAYERS: dict[str, type[LowRankLayer]] = {"lowrank": LowRankLinear}
+"""Name in recipes -> class. Where a recipe may also say "dense", that means: leave `nn.Linear` as it is."""
+
+
+def layer_class(name: str) -> type[LowRankLayer]:
+    """The class behind a layer's name; `UsageError` names the nearest known one."""
+    if name in LAYERS:
+        return LAYERS[name]
+    near = difflib.get_close_matches(name, LAYERS, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(LAYERS)}."
+    raise UsageError(f"There is no low-rank layer {name!r}; {hint}")
+
+
+def option_names(new_class: type[LowRankLayer]) -> list[str]:
+    """The layer's own options: keyword-only arguments of its constructor other than device and dtype."""
+    parameters = inspect.signature(new_class).parameters.values()
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("device", "dtype")]

@@ -1,0 +1,181 @@
+"""Parameter roles: which rule may move which parameter, declared by the model and not guessed from shapes.
+
+| role | parameters |
+|---|---|
+| factors, svd | `role_parameters()` of low-rank layers |
+| matrix | weights of plain dense linear maps (`nn.Linear`, Hugging Face's `Conv1D`, the latter stored in x
+out) |
+| embedding, head | weights that map tokens in or out; a tied weight is an embedding |
+| other | all else: norms, biases, convolutions, bare parameters |
+
+`parameter_roles` tells these; `param_groups` gives an optimizer "factors", "svd" and "matrix" as it can move
+them, and "other" for the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+from lowrise.errors import UsageError
+from lowrise.layers.base import LowRankLayer, dense_weight, head_and_embedding_weights
+
+MOVABLE = ("factors", "svd", "matrix")
+"""The roles that a matrix optimizer may claim; every other parameter is "other" in its groups."""
+
+
+class ParamGroups(list[dict[str, Any]]):
+    """Parameter groups for an optimizer; `str()` shows them as a table. A plain list in every other way."""
+
+    def __str__(self) -> str:
+        rows = [("role", "tensors", "elements", "lr", "weight decay", "names")]
+        for group in self:
+            # torch's optimizers replace the (name, tensor) pairs of the dicts they are given by tensors and
+            # "param_names".
+            pairs = [p if isinstance(p, tuple) else (None, p) for p in group["params"]]
+            names = group.get("param_names") or [name for name, _ in pairs]
+            elements = sum(tensor.numel() for _, tensor in pairs)
+            rows.append(
+                (
+                    group["role"],
+                    str(len(pairs)),
+                    f"{elements:,}",
+                    f"{group['lr']:g}",
+                    f"{group['weight_decay']:g}",
+                    _sample([str(n) for n in names]),
+                )
+            )
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        right = (False, True, True, True, True, False)
+        cells = [
+            [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)]
+            for row in rows
+        ]
+        return "\n".join("  ".join(row).rstrip() for row in cells)
+
+
+def _sample(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= 2 else f"{names[0]}, ..., {names[-1]}"
+
+
+def parameter_roles(model: nn.Module) -> dict[str, str]:
+    """Name -> role ("factors", "svd", "matrix", "embedding", "head", "other") of every parameter, shared ones
+    once, frozen ones too.
+    """
+    embeddings = {
+        id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)
+    }
+    tokens_in_or_out = head_and_embedding_weights(model)
+    layers = [m for m in model.modules() if isinstance(m, LowRankLayer)]
+    low_rank = {id(p): layer.role for layer in layers for p in layer.role_parameters()}
+    dense = {id(m.weight) for m in model.modules() if dense_weight(m) is not None}
+    roles = {}
+    for name, parameter in model.named_parameters():
+        key = id(parameter)
+        if key in embeddings:
+            roles[name] = "embedding"
+        elif key in tokens_in_or_out:
+            roles[name] = "head" if parameter.ndim == 2 else "other"
+        elif key in low_rank:
+            roles[name] = low_rank[key]
+        else:
+            roles[name] = "matrix" if key in dense else "other"
+    return roles
+
+
+def param_groups(
+    model: nn.Module,
+    *,
+    lr: float,
+    other_lr: float | None = None,
+    weight_decay: float = 0.0,
+    other_weight_decay: float = 0.0,
+    other_betas: tuple[float, float] = (0.9, 0.95),
+    other_eps: float = 1e-8,
+    roles: Collection[str] | None = None,
+) -> ParamGroups:
+    """Every trainable parameter in exactly one group `{"params": [(name, p), ...], "role", "lr",
+    "weight_decay"}`.
+
+    `roles` are the roles that the optimizer moves by its own rule (its class attribute `roles`); None means
+    "factors" and "svd" if the model has such layers, else "matrix". All other parameters form the group
+    "other", which carries `other_lr` (None: `lr`), `other_weight_decay`, `other_betas` and `other_eps` for
+    the built-in AdamW rule. Layers stay whole and in module order: "factors" holds A0, B0, A1, B1, ... and
+    "svd" U0, s0, V0, .... Empty groups are left out.
+
+    Raises `UsageError` for an unknown role, a model without trainable parameters, and a low-rank layer that
+    cannot be moved as a whole (half frozen, or sharing a factor with another layer).
+    """
+    wanted = _wanted_roles(model, roles)
+    members: dict[str, list[tuple[str, nn.Parameter]]] = {role: [] for role in MOVABLE if role in wanted}
+    members.update(_whole_layers(model, wanted))
+    claimed = {id(p) for pairs in members.values() for _, p in pairs}
+    declared = parameter_roles(model)
+    other: list[tuple[str, nn.Parameter]] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and id(parameter) not in claimed:
+            (members["matrix"] if "matrix" in wanted and declared[name] == "matrix" else other).append(
+                (name, parameter)
+            )
+
+    groups = ParamGroups(
+        {"params": pairs, "role": role, "lr": lr, "weight_decay": weight_decay}
+        for role, pairs in members.items()
+        if pairs
+    )
+    if other:
+        groups.append(
+            {
+                "params": other,
+                "role": "other",
+                "lr": lr if other_lr is None else other_lr,
+                "weight_decay": other_weight_decay,
+                "betas": tuple(other_betas),
+                "eps": other_eps,
+            }
+        )
+    if not groups:
+        raise UsageError("The model has no trainable parameter: all are frozen, or there are none.")
+    return groups
+
+
+def _wanted_roles(model: nn.Module, roles: Collection[str] | None) -> set[str]:
+    if roles is None:
+        low_rank = any(isinstance(m, LowRankLayer) for m in model.modules())
+        return {"factors", "svd"} if low_rank else {"matrix"}
+    unknown = sorted(set(roles) - {*MOVABLE, "other"})
+    if unknown:
+        raise UsageError(
+            f"Unknown parameter role {unknown[0]!r}; the roles are {', '.join(MOVABLE)} and other."
+        )
+    return set(roles)
+
+
+def _whole_layers(model: nn.Module, wanted: Iterable[str]) -> dict[str, list[tuple[str, nn.Parameter]]]:
+    """Role -> (name, parameter) of all low-rank layers of the wanted roles, layer by layer."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    members: dict[str, list[tuple[str, nn.Parameter]]] = {}
+    claimed: dict[int, str] = {}
+    for layer_name, layer in model.named_modules():
+        if not isinstance(layer, LowRankLayer) or layer.role not in wanted:
+            continue
+        parameters = layer.role_parameters()
+        if not any(p.requires_grad for p in parameters):
+            continue
+        if not all(p.requires_grad for p in parameters):
+            raise UsageError(f"{layer_name} is half frozen: freeze all of its factors or none.")
+        for parameter in parameters:
+            if id(parameter) in claimed:
+                raise UsageError(
+                    f"{layer_name} shares a factor with {claimed[id(parameter)]}; give each its own."
+                )
+            claimed[id(parameter)] = layer_name
+            members.setdefault(layer.role, []).append((names[id(parameter)], parameter))
+    return members
+
+
+def group_tensors(group: dict[str, Any]) -> list[Tensor]:
+    """The tensors of a group, whether or not an optimizer has already unpacked its (name, tensor) pairs."""
+    return [p[1] if isinstance(p, tuple) else p for p in group["params"]]

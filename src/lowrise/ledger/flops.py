@@ -1,0 +1,74 @@
+"""FLOPs per token of a Llama, by formula.
+
+Conventions, stated because the literature has several:
+
+- a multiply-add is 2 FLOPs; only matrix products count (no norms, softmax, rotary positions, activations,
+  biases);
+- a linear map costs 2 m n dense and 2 r (m + n) factorized; the head is included, the embedding look-up costs
+  nothing;
+- attention scores and their product with the values cost 4 L heads head_dim a token and layer at sequence
+  length L: the full square, though a causal kernel may skip half;
+- training is 3 times the forward pass, plus one forward pass of the blocks if they are recomputed (torch may
+  stop that one product early).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from lowrise.errors import UsageError
+from lowrise.layers.base import LedgerEntry, LowRankLayer, dense_weight
+from lowrise.model.llama import Llama
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlopsPerToken:
+    """Forward FLOPs of one token by part; `forward` and `training` are the sums one usually wants."""
+
+    linear: int
+    """All linear maps of the blocks."""
+    attention: int
+    """Scores and weighted values."""
+    head: int
+    """The output head."""
+    recomputed: int
+    """Forward FLOPs done a second time during training because of activation checkpointing."""
+
+    @property
+    def forward(self) -> int:
+        """One forward pass (evaluation, prefill)."""
+        return self.linear + self.attention + self.head
+
+    @property
+    def training(self) -> int:
+        """Forward and backward pass, recomputation included."""
+        return 3 * self.forward + self.recomputed
+
+
+def linear_entry(module: nn.Module) -> LedgerEntry | None:
+    """The ledger entry of a linear map, low-rank or dense; None for any other module."""
+    if isinstance(module, LowRankLayer):
+        return module.ledger()
+    weight = dense_weight(module)
+    if weight is None:
+        return None
+    parameters = sum(p.numel() for p in module.parameters(recurse=False))
+    return LedgerEntry(parameters=parameters, forward_flops=2 * weight.numel(), saved_elements=0)
+
+
+def flops_per_token(model: Llama, seq_len: int) -> FlopsPerToken:
+    """FLOPs of a token in a sequence of `seq_len` tokens, from shapes alone (a meta model will do)."""
+    if seq_len < 1:
+        raise UsageError(f"The sequence length must be at least 1 token, not {seq_len}.")
+    config = model.config
+    entries = [linear_entry(module) for module in model.model.modules()]
+    linear = sum(entry.forward_flops for entry in entries if entry is not None)
+    attention = config.num_layers * 4 * seq_len * config.num_heads * config.head_dim
+    return FlopsPerToken(
+        linear=linear,
+        attention=attention,
+        head=2 * model.lm_head.weight.numel(),
+        recomputed=linear + attention if config.recompute == "block" else 0,
+    )

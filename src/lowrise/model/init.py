@@ -1,0 +1,52 @@
+"""Fresh weights, one random stream a module, keyed by the module's name.
+
+Each weight is drawn from its own CPU generator, seeded by (seed, module name). So it does not depend on the
+order of modules, on the device, on how many ranks there are, or on what the other modules are: at one seed
+the dense and every factorized model have the same embeddings, head and norms, and a `spectral` factor pair is
+the truncated SVD of the very matrix that the dense model has in its place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import nn
+
+from lowrise.layers.base import LowRankLayer
+from lowrise.layers.inits import normal
+from lowrise.model.norm import RMSNorm
+
+
+def name_seed(seed: int, name: str) -> int:
+    """A 63-bit seed that is a pure function of (seed, name), the same on every machine."""
+    digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+@torch.no_grad()
+def init_weights(model: nn.Module, seed: int | None = None, *, std: float = 0.02) -> None:
+    """Draw all weights of a model in place: N(0, std^2) for linear maps and embeddings, 0 for biases, 1 for
+    norms.
+
+    Low-rank layers draw theirs by their own init. `seed` None: one is drawn from torch's global generator. A
+    module with parameters of another kind is a `TypeError`, since leaving it as it is could mean leaving
+    uninitialized memory.
+    """
+    if seed is None:
+        seed = int(torch.randint(2**62, ()))
+    for name, module in model.named_modules():
+        generator = torch.Generator().manual_seed(name_seed(seed, name))
+        if isinstance(module, LowRankLayer):
+            module.reset_parameters(generator)
+        elif isinstance(module, nn.Linear | nn.Embedding):
+            weight = module.weight
+            weight.copy_(normal(weight.shape[0], weight.shape[1], std, generator, weight.device))
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                module.bias.zero_()
+        elif isinstance(module, RMSNorm):
+            module.weight.fill_(1.0)
+        elif next(module.parameters(recurse=False), None) is not None:
+            raise TypeError(
+                f"no initialization is known for the parameters of {name} ({type(module).__name__})"
+            )

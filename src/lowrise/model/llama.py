@@ -1,0 +1,220 @@
+"""The Llama decoder (Touvron et al. 2023, arXiv 2302.13971), with the parameter names of Hugging Face's
+`LlamaForCausalLM`.
+
+One block, for x of shape (B, L, d):
+
+1. h = x + o_proj(attention(rope(q), rope(k), v)), q, k, v = {q,k,v}_proj(RMSNorm(x)), causal, head_dim^-1/2
+   scaling
+2. y = h + down_proj(silu(gate_proj(n)) * up_proj(n)), n = RMSNorm(h)
+
+The model: embed_tokens, blocks, RMSNorm, lm_head. No biases, no dropout, no buffers: the state dict is the
+weights, and rotary angles are computed from positions. State dicts of this class and of `LlamaForCausalLM`
+are interchangeable. Layers are ordinary `nn.Linear`, so `factorize` works on this model as on any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Self, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lowrise.errors import UsageError
+from lowrise.model.cache import KVCache
+from lowrise.model.config import LlamaConfig
+from lowrise.model.init import init_weights
+from lowrise.model.loss import DEFAULT_CHUNK_TOKENS, head_loss
+from lowrise.model.norm import RMSNorm
+
+
+def rope_angles(
+    start: int, length: int, head_dim: int, theta: float, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """cos and sin (each length x head_dim/2, float32) of position * theta^(-2i/head_dim), positions from
+    `start`.
+    """
+    wavelengths = theta ** (torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
+    positions = torch.arange(start, start + length, device=device, dtype=torch.float32)
+    angles = torch.outer(positions, 1.0 / wavelengths)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions in the half-split convention: entries i and i + head_dim/2 form a pair. x: (B, heads,
+    L, head_dim).
+    """
+    first, second = x.chunk(2, dim=-1)
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with rotary positions and grouped key/value heads."""
+
+    def __init__(self, config: LlamaConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_dim = config.head_dim
+        kv_width = config.kv_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None = None) -> Tensor:
+        B, L, _ = x.shape
+
+        def heads(y: Tensor) -> Tensor:
+            return y.view(B, L, -1, self.head_dim).transpose(1, 2)  # (B, heads, L, head_dim)
+
+        q = rotate(heads(self.q_proj(x)), cos, sin)
+        k = rotate(heads(self.k_proj(x)), cos, sin)
+        v = heads(self.v_proj(x))
+        past = 0 if cache is None else cache.length
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)
+        # With a past, query i sees keys up to past + i; SDPA's own causal mask would align the two sequences
+        # at their starts.
+        mask = None
+        if past and L > 1:
+            mask = torch.ones(L, past + L, dtype=torch.bool, device=x.device).tril(past)
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=past == 0 and L > 1, enable_gqa=q.shape[1] != k.shape[1]
+        )
+        return self.o_proj(y.transpose(1, 2).reshape(B, L, -1))
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    """One decoder layer: attention and MLP, each after a norm and added to the residual stream."""
+
+    def __init__(self, config: LlamaConfig, layer: int) -> None:
+        super().__init__()
+        self.self_attn = Attention(config, layer)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None = None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    """Embedding, blocks and final norm. Exists as a module of its own for the parameter names
+    (`model.layers.0...`).
+    """
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+
+
+class Llama(nn.Module):
+    """A Llama language model.
+
+    `model(tokens)` gives logits; `model(tokens, targets)` the loss without ever holding all logits. Blocks
+    are in `model.model.layers`, the unit of compilation, checkpointing and sharding. Built on the meta device
+    it has no values: call `to_empty` and `init_weights`, or let `build_model` do it.
+    """
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.tie_weights()
+        if not self.lm_head.weight.is_meta:
+            self.init_weights()
+
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        *,
+        cache: KVCache | None = None,
+        reduction: str = "mean",
+        chunk: int | None = DEFAULT_CHUNK_TOKENS,
+    ) -> Tensor:
+        """Logits (B, L, vocab) of `tokens` (B, L) int64, or, with `targets` (B, L), the loss as a scalar.
+
+        Negative targets are ignored; `reduction` ("mean" over the others, or "sum") and `chunk` (tokens whose
+        logits exist at one time; None: all) are those of `lowrise.model.loss.head_loss`. With a `cache`,
+        `tokens` continue the sequences in it.
+        """
+        hidden = self.hidden(tokens, cache=cache)
+        if targets is None:
+            return self.lm_head(hidden)
+        return head_loss(hidden, self.lm_head.weight, targets, reduction=reduction, chunk=chunk)
+
+    def hidden(self, tokens: Tensor, *, cache: KVCache | None = None) -> Tensor:
+        """The final, normalized residual stream (B, L, hidden_size): what the head is applied to."""
+        length = tokens.shape[1]
+        past = 0
+        if cache is not None:
+            cache.check_room(length)
+            past = cache.length
+        if past + length > self.config.max_seq_len:
+            raise UsageError(
+                f"A sequence of {past + length} tokens is longer than "
+                f"model.max_seq_len {self.config.max_seq_len}; "
+                f"shorten it or raise the setting."
+            )
+        x = self.model.embed_tokens(tokens)
+        cos, sin = rope_angles(past, length, self.config.head_dim, self.config.rope_theta, tokens.device)
+        recompute = self.config.recompute == "block" and torch.is_grad_enabled() and cache is None
+        for block in self.model.layers:
+            if recompute:
+                x = cast(Tensor, checkpoint(block, x, cos, sin, use_reentrant=False))
+            else:
+                x = block(x, cos, sin, cache)
+        if cache is not None:
+            cache.length += length
+        return self.model.norm(x)
+
+    def new_cache(self, max_tokens: int | None = None) -> KVCache:
+        """An empty KV cache for `max_tokens` (None: `max_seq_len`) tokens a sequence."""
+        return KVCache(self.config.num_layers, max_tokens or self.config.max_seq_len)
+
+    def init_weights(self, seed: int | None = None) -> None:
+        """Draw all weights anew (see `lowrise.model.init`); without a seed, one is drawn from torch's global
+        generator.
+        """
+        init_weights(self, seed, std=self.config.init_std)
+
+    def tie_weights(self) -> None:
+        """Let the head share the embedding's weight, if the config says so."""
+        if self.config.tie_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The embedding; the name is Hugging Face's."""
+        return self.model.embed_tokens
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The head, named as in Hugging Face; `factorize` and `param_groups` ask for it."""
+        return self.lm_head
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        # torch moves module by module, and `to_empty` from the meta device thereby makes two tensors out of
+        # one tied weight.
+        super()._apply(fn, recurse)
+        self.tie_weights()
+        return self

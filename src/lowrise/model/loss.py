@@ -1,0 +1,129 @@
+"""Next-token loss that never holds the logits of all tokens.
+
+At vocabulary V the logits of N tokens take N V float32, far more than the rest of a small model. Here they
+exist for one chunk of tokens at a time. The gradient is formed in the same pass (softmax minus one-hot is
+known as soon as the logits are), so that nothing is computed twice, unlike with checkpointing:
+
+for a chunk with hidden states h (c x d), head W (V x d), targets y:
+1. z = h W.T; loss += sum(logsumexp(z) - z[y]) over targets that are not ignored, in float32
+2. e = softmax(z) - onehot(y), rows of ignored targets zero
+3. dh = e W; dW += e.T h, the sum in float32
+
+The backward pass multiplies dh and dW by the incoming gradient and, for the mean, by 1 / (number of targets):
+at step 2 and 3 entries are of order one, so that float16 and bfloat16 do not underflow.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from lowrise.errors import UsageError
+
+DEFAULT_CHUNK_TOKENS = 2048
+"""Tokens whose logits exist at one time: 262 MB in float32 at a vocabulary of 32,000."""
+
+
+def next_token_loss(
+    model: nn.Module, tokens: Tensor, *, reduction: str = "mean", chunk: int | None = DEFAULT_CHUNK_TOKENS
+) -> Tensor:
+    """Cross-entropy in nats of tokens[:, 1:] given tokens[:, :-1]; `tokens` (B, L + 1) int64.
+
+    A negative target (padding) is ignored, and as an input it is read as token 0. `reduction` is "mean" over
+    the targets that count (nan if none does, as in torch) or "sum". `chunk` bounds the tokens whose logits
+    exist at one time; None holds all of them. A `Llama`, wrapped or not, computes the loss inside its
+    forward; any other model must return logits, or an object with `.logits`, and chunks do not apply.
+    """
+    inputs, targets = tokens[:, :-1].clamp_min(0), tokens[:, 1:]
+    if hasattr(getattr(model, "module", model), "hidden"):
+        return cast(Tensor, model(inputs, targets, reduction=reduction, chunk=chunk))
+    output = model(inputs)
+    logits = output if isinstance(output, Tensor) else output.logits
+    return F.cross_entropy(
+        logits.flatten(0, 1).float(),
+        targets.flatten().masked_fill(targets.flatten() < 0, -100),
+        ignore_index=-100,
+        reduction=_checked(reduction),
+    )
+
+
+def head_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    reduction: str = "mean",
+    chunk: int | None = DEFAULT_CHUNK_TOKENS,
+) -> Tensor:
+    """Cross-entropy of the logits `hidden @ weight.T`: hidden (..., d), weight (V, d), targets (...) int64. A
+    float32 scalar.
+
+    Equal to `F.cross_entropy` on the whole logits, its gradient as well. Under autocast the products are in
+    the autocast dtype.
+    """
+    _checked(reduction)
+    if chunk is not None and chunk < 1:
+        raise UsageError(f"The loss chunk must be at least 1 token, not {chunk}.")
+    flat = hidden.flatten(0, -2)
+    wanted = targets.flatten()
+    device = hidden.device.type
+    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    total = cast(Tensor, _HeadLoss.apply(flat, weight, wanted, chunk or max(1, len(wanted)), autocast))
+    return total if reduction == "sum" else total / (wanted >= 0).sum()
+
+
+def _checked(reduction: str) -> str:
+    if reduction not in ("mean", "sum"):
+        raise UsageError(f'The loss reduction must be "mean" or "sum", not {reduction!r}.')
+    return reduction
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Sum of cross-entropies over chunks, with the gradients formed on the way (steps 1 to 3 above)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, autocast: torch.dtype | None
+    ) -> Tensor:
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        compute = autocast or hidden.dtype
+        wide = torch.promote_types(compute, torch.float32)
+        W = weight.to(compute)
+        dh = torch.empty_like(hidden) if wants_hidden else None
+        dW = torch.zeros_like(weight, dtype=wide) if wants_weight else None
+        total = hidden.new_zeros((), dtype=wide)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for start in range(0, len(targets), chunk):
+                rows = slice(start, start + chunk)
+                h = hidden[rows].to(compute)  # (c, d)
+                y = targets[rows]
+                counted = y >= 0
+                index = torch.where(counted, y, 0).unsqueeze(1)
+                log_p = (h @ W.T).to(wide).log_softmax(-1)  # (c, V)
+                total -= torch.where(counted, log_p.gather(1, index).squeeze(1), 0.0).sum()
+                if dh is None and dW is None:
+                    continue
+                e = log_p.exp_()
+                e.scatter_add_(1, index, e.new_full((), -1.0).expand_as(index))
+                e = (e * counted.unsqueeze(1)).to(compute)
+                if dh is not None:
+                    dh[rows] = e @ W
+                if dW is not None:
+                    dW += e.T @ h
+        ctx.save_for_backward(dh, dW)
+        ctx.weight_dtype = weight.dtype
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        dh, dW = ctx.saved_tensors
+        # In the wide type: under a loss scale the scaled gradient must not be rounded before it is
+        # multiplied.
+        to_hidden = None if dh is None else (dh.to(gradient.dtype) * gradient).to(dh.dtype)
+        to_weight = None if dW is None else (dW * gradient).to(ctx.weight_dtype)
+        return to_hidden, to_weight, None, None, None
