@@ -1,3 +1,26 @@
-"""lowrise: pretrain language models from scratch in low rank."""
+"""lowrise: pretrain language models from scratch in low rank.
+
+    model = lowrise.Llama(lowrise.LlamaConfig.preset("60m"))  # or any torch or Hugging Face model
+    lowrise.factorize(model, layer="lowrank", rank=128)
+    groups = lowrise.param_groups(model, lr=0.01, other_lr=1e-3)
+    optimizer = lowrise.optim.Spectron(groups, lr=0.01)
+"""
 
 __version__ = "0.1.0"
+
+from lowrise import layers, optim
+from lowrise.errors import LowriseError, UsageError
+from lowrise.layers import factorize, param_groups
+from lowrise.model import Llama, LlamaConfig
+
+__all__ = [
+    "Llama",
+    "LlamaConfig",
+    "LowriseError",
+    "UsageError",
+    "__version__",
+    "factorize",
+    "layers",
+    "optim",
+    "param_groups",
+]

@@ -230,6 +230,9 @@ def main(arguments: Arguments | None = None) -> int:
         errors.print(f"error: no space left on the device ({error.filename}): free some and start again; "
                      "the same command continues.", style="red", markup=False, soft_wrap=True)
         return 1
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        sys.stdout = None
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 

@@ -387,9 +387,10 @@ def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
 def _set_dotted(values: dict[str, Any], key: str, value: Any, only_if_absent: bool = False) -> None:
     *tables, last = key.split(".")
     for table in tables:
-        values = values.setdefault(table, {})
-        if not isinstance(values, dict):
-            raise UsageError(f"{key!r} cannot be set: {table!r} is a value, not a table.")
+        inner = values.setdefault(table, {})
+        if not isinstance(inner, dict):
+            raise UsageError(f"{key} cannot be set: {table} = {inner!r} is a value, and [{table}] should be a table.")
+        values = inner
     if not (only_if_absent and last in values):
         values[last] = value
 

@@ -8,7 +8,10 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from lowrise.data.config import DataConfig
+from lowrise.data.corpus import Corpus
 from lowrise.data.prepare import Progress as Callback
+from lowrise.data.prepare import prepare
 
 
 @contextmanager
@@ -36,3 +39,9 @@ def rich_progress(console: Console | None = None) -> Iterator[Callback]:
             bar.update(task, completed=done, total=total or None)
 
         yield show
+
+
+def prepare_with_progress(config: DataConfig, console: Console) -> Corpus:
+    """`prepare` with a bar on the console, if that is a terminal."""
+    with rich_progress(console) as show:
+        return prepare(config, progress=show)

@@ -45,7 +45,11 @@ class Display:
 
     def say(self, text: str, style: str | None = None) -> None:
         """One line that stays."""
-        self.console.print(text, style=style, highlight=False)
+        self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+    def table(self, text: str) -> None:
+        """Lines of columns, cut at the width of the screen."""
+        self.console.print(text, highlight=False, markup=False, no_wrap=True, overflow="ellipsis")
 
     def evaluated(self, step: int, val_loss: float) -> None:
         self._val_loss = val_loss

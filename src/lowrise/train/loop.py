@@ -85,7 +85,7 @@ class Trainer:
         self.device = choose_device(train.device)
         _set_numerics(config, self.device)
         self.model = model_from(config, corpus.tokenizer.vocab_size, self.device)
-        self.optimizer = build_optimizer(config, self.model, show=lambda table: display.say(table))
+        self.optimizer = build_optimizer(config, self.model, show=display.table)
         self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.restarts = restarts_of(config.schedule, self.optimizer.resets(train.steps), train.steps)
         self.plan: RunPlan = plan_of(config, self.model, self.optimizer)
@@ -155,19 +155,19 @@ class Trainer:
 
     def run(self) -> dict[str, Any]:
         """Train to the end, or raise `Interrupted` after a stop signal; returns the summary."""
-        config, progress = self.config, self.progress
+        config = self.config
         self.directory.begin(config)
         self.directory.write_json(self.directory.environment, describe(self.device))
         self.corpus.write_tokenizer(self.directory.tokenizer)
         self._resume()
         with catch_stop_signals() as stop, self._tensorboard() as board:
-            while progress.step < config.train.steps:
+            while self.progress.step < config.train.steps:
                 self._advance(board)
                 if stop:
                     self._save()
                     raise self._interruption(stop)
             result = self._evaluate(board, whole=True)
-            if self._saved_step() != progress.step:
+            if self._saved_step() != self.progress.step:
                 self._save()
         return self._finish(result)
 
