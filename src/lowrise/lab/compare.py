@@ -83,7 +83,7 @@ def compare(
             outcomes = runner.run()
         comparison = aggregate(plan, specs, outcomes)
         if changed:
-            note = f"The plan was changed {changed} time(s) after it was first written (plan-*.json: the earlier)."
+            note = f"The plan was changed {changed} time(s) after it was first written (see plan-*.json)."
             comparison = replace(comparison, notes=(*comparison.notes, note))
         write_comparison(table_dir, comparison, runs_dir, environment)
         for name in _TABLE_FILES:

@@ -21,7 +21,7 @@ from lowrise.lab.charts import Series, chart
 from lowrise.lab.formatting import is_known, number
 from lowrise.lab.report import write_text
 from lowrise.lab.runs import read_run
-from lowrise.lab.table import COST, QUALITY, RATIOS, Column, Comparison, cells
+from lowrise.lab.table import COST, QUALITY, RATIOS, Column, Comparison, Row, cells
 
 Curve = tuple[np.ndarray, np.ndarray]  # tokens or FLOPs, validation loss
 
@@ -97,11 +97,7 @@ def to_html(comparison: Comparison, runs_dir: Path, environment: dict[str, Any])
     rows = comparison.rows
     title = "Comparison: " + ", ".join(row.label for row in rows)
     body = [html.heading(title, f"Equal budget of {comparison.budget} a run")]
-    troubles = [
-        f"{row.label}: {row.diverged} diverged, {row.failed} failed, {row.waiting} still to do"
-        for row in rows
-        if row.diverged or row.failed or row.waiting
-    ]
+    troubles = [f"{row.label}: {lost}" for row in rows if (lost := _without_result(row))]
     if troubles:
         body.append(html.warning("Not every run has a result.\n" + "\n".join(troubles)))
     body.append(html.section("Result", html.table(*cells(comparison, QUALITY))))
@@ -133,20 +129,26 @@ def to_html(comparison: Comparison, runs_dir: Path, environment: dict[str, Any])
     return html.page(title, body, "lowrise comparison report")
 
 
+def _without_result(row: Row) -> str:
+    counts = ((row.diverged, "diverged"), (row.failed, "failed"), (row.waiting, "still to do"))
+    return ", ".join(f"{count} {what}" for count, what in counts if count)
+
+
 def _curves_section(comparison: Comparison, runs_dir: Path) -> str:
-    about = (
-        "Validation loss at the chosen learning rate: mean over the seeds, band of one standard deviation."
-    )
+    about = "At the chosen learning rate: mean over the seeds, with a band of one standard deviation."
     figures = []
     for x_key, x_label in (("tokens", "training tokens"), ("flops", "training FLOPs")):
         curves = {row.label: _curves(comparison, runs_dir, row.label, x_key) for row in comparison.rows}
         series = [_seed_series(label, found, i) for i, (label, found) in enumerate(curves.items()) if found]
+        end = max((float(max(one.x)) for one in series if len(one.x)), default=1.0)
+        y_label = "validation loss (nats per token)"
         figures.append(
             chart(
                 series,
                 x_label=x_label,
-                y_label="validation loss (nats per token)",
+                y_label=y_label,
                 height=360,
+                x_range=(0.0, end),
                 y_range=_focus(series),
             )
         )

@@ -120,7 +120,9 @@ def welch(a: Statistic, b: Statistic) -> tuple[float, float, float]:
 
 
 def compare_losses(row: Row, first: Row) -> Difference:
-    """The verdict on ``row`` against the first recipe: better, worse, no difference, or undecided and why."""
+    """The verdict on ``row`` against the first recipe: better, worse, no difference shown, or undecided and
+    why.
+    """
     if row.label == first.label:
         return Difference("reference")
     a, b = row.val_loss, first.val_loss
@@ -131,7 +133,7 @@ def compare_losses(row: Row, first: Row) -> Difference:
     if a.n < 2 or b.n < 2:
         return Difference("undecided: one seed", a.mean - b.mean)
     mean, low, high = welch(a, b)
-    verdict = "better" if high < 0 else "worse" if low > 0 else "no difference"
+    verdict = "better" if high < 0 else "worse" if low > 0 else "no difference shown"
     return Difference(verdict, mean, low, high)
 
 
@@ -282,9 +284,9 @@ def _show_runs(row: Row) -> str:
 def _show_difference(row: Row) -> str:
     difference = row.difference
     if difference.mean is None:
-        return difference.verdict
+        return UNKNOWN
     interval = f" [{difference.low:+.4f}, {difference.high:+.4f}]" if difference.low is not None else ""
-    return f"{difference.mean:+.4f}{interval} {difference.verdict}"
+    return f"{difference.mean:+.4f}{interval}"
 
 
 def _show_loss(row: Row) -> str:
@@ -305,6 +307,7 @@ QUALITY: tuple[Column, ...] = (
     ("perplexity", lambda row: _show(row.val_perplexity)),
     ("bits/byte", lambda row: _show(row.val_bits_per_byte)),
     ("difference from first [95%]", _show_difference),
+    ("verdict", lambda row: row.difference.verdict),
     ("runs", _show_runs),
 )
 COST: tuple[Column, ...] = (
