@@ -169,18 +169,31 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def tick_label(value: float, ticks: Sequence[float]) -> str:
-    """All labels of one axis in one notation, with as many decimals as its step needs."""
-    largest = max(abs(tick) for tick in ticks)
-    steps = [abs(b - a) for a, b in pairwise(ticks)]
-    smallest = min((step for step in steps if step > 0), default=largest or 1.0)
-    if value == 0:
+    """All labels of one axis in one notation: one prefix or exponent, as many decimals as its step needs.
+
+    Ticks that span more than a decade and a half (a logarithmic axis) are each written on their own.
+    """
+    sizes = [abs(tick) for tick in ticks if tick]
+    if value == 0 or not sizes:
         return "0"
-    if largest >= 1e12 or largest < 1e-3:
-        digits = max(1, 1 + math.floor(math.log10(abs(value))) - math.floor(math.log10(smallest) + 1e-9))
-        return scientific(value, min(digits, 4))
-    if largest >= 1e4:
-        return si(value, digits=max(1, min(4, 1 + int(math.log10(abs(value)) - math.log10(smallest) + 1e-9))))
-    return f"{value:.{max(0, -math.floor(math.log10(smallest) + 1e-9))}f}"
+    largest = max(sizes)
+    steps = [abs(b - a) for a, b in pairwise(ticks) if b != a]
+    smallest = min(steps, default=largest)
+    if min(steps, default=1.0) * 1.5 < max(steps, default=1.0):  # unequal steps: logarithmic
+        short = si(value, digits=1) if 1e4 <= value < 1e12 else f"{value:g}" if 1e-4 <= value < 1e4 else ""
+        return short or scientific(value, 1)
+    if 1e-3 <= largest < 1e4:
+        return f"{value:.{_decimals(smallest)}f}"
+    exponent = math.floor(math.log10(largest))
+    unit = f"e{exponent}"
+    if 1e4 <= largest < 1e12:
+        exponent = exponent // 3 * 3
+        unit = " " + {3: "k", 6: "M", 9: "G"}[exponent]
+    return f"{value / 10.0**exponent:.{_decimals(smallest / 10.0**exponent)}f}{unit}"
+
+
+def _decimals(step: float) -> int:
+    return max(0, -math.floor(math.log10(step) + 1e-9))
 
 
 def _clean(series: Series, log_x: bool, log_y: bool) -> Series:

@@ -64,7 +64,7 @@ def bytes_(count: float | None) -> str:
     if not is_known(count):
         return UNKNOWN
     value, unit = float(count), 0
-    while abs(value) >= 999.5 and unit < len(_BINARY) - 1:
+    while abs(value) >= 1024 and unit < len(_BINARY) - 1:
         value, unit = value / 1024, unit + 1
     return f"{int(value)} B" if unit == 0 else f"{significant(value)} {_BINARY[unit]}"
 

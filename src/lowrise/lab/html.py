@@ -15,7 +15,7 @@ _STYLE = """
   --grid:#272d34; --paper:#14181c; --card:#1c2127; --warn:#ffc477; --warn-bg:#33260f; --c0:#5aa9ff;
   --c1:#ffab4a; --c2:#46c99a; --c3:#c08bff; --c4:#ff7285; --c5:#4dd7ea; --c6:#c99b6b; --c7:#a7b0ba; } }
 * { box-sizing:border-box }
-body { margin:0 auto; padding:36px 28px 60px; max-width:980px; background:var(--paper);
+body { margin:0 auto; padding:36px 28px 60px; max-width:1180px; background:var(--paper);
   color:var(--ink); font-variant-numeric:tabular-nums;
   font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Liberation Sans",sans-serif }
 h1 { font-size:27px; line-height:1.2; margin:0 0 4px; letter-spacing:-.01em }
@@ -36,13 +36,12 @@ p { margin:6px 0 }
 .pair { display:grid; grid-template-columns:1fr 1fr; gap:4px 20px }
 @media (max-width:760px) { .pair { grid-template-columns:1fr } }
 .scroll { overflow-x:auto }
-table { border-collapse:collapse; width:100%; font-size:13.5px }
-th, td { padding:6px 10px; border-bottom:1px solid var(--line); text-align:right; white-space:nowrap;
+table { border-collapse:collapse; width:100%; font-size:13px }
+th, td { padding:6px 8px; border-bottom:1px solid var(--line); text-align:right; white-space:nowrap;
   vertical-align:top }
-th { color:var(--soft); font-weight:600; vertical-align:bottom }
+th { color:var(--soft); font-weight:600; vertical-align:bottom; white-space:normal }
 th:first-child, td:first-child, table.text td, table.text th { text-align:left }
 table.text td { white-space:normal; overflow-wrap:anywhere }
-td.best { font-weight:700 }
 pre { background:var(--card); border-radius:8px; padding:12px 16px; overflow-x:auto;
   font:12.5px/1.5 ui-monospace,Consolas,"Liberation Mono",monospace }
 pre.prose { white-space:pre-wrap; overflow-wrap:anywhere }

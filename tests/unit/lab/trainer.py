@@ -1,0 +1,76 @@
+"""Stands in for ``lowrise train`` in tests of the pool: same arguments, same files, a made-up loss, a few
+milliseconds.
+
+The recipe decides what happens: ``fake.base`` is the loss's minimum, ``fake.best_lr`` where it lies,
+``fake.seconds`` the time, ``fake.diverges_above`` the learning rate from which it diverges,
+``fake.crash_seeds`` the seeds that crash while the file ``fake.crash_while`` is there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import sys
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+
+def settings(arguments: list[str]) -> tuple[str, Path, dict[str, Any]]:
+    recipe, run_flag, run = arguments[:3]
+    assert run_flag == "--run"
+    pairs = zip(arguments[3::2], arguments[4::2], strict=True)
+    return recipe, Path(run), {key.removeprefix("--"): json.loads(value) for key, value in pairs}
+
+
+def main(arguments: list[str]) -> int:
+    recipe, run, flags = settings(arguments)
+    config = tomllib.loads(Path(recipe).read_text())
+    fake, lr, seed, steps = config["fake"], flags["optimizer.lr"], flags["train.seed"], flags["train.steps"]
+    run.mkdir(parents=True, exist_ok=True)
+    stopped: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
+    checkpoint = run / "checkpoint.json"
+    first = json.loads(checkpoint.read_text()) + 1 if checkpoint.exists() else 1
+    with (run / "starts.txt").open("a") as file:
+        file.write(f"{first}\n")
+    loss = fake["base"] + math.log(lr / fake["best_lr"]) ** 2 + 0.001 * seed
+    summary = {
+        "method": fake["method"],
+        "seed": seed,
+        "steps": steps,
+        "tokens": steps * 100,
+        "params_total": 1000,
+    }
+    with (run / "metrics.jsonl").open("a") as metrics:
+        for step in range(first, steps + 1):
+            time.sleep(fake["seconds"] / steps)
+            metrics.write(
+                json.dumps({"step": step, "tokens": step * 100, "loss": loss, "val_loss": loss}) + "\n"
+            )
+            metrics.flush()
+            if stopped:
+                checkpoint.write_text(json.dumps(step))
+                (run / "summary.json").write_text(json.dumps({**summary, "status": "interrupted"}))
+                return 1
+    if seed in fake.get("crash_seeds", []) and Path(fake["crash_while"]).exists():
+        print("a crash, as asked", file=sys.stderr)
+        return 1
+    if lr > fake.get("diverges_above", math.inf):
+        summary |= {"status": "failed", "error": "The loss was non-finite 3 times in a row."}
+        (run / "summary.json").write_text(json.dumps(summary))
+        return 1
+    summary |= {
+        "status": "completed",
+        "val_loss": loss,
+        "val_perplexity": math.exp(loss),
+        "train_flops": steps * 1e6,
+    }
+    (run / "summary.json").write_text(json.dumps(summary))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
