@@ -79,10 +79,10 @@ def _place_to_cut(text: str, first: int, last: int) -> int:
 
 
 def _split_of(file: SourceFile, text: str, config: DataConfig) -> str:
-    """The file's split, or one drawn by a hash of the document's first piece: equal texts stay together."""
+    """The file's split, or one drawn by a hash of how the document begins: equal texts stay together."""
     if file.split is not None:
         return file.split
-    key = text if file.split_key is None else file.split_key
+    key = text[:PIECE_CHARS] if file.split_key is None else file.split_key
     digest = hashlib.blake2b(
         key.encode(), digest_size=8, salt=config.split_seed.to_bytes(16, "little", signed=True)
     )
