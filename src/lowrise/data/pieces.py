@@ -3,7 +3,7 @@
 A document longer than two pieces is cut where a byte-level tokenizer would cut anyway: after a newline, else
 before a space, between two characters that are not white space. GPT-2's splitting and its descendants
 (cl100k, Llama 3) never merge across these places, so the tokens are those of the whole document. Only where
-2**18 characters pass without any such place is the cut anywhere: the text still decodes to itself, with one
+2**16 characters pass without any such place is the cut anywhere: the text still decodes to itself, with one
 merge perhaps lost.
 """
 
@@ -18,7 +18,7 @@ from lowrise.data.config import DataConfig
 from lowrise.data.corpora import SourceFile
 from lowrise.data.readers import Chunk
 
-PIECE_CHARS = 2**18
+PIECE_CHARS = 2**16
 _AFTER_NEWLINE = re.compile(r"(?<=\S)\n(?=\S)")
 _BEFORE_SPACE = re.compile(r"(?<=\S)(?= \S)")
 

@@ -95,9 +95,18 @@ def test_round_trip(
 
 @pytest.mark.usefixtures("small")
 def test_parts_and_pieces_leave_no_trace(
-    documents: list[str], make: Callable[..., Corpus], split_documents: Split
+    documents: list[str],
+    make: Callable[..., Corpus],
+    split_documents: Split,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    read = []
+    chunks = corpora_module.SourceFile.chunks
+    monkeypatch.setattr(
+        corpora_module.SourceFile, "chunks", lambda self, key: read.append(self.name) or chunks(self, key)
+    )
     corpus = make()
+    assert len(read) == 2, "each file is read once, however many parts it makes"
     assert len(corpus.index["splits"]["train"]["shards"]) > 3
     assert split_documents(corpus.train, corpus.tokenizer) == documents
     assert split_documents(corpus.valid, corpus.tokenizer) == documents[:3]

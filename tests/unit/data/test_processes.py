@@ -92,12 +92,14 @@ def test_killed_in_the_middle_then_resumed(source: Path, tmp_path: Path) -> None
 def test_two_at_the_same_time_both_succeed(source: Path, tmp_path: Path) -> None:
     go = tmp_path / "go"
     first = start(source, tmp_path / "cache", AT="3", PAUSE=str(go))
-    assert first.stderr is not None
-    assert first.stderr.readline() == "paused\n"
-    second = start(source, tmp_path / "cache")
-    assert second.stderr is not None
-    assert second.stderr.readline() == "waiting for another process\n"
-    go.touch()
+    try:
+        assert first.stderr is not None
+        assert first.stderr.readline() == "paused\n"
+        second = start(source, tmp_path / "cache")
+        assert second.stderr is not None
+        assert second.stderr.readline() == "waiting for another process\n"
+    finally:
+        go.touch()
     assert finish(first)[0] == finish(second)[0]
     open_corpus(finish(start(source, tmp_path / "cache"))[0]).verify()
 
