@@ -3,7 +3,7 @@
 A document longer than two pieces is cut where a byte-level tokenizer would cut anyway: after a newline, else
 before a space, between two characters that are not white space. GPT-2's splitting and its descendants
 (cl100k, Llama 3) never merge across these places, so the tokens are those of the whole document. Only where
-2**18 characters pass without any such place is the cut anywhere: the text still decodes to itself, with one
+2**16 characters pass without any such place is the cut anywhere: the text still decodes to itself, with one
 merge perhaps lost.
 """
 
@@ -18,7 +18,7 @@ from lowrise.data.config import DataConfig
 from lowrise.data.corpora import SourceFile
 from lowrise.data.readers import Chunk
 
-PIECE_CHARS = 2**18
+PIECE_CHARS = 2**16
 _AFTER_NEWLINE = re.compile(r"(?<=\S)\n(?=\S)")
 _BEFORE_SPACE = re.compile(r"(?<=\S)(?= \S)")
 
@@ -79,10 +79,10 @@ def _place_to_cut(text: str, first: int, last: int) -> int:
 
 
 def _split_of(file: SourceFile, text: str, config: DataConfig) -> str:
-    """The file's split, or one drawn by a hash of the document's first piece: equal texts stay together."""
+    """The file's split, or one drawn by a hash of how the document begins: equal texts stay together."""
     if file.split is not None:
         return file.split
-    key = text if file.split_key is None else file.split_key
+    key = text[:PIECE_CHARS] if file.split_key is None else file.split_key
     digest = hashlib.blake2b(
         key.encode(), digest_size=8, salt=config.split_seed.to_bytes(16, "little", signed=True)
     )

@@ -185,11 +185,14 @@ def _write_corpus(
     report: Progress,
 ) -> None:
     directory.mkdir(exist_ok=True)
-    work = _Work(directory, config, files, tokenizer, report)
+    work = _Work(directory, sum(file.size for file in files), tokenizer, report)
     parts = work.finished_parts()
-    while not parts or parts[-1]["next"] is not None:
+    if not parts or parts[-1]["next"] is not None:
         start = Place(*parts[-1]["next"]) if parts else Place(0, 0)
-        parts.append(work.write_part(len(parts), start))
+        # One pass over the sources for all parts: to begin anew at each would read a large file once a part.
+        blocks = _blocks(files, config, start, tokenizer.joins_pieces())
+        while not parts or parts[-1]["next"] is not None:
+            parts.append(work.write_part(len(parts), blocks))
     splits = {name: _total(parts, name) for name in SPLITS}
     _require_text(config, splits)
     tokenizer.write(directory / "tokenizer.json")
@@ -246,8 +249,7 @@ class _Work:
     """What every part needs to know."""
 
     directory: Path
-    config: DataConfig
-    files: list[SourceFile]
+    total_bytes: int  # of the sources, for progress
     tokenizer: Tokenizer
     report: Progress
 
@@ -265,8 +267,8 @@ class _Work:
             parts.append(part)
         return parts
 
-    def write_part(self, number: int, start: Place) -> dict[str, Any]:
-        """Write the shards of one part, then its JSON."""
+    def write_part(self, number: int, blocks: Iterator[_Block]) -> dict[str, Any]:
+        """Take the blocks of one part, write their shards, then the part's JSON."""
         dtype = dtype_for(self.tokenizer.vocab_size)
         counts = {name: Counts() for name in SPLITS}
         end: Place | None = None
@@ -275,13 +277,12 @@ class _Work:
                 name: stack.enter_context(ShardWriter(self.directory / f"{name}-{number:05d}.bin", dtype))
                 for name in SPLITS
             }
-            blocks = _in_parts(_blocks(self.files, self.config, start, self.tokenizer.joins_pieces()))
-            for block, encoded in _encoded_ahead(blocks, self.tokenizer, DTYPES[dtype]):
+            for block, encoded in _encoded_ahead(_one_part(blocks), self.tokenizer, DTYPES[dtype]):
                 for piece, ids in zip(block.pieces, encoded, strict=True):
                     writers[piece.split].write(ids)
                     counts[piece.split].documents += piece.ends
                     counts[piece.split].text_bytes += piece.text_bytes
-                self.report(block.done, sum(file.size for file in self.files), "tokenizing")
+                self.report(block.done, self.total_bytes, "tokenizing")
                 end = block.next
             shards = {name: writer.close() for name, writer in writers.items()}
         return self._finish_part(number, end, shards, counts)
@@ -327,8 +328,8 @@ def _blocks(files: list[SourceFile], config: DataConfig, start: Place, cut: bool
     yield _Block(block, None, before)
 
 
-def _in_parts(blocks: Iterator[_Block]) -> Iterator[_Block]:
-    """The blocks of one part."""
+def _one_part(blocks: Iterator[_Block]) -> Iterator[_Block]:
+    """As many of the blocks as make a part."""
     size = 0
     for block in blocks:
         yield block
