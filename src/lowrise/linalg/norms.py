@@ -1,7 +1,7 @@
 """Spectral norms: a running estimate from below, a bound from above, the exact value, and those of a product.
 
-Inputs are (..., m, n), batched over the leading dimensions. `power_iteration` and `spectral_norm_upper` never wait for
-the device; the two exact ones call LAPACK-like routines, which do.
+Inputs are (..., m, n), batched over the leading dimensions. `power_iteration` and `spectral_norm_upper` never
+wait for the device; the two exact ones call LAPACK-like routines, which do.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Relative margin on top of `spectral_norm_upper`: covers rounding the float64 result to float32 (6e-8) a hundred times.
+# Relative margin on top of `spectral_norm_upper`: covers rounding the float64 result to float32 (6e-8) a
+# hundred times.
 UPPER_GUARD = 1e-5
 
 
@@ -19,8 +20,9 @@ def power_iteration(X: Tensor, u: Tensor, *, iters: int = 1) -> tuple[Tensor, Te
     u <- u/|u|; v <- X^T u/|.|; `iters` times { u <- X v/|.|; v <- X^T u/|.| }; sigma = |X^T u|.
 
     X (..., m, n), u (..., m) -> sigma (...), u (..., m). sigma <= ||X||_2 always, up to rounding.
-    Where X^T u = 0 (a factor that is still zero) sigma is 0 and u is returned as it came: a u that became zero would
-    stay zero for ever, also after X has grown. Decided by `torch.where`, without waiting for the device.
+    Where X^T u = 0 (a factor that is still zero) sigma is 0 and u is returned as it came: a u that became
+    zero would stay zero for ever, also after X has grown. Decided by `torch.where`, without waiting for the
+    device.
     """
     start, _ = _unit(u, u)
     u = start
@@ -32,23 +34,27 @@ def power_iteration(X: Tensor, u: Tensor, *, iters: int = 1) -> tuple[Tensor, Te
 
 
 def spectral_norm_upper(X: Tensor, *, squarings: int = 12) -> Tensor:
-    """A number that is never below ||X||_2 and at most k^(1/2^(squarings + 2)) (1 + 1e-5) times it, k = min(m, n).
+    """A number that is never below ||X||_2 and at most k^(1/2^(squarings + 2)) (1 + 1e-5) times it, k =
+    min(m, n).
 
     For the smaller Gram matrix S and p = 2^squarings: lambda_max(S) <= ||S^p||_F^(1/p). With f_0 = ||S||_F,
     S_0 = S/f_0, f_{j+1} = ||S_j S_j||_F, S_{j+1} = S_j S_j / f_{j+1}, that bound is
-    exp(log f_0 + log f_1 / 2 + log f_2 / 4 + ...). An error in squaring j enters divided by 2^j, so the Gram matrix
-    decides the accuracy; it is formed in float64 (relative error below m k 1e-16), and 1 + 1e-5 covers that and the
-    rounding of the result to float32. Slack for equal singular values, the worst case: 1.0003 at k = 128, 1.0005 at 2048.
+    exp(log f_0 + log f_1 / 2 + log f_2 / 4 + ...). An error in squaring j enters divided by 2^j, so the Gram
+    matrix decides the accuracy; it is formed in float64 (relative error below m k 1e-16), and 1 + 1e-5 covers
+    that and the rounding of the result to float32. Slack for equal singular values, the worst case: 1.0003 at
+    k = 128, 1.0005 at 2048.
 
-    Twelve small matrix products instead of an eigensolver, because `torch.linalg.eigvalsh` waits for the device.
-    A device without float64 (mps) works in float32, where the guard is measured and not proved.
+    Twelve small matrix products instead of an eigensolver, because `torch.linalg.eigvalsh` waits for the
+    device. A device without float64 (mps) works in float32, where the guard is measured and not proved.
     Returns (...), in float64 for float64 input and else in float32. Zero for a zero matrix.
     """
     result_dtype = torch.float64 if X.dtype == torch.float64 else torch.float32
     Y = X.to(torch.float32 if X.device.type == "mps" else torch.float64)
     largest = Y.abs().amax(dim=(-2, -1), keepdim=True)
     positive = largest > 0
-    Y = Y / torch.where(positive, largest, torch.ones_like(largest))  # so that the squares neither overflow nor vanish
+    Y = Y / torch.where(
+        positive, largest, torch.ones_like(largest)
+    )  # so that the squares neither overflow nor vanish
     S = Y.mT @ Y if X.shape[-2] >= X.shape[-1] else Y @ Y.mT
     log_eigenvalue = torch.zeros_like(largest)
     for j in range(squarings + 1):
@@ -68,9 +74,11 @@ def spectral_norm(X: Tensor) -> Tensor:
 
 
 def product_singular_values(L: Tensor, R: Tensor) -> Tensor:
-    """Singular values of L @ R^T, descending, without forming it: QR of both, SVD of the k x k core. O((m + n) k^2).
+    """Singular values of L @ R^T, descending, without forming it: QR of both, SVD of the k x k core. O((m +
+    n) k^2).
 
-    L (..., m, k), R (..., n, k) -> (..., min(m, n, k)). This is how telemetry reads a factored weight or update.
+    L (..., m, k), R (..., n, k) -> (..., min(m, n, k)). This is how telemetry reads a factored weight or
+    update.
     """
     core = torch.linalg.qr(L, mode="r").R @ torch.linalg.qr(R, mode="r").R.mT
     return torch.linalg.svdvals(core)
@@ -81,7 +89,9 @@ def _transposed_times(X: Tensor, u: Tensor) -> Tensor:
 
 
 def _unit(w: Tensor, otherwise: Tensor) -> tuple[Tensor, Tensor]:
-    """(w / |w|, |w|) over the last dimension, or (otherwise, 0) where w = 0; scaled, so 1e30 in float32 is no overflow."""
+    """(w / |w|, |w|) over the last dimension, or (otherwise, 0) where w = 0; scaled, so 1e30 in float32 is no
+    overflow.
+    """
     largest = w.abs().amax(dim=-1, keepdim=True)
     positive = largest > 0
     scaled = w / torch.where(positive, largest, torch.ones_like(largest))

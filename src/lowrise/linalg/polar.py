@@ -1,7 +1,7 @@
 """The polar factor of a matrix: U V^T for X = U diag(s) V^T, exactly (SVD) or nearly (matrix polynomials).
 
-Every function takes X of shape (..., m, n), is batched over the leading dimensions, returns the shape and dtype it
-was given, leaves its input alone and (but for `polar_svd`) never waits for the device.
+Every function takes X of shape (..., m, n), is batched over the leading dimensions, returns the shape and
+dtype it was given, leaves its input alone and (but for `polar_svd`) never waits for the device.
 
 The polynomial iterations all have one form. With the Gram matrix of the smaller side, S = X^T X for m >= n:
 
@@ -21,15 +21,16 @@ from torch import Tensor
 
 Triple = tuple[float, float, float]
 
-# Keller Jordan's quintic (KellerJordan/Muon, muon.py; also torch.optim.Muon). Made for speed, not for convergence: it
-# sends singular values into [0.6818, 1.2024] and keeps them there.
+# Keller Jordan's quintic (KellerJordan/Muon, muon.py; also torch.optim.Muon). Made for speed, not for
+# convergence: it sends singular values into [0.6818, 1.2024] and keeps them there.
 QUINTIC: Triple = (3.4445, -4.7750, 2.0315)
 
-# sup of the quintic iterated any number of times on [0, 1]: its local maximum p(0.55453) = 1.20237, rounded up.
-# [0, 1.2024] is mapped into itself, so the number of steps does not matter.
+# sup of the quintic iterated any number of times on [0, 1]: its local maximum p(0.55453) = 1.20237, rounded
+# up. [0, 1.2024] is mapped into itself, so the number of steps does not matter.
 QUINTIC_SUPREMUM = 1.2024
 
-# Polar Express, arXiv 2505.16932, Algorithm 1 (lower bound 1e-3): one triple a step, the last one is the fixed point.
+# Polar Express, arXiv 2505.16932, Algorithm 1 (lower bound 1e-3): one triple a step, the last one is the
+# fixed point.
 POLAR_EXPRESS: tuple[Triple, ...] = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
@@ -50,14 +51,16 @@ def newton_schulz(
     eps_rule: Literal["add", "max"] = "add",
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Iterate one quintic `steps` times from X / (||X||_F + eps), or from X / max(||X||_F, eps) with eps_rule="max".
+    """Iterate one quintic `steps` times from X / (||X||_F + eps), or from X / max(||X||_F, eps) with
+    eps_rule="max".
 
-    "add" is Spectron's and Keller Jordan's normalization, "max" that of torch.optim.Muon. With eps = 0 the result does
-    not depend on the scale of X at all (float32 inputs of 1e-30 and 1e30 give the same factor); a positive eps shrinks
-    inputs near it, as published. Zero gives zero. `dtype` is that of the iteration (default: X's own).
+    "add" is Spectron's and Keller Jordan's normalization, "max" that of torch.optim.Muon. With eps = 0 the
+    result does not depend on the scale of X at all (float32 inputs of 1e-30 and 1e30 give the same factor); a
+    positive eps shrinks inputs near it, as published. Zero gives zero. `dtype` is that of the iteration
+    (default: X's own).
 
-    Range with QUINTIC, five steps, exact arithmetic: singular values above 0.0015 ||X||_F end in [0.6818, 1.2024],
-    smaller ones stay small; none ends above 1.20237 (`QUINTIC_SUPREMUM`).
+    Range with QUINTIC, five steps, exact arithmetic: singular values above 0.0015 ||X||_F end in [0.6818,
+    1.2024], smaller ones stay small; none ends above 1.20237 (`QUINTIC_SUPREMUM`).
     """
     a, b, c = coefficients
     Y = _frobenius_normalized(X, eps=eps, eps_rule=eps_rule)
@@ -65,11 +68,13 @@ def newton_schulz(
 
 
 def polar_express(X: Tensor, *, steps: int = 7, safety: float = 1.01) -> Tensor:
-    """Polar Express (arXiv 2505.16932) from X / (safety ||X||_F), its triples divided by (safety, safety^3, safety^5).
+    """Polar Express (arXiv 2505.16932) from X / (safety ||X||_F), its triples divided by (safety, safety^3,
+    safety^5).
 
-    With seven steps and safety 1.01, in exact arithmetic: no singular value ends above 0.9999984; those above 1e-2 of
-    ||X||_F end above 0.999995, those above 1e-3 above 0.99999. Six steps: 1.0012 at most; five: 1.1236. Rounding in
-    float32 adds less than 8 sqrt(min(m, n)) * 1.2e-7 (measured, see tests/invariants/test_polar.py). Scale free.
+    With seven steps and safety 1.01, in exact arithmetic: no singular value ends above 0.9999984; those above
+    1e-2 of ||X||_F end above 0.999995, those above 1e-3 above 0.99999. Six steps: 1.0012 at most; five:
+    1.1236. Rounding in float32 adds less than 8 sqrt(min(m, n)) * 1.2e-7 (measured, see
+    tests/invariants/test_polar.py). Scale free.
     """
     if not 1 <= steps <= len(POLAR_EXPRESS):
         raise ValueError(
@@ -80,10 +85,12 @@ def polar_express(X: Tensor, *, steps: int = 7, safety: float = 1.01) -> Tensor:
 
 
 def polar_svd(X: Tensor, *, rtol: float = 1e-12) -> Tensor:
-    """The polar factor by SVD, the reference for the others. Singular values <= rtol times the largest are dropped.
+    """The polar factor by SVD, the reference for the others. Singular values <= rtol times the largest are
+    dropped.
 
-    A null direction has no polar factor (an SVD routine returns some arbitrary one), so it gives 0, as the iterations
-    do. rtol is at least 8 machine epsilons: below that a computed singular value is noise. Waits for the device.
+    A null direction has no polar factor (an SVD routine returns some arbitrary one), so it gives 0, as the
+    iterations do. rtol is at least 8 machine epsilons: below that a computed singular value is noise. Waits
+    for the device.
     """
     U, s, Vh = torch.linalg.svd(X, full_matrices=False)
     kept = s > max(rtol, 8 * torch.finfo(X.dtype).eps) * s[..., :1]
@@ -91,12 +98,16 @@ def polar_svd(X: Tensor, *, rtol: float = 1e-12) -> Tensor:
 
 
 def rounding_guard(columns: int, dtype: torch.dtype) -> float:
-    """1 + the most by which rounding in `dtype` may push ||polar factor||_2 above its bound (relative, measured)."""
+    """1 + the most by which rounding in `dtype` may push ||polar factor||_2 above its bound (relative,
+    measured).
+    """
     return 1.0 + 8.0 * math.sqrt(columns) * torch.finfo(dtype).eps
 
 
 def _frobenius_normalized(X: Tensor, *, eps: float, eps_rule: str = "add") -> Tensor:
-    """X / (||X||_F + eps) in a new tensor, computed from X / max|X| so that the squares cannot overflow or vanish."""
+    """X / (||X||_F + eps) in a new tensor, computed from X / max|X| so that the squares cannot overflow or
+    vanish.
+    """
     largest = X.abs().amax(dim=(-2, -1), keepdim=True)
     largest = torch.where(largest > 0, largest, torch.ones_like(largest))
     Y = X / largest
