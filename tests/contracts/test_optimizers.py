@@ -1,4 +1,4 @@
-"""What every optimizer promises, for every role that it moves and for the roles that it leaves to built-in AdamW."""
+"""What every optimizer promises, for the roles that it moves and those that it leaves to built-in AdamW."""
 
 from __future__ import annotations
 
@@ -102,7 +102,9 @@ def test_state_is_complete_counted_and_planned(name, role, options) -> None:
         assert optimizer.state_elements() == planned
         assert optimizer.state_bytes() == width * planned
         run(optimizer, named, range(3))
-        assert {key: id(value) for key, value in optimizer.named_state().items()} == at_start, "created after __init__"
+        assert {key: id(value) for key, value in optimizer.named_state().items()} == at_start, (
+            "created after __init__"
+        )
         assert optimizer.state_bytes() == width * planned
         for key, tensor in optimizer.named_state().items():
             assert tensor.dtype in (torch.float32, torch.float64)
@@ -157,7 +159,8 @@ def test_missing_gradients(name, role, options) -> None:
 def test_lr_scheduler_closure_zero_lr_and_copy(name, role, options) -> None:
     named = make_params(role)
     optimizer = build(name, role, named, options)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: min(1.0, t / 2))  # the first step has lr 0
+    # The first step has lr 0, as in a warm-up.
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: min(1.0, t / 2))
     start = weights(named)
     set_grads(named, 0)
     assert optimizer.step(lambda: torch.tensor(2.5)).item() == 2.5

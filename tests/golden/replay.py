@@ -2,9 +2,10 @@
 
     python tests/golden/replay.py METHOD FILE.npz [--dtype float32|float64]
 
-Prints `case  error  bar  ok|FAIL` a line; entries that no part of lowrise covers are printed as `not covered`. Exit code
-0 if all is ok, 1 if a case fails, 2 with a sentence for a request that cannot be right. Cases, shapes and
-hyperparameters are read from the file. A new method is one function here and one row in `REPLAYS`.
+Prints `case  error  bar  ok|FAIL` a line; entries that no part of lowrise covers are printed as `not
+covered`. Exit code 0 if all is ok, 1 if a case fails, 2 with a sentence for a request that cannot be right.
+Cases, shapes and hyperparameters are read from the file. A new method is one function here and one row in
+`REPLAYS`.
 """
 
 from __future__ import annotations
@@ -50,10 +51,13 @@ class Line:
 def replay_spectron(data: Fixture, dtype: torch.dtype) -> Iterator[Line]:
     """Every trajectory PREFIX_A, PREFIX_B of the file, with its per-step numbers.
 
-    Bars (methods/spectron.md, section 7): 1e-10 in float64, 1e-4 in float32, of the largest movement of a factor; for
-    the per-step numbers, of their own largest value.
+    Bars (methods/spectron.md, section 7): 1e-10 in float64, 1e-4 in float32, of the largest movement of a
+    factor; for the per-step numbers, of their own largest value.
     """
-    options: dict[str, dict[str, str]] = {"exact": {"ortho": "svd", "norms": "exact"}, "pub": {"ns_dtype": "auto"}}
+    options: dict[str, dict[str, str]] = {
+        "exact": {"ortho": "svd", "norms": "exact"},
+        "pub": {"ns_dtype": "auto"},
+    }
     prefixes = sorted(key.removesuffix("_rho") for key in data if key.endswith("_rho"))
     if not prefixes:
         raise KeyError("PREFIX_rho")
@@ -104,10 +108,11 @@ def _spectron_trajectory(
 def _spectron_numbers(
     optimizer: Spectron, before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor], lr: float
 ) -> dict[str, Tensor]:
-    """What the fixture holds per step, read off the optimizer: rho and ||O|| from the movement of the factors.
+    """What the fixture holds per step, read off the optimizer.
 
-    rho is <dX, O> / <O, O> with O the Ortho of the stored momentum. sigma is |X^T u| with the u that the step left
-    behind (power iteration), or the exact norm of the factor that entered the step.
+    rho and ||O|| come from the movement of the factors: rho is <dX, O> / <O, O> with O the Ortho of the
+    stored momentum. sigma is |X^T u| with the u that the step left behind (power iteration), or the exact
+    norm of the factor that entered the step.
     """
     group = optimizer.param_groups[0]
     kept = 1.0 - lr * group["weight_decay"]
@@ -141,11 +146,12 @@ def _spectron_numbers(
 
 
 def replay_muon(data: Fixture, dtype: torch.dtype) -> Iterator[Line]:
-    """The cases and operators of `index`; `dion` entries are listed as not covered, there is no Dion in lowrise.
+    """The cases and operators of `index`; there is no Dion in lowrise, so its entries are not covered.
 
-    Bars (methods/muon.md): W_f64 and momentum 1e-9 in float64 and 1e-4 of the movement in float32; W_torch and W_kj,
-    made with a bfloat16 iteration, 3% of the movement over the trajectory in Frobenius norm. ns5_bf16 has no bar there;
-    5%, because two bfloat16 iterations that only round in another order differ by 3.5% on it.
+    Bars (methods/muon.md): W_f64 and momentum 1e-9 in float64 and 1e-4 of the movement in float32; W_torch
+    and W_kj, made with a bfloat16 iteration, 3% of the movement over the trajectory in Frobenius norm.
+    ns5_bf16 has no bar there; 5%, because two bfloat16 iterations that only round in another order differ by
+    3.5% on it.
     """
     index = json.loads(str(data["index"]))
     for case in index.get("cases", []):
@@ -164,7 +170,9 @@ def replay_muon(data: Fixture, dtype: torch.dtype) -> Iterator[Line]:
 
 def _muon_case(data: Fixture, dtype: torch.dtype, case: dict) -> Iterator[Line]:
     name = case["name"]
-    places = sorted({key.split("/")[1] for key in data if key.startswith(f"{name}/p") and key.count("/") == 2})
+    places = sorted(
+        {key.split("/")[1] for key in data if key.startswith(f"{name}/p") and key.count("/") == 2}
+    )
     weights = {p: nn.Parameter(_tensor(data[f"{name}/{p}/W0"], dtype)) for p in places}
     optimizer = Muon(
         list(weights.values()),

@@ -1,4 +1,4 @@
-"""The golden fixtures, replayed through the public optimizers in both dtypes, with the bars of the dossiers."""
+"""The golden fixtures, replayed through the public optimizers in both dtypes."""
 
 from __future__ import annotations
 

@@ -24,15 +24,21 @@ from lowrise.linalg import (
     seed=st.integers(0, 10**6),
     iters=st.integers(0, 4),
 )
-def test_estimate_below_and_bound_above(m: int, k: int, decades: float, scale: int, seed: int, iters: int) -> None:
+def test_estimate_below_and_bound_above(
+    m: int, k: int, decades: float, scale: int, seed: int, iters: int
+) -> None:
     g = torch.Generator().manual_seed(seed)
     X = torch.randn(2, m, k, generator=g) * torch.logspace(0, -decades, k) * 10.0**scale
-    true = torch.linalg.matrix_norm(X.double() * 10.0**-scale, 2) * 10.0**scale  # float64: the float32 squares overflow
+    true = (
+        torch.linalg.matrix_norm(X.double() * 10.0**-scale, 2) * 10.0**scale
+    )  # float64: the float32 squares overflow
     sigma, u = power_iteration(X, torch.randn(2, m, generator=g), iters=iters)
     upper = spectral_norm_upper(X)
     assert upper.dtype == torch.float32
     assert (upper.double() >= true).all()
-    assert (upper.double() <= true * (1 + 3e-5) * min(m, k) ** (1 / 2**14)).all()  # stated slack; 3e-5: two roundings
+    assert (
+        upper.double() <= true * (1 + 3e-5) * min(m, k) ** (1 / 2**14)
+    ).all()  # stated slack; 3e-5: two roundings
     assert (sigma.double() <= true * (1 + 1e-5)).all()  # float32 rounding of sums of up to 40 terms
     torch.testing.assert_close(torch.linalg.vector_norm(u, dim=-1), torch.ones(2), rtol=0, atol=1e-5)
 
@@ -56,7 +62,9 @@ def test_a_zero_matrix_beside_others_in_the_batch() -> None:
     X = torch.randn(3, 6, 4, dtype=torch.float64)
     X[1] = 0
     sigma, _ = power_iteration(X, torch.randn(3, 6, dtype=torch.float64), iters=500)
-    torch.testing.assert_close(sigma, spectral_norm(X), rtol=1e-6, atol=0)  # 500 iterations of a random spectrum
+    torch.testing.assert_close(
+        sigma, spectral_norm(X), rtol=1e-6, atol=0
+    )  # 500 iterations of a random spectrum
 
 
 def test_an_orthonormal_factor_gives_one_at_the_first_step() -> None:

@@ -75,7 +75,9 @@ def test_wide_is_the_transpose_of_tall_and_batches_are_independent(function) -> 
 def test_float32_scales_do_not_matter(scale: float) -> None:
     X = torch.randn(16, 6)
     for function in (lambda M: newton_schulz(M, eps=0.0), polar_express):
-        torch.testing.assert_close(function(X * scale), function(X), rtol=0, atol=2e-5)  # rounding of X * scale
+        torch.testing.assert_close(
+            function(X * scale), function(X), rtol=0, atol=2e-5
+        )  # rounding of X * scale
 
 
 def test_published_normalization_is_kept_exactly() -> None:
@@ -124,4 +126,6 @@ def test_polar_express_in_float32_stays_below_its_guard(shape: tuple[int, int]) 
 def test_polar_svd_drops_null_directions() -> None:
     s = torch.tensor([1.0, 0.5, 1e-14, 0.0], dtype=torch.float64)
     values = torch.linalg.svdvals(polar_svd(with_singular_values(s, 9)))
-    torch.testing.assert_close(values, torch.tensor([1.0, 1.0, 0.0, 0.0], dtype=torch.float64), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        values, torch.tensor([1.0, 1.0, 0.0, 0.0], dtype=torch.float64), atol=1e-12, rtol=0
+    )

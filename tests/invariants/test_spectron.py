@@ -17,7 +17,8 @@ from lowrise.optim.spectron_step import certified_step_size, spectron_step_size
 
 def pair(m: int, n: int, r: int, seed: int = 0) -> tuple[nn.Parameter, nn.Parameter]:
     g = torch.Generator().manual_seed(seed)
-    return tuple(nn.Parameter(torch.randn(k, r, generator=g, dtype=torch.float64)) for k in (m, n))  # type: ignore
+    A, B = (nn.Parameter(torch.randn(k, r, generator=g, dtype=torch.float64)) for k in (m, n))
+    return A, B
 
 
 def spectron(*params: Tensor, **options) -> Spectron:
@@ -60,7 +61,9 @@ def test_batched_equals_the_plain_one_matrix_algorithm(wd: float, iters: int) ->
         optimizer.step()
         for (A, B), reference in zip(pairs, plain, strict=True):
             reference.step(A.grad.numpy(), B.grad.numpy(), lr)
-            np.testing.assert_allclose(A.detach().numpy(), reference.A, rtol=0, atol=1e-12)  # float64 rounding
+            np.testing.assert_allclose(
+                A.detach().numpy(), reference.A, rtol=0, atol=1e-12
+            )  # float64 rounding
             np.testing.assert_allclose(B.detach().numpy(), reference.B, rtol=0, atol=1e-12)
             np.testing.assert_allclose(optimizer.state[A]["u"].numpy(), reference.uA, rtol=0, atol=1e-12)
 
@@ -127,7 +130,9 @@ def test_identity_factor_reduces_the_direction_to_muons() -> None:
     muon.step()
     direction = (weight.detach() - W) / math.sqrt(10 / 6)
     rho = 0.1 / (torch.linalg.matrix_norm(W, 2) + 2)
-    torch.testing.assert_close(dA, rho * direction, rtol=0, atol=1e-9)  # eps 1e-7 added here, a maximum in Muon
+    torch.testing.assert_close(
+        dA, rho * direction, rtol=0, atol=1e-9
+    )  # eps 1e-7 added here, a maximum in Muon
 
 
 @pytest.mark.parametrize("variant", ["published", "certified"])
@@ -172,8 +177,8 @@ def test_ablations_switch_half_of_the_method_off() -> None:
     A, B = pair(10, 8, 3)
     GA, GB = torch.randn_like(A), torch.randn_like(B)
     dA, _, optimizer = one_step(A, B, GA, GB, lr=0.1, renormalize=False)
-    O = newton_schulz(0.05 * GA)
-    torch.testing.assert_close(dA, -0.1 * O, rtol=0, atol=1e-14)
+    direction = newton_schulz(0.05 * GA)
+    torch.testing.assert_close(dA, -0.1 * direction, rtol=0, atol=1e-14)
     assert optimizer.state_elements() == 18 * 3, "no norms, no u"
     dA, _, _ = one_step(A, B, GA, GB, lr=0.1, orthogonalize=False, norms="exact")
     s = torch.linalg.matrix_norm(A, 2) + torch.linalg.matrix_norm(B, 2)
@@ -204,16 +209,15 @@ def test_rebalancing_changes_the_gauge_and_not_the_function(variant: str) -> Non
     torch.testing.assert_close(W2, W, rtol=0, atol=1e-11)  # W of norm about 10, condition of T about 20
     A2, B2 = (A + dA2).detach(), (B + dB2).detach()
     torch.testing.assert_close(A2.T @ A2, B2.T @ B2, rtol=0, atol=1e-11)
-    # d/dt of A T (M_A T^-T)^T ... : the first-order change of W along the momenta, A M_B^T + M_A B^T, is not invariant,
-    # but M_A A^T-like pairings are: M_A transforms like the gradient G_A = G_W B, so M_A B^-1 ~ G_W is.
-    MA, MB = (next(iter(plain.state.values()))["momentum"], list(plain.state.values())[1]["momentum"])
-    MA2, MB2 = (list(balanced.state.values())[i]["momentum"] for i in (0, 1))
+    # The momenta move like the gradients G_A = G_W B, G_B = G_W^T A: what they say about G_W must not change.
+    MA, MB = (state["momentum"] for state in plain.state.values())
+    MA2, MB2 = (state["momentum"] for state in balanced.state.values())
     inverse = torch.linalg.pinv((B + dB).detach()), torch.linalg.pinv(B2)
     torch.testing.assert_close(MA2 @ inverse[1], MA @ inverse[0], rtol=1e-8, atol=1e-8)
     inverse = torch.linalg.pinv((A + dA).detach()), torch.linalg.pinv(A2)
     torch.testing.assert_close(MB2 @ inverse[1], MB @ inverse[0], rtol=1e-8, atol=1e-8)
     if variant == "published":
-        u = list(balanced.state.values())[0]["u"]
+        u = next(iter(balanced.state.values()))["u"]
         sigma = torch.linalg.vector_norm(A2.T @ u)
         torch.testing.assert_close(sigma, torch.linalg.matrix_norm(A2, 2), rtol=1e-12, atol=0)
 

@@ -1,5 +1,5 @@
-"""Spectron and Muon for one matrix, in float64 numpy, written line by line from the dossiers. The batched ones are tested
-against these; nothing here is shared with the package.
+"""Spectron and Muon for one matrix, in float64 numpy, written line by line from the dossiers. The batched
+ones are tested against these; nothing here is shared with the package.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def power_iteration(X: Array, u: Array, iters: int) -> tuple[float, Array]:
 class SimpleSpectron:
     """Algorithm 1 for one pair, published variant."""
 
-    def __init__(self, A: Array, B: Array, uA: Array, uB: Array, *, beta: float, wd: float, iters: int) -> None:
+    def __init__(
+        self, A: Array, B: Array, uA: Array, uB: Array, *, beta: float, wd: float, iters: int
+    ) -> None:
         self.A, self.B, self.uA, self.uB = A.copy(), B.copy(), uA.copy(), uB.copy()
         self.MA, self.MB = np.zeros_like(A), np.zeros_like(B)
         self.beta, self.wd, self.iters = beta, wd, iters

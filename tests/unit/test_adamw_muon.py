@@ -34,7 +34,7 @@ def test_adamw_equals_torch_in_float64(weight_decay: float) -> None:
 
 
 def test_adamw_rounds_bfloat16_weights_once() -> None:
-    """1 - lr wd = 0.9999 is 1 in bfloat16; decay of its own would never act. Here it adds to the step before rounding."""
+    """1 - lr wd = 0.9999 is 1 in bfloat16: decay must be added to the step before the rounding."""
     W = nn.Parameter(torch.full((64, 64), 1.0, dtype=torch.bfloat16))
     optimizer = AdamW([W], lr=1e-3, weight_decay=0.1)
     W.grad = torch.ones_like(W)
@@ -60,7 +60,9 @@ def test_muon_equals_the_plain_one_matrix_algorithm(nesterov: bool, original: bo
         optimizer.step()
         for p, reference in zip(params, plain, strict=True):
             reference.step(p.grad.numpy(), 0.02)
-            np.testing.assert_allclose(p.detach().numpy(), reference.W, rtol=0, atol=1e-12)  # float64 rounding
+            np.testing.assert_allclose(
+                p.detach().numpy(), reference.W, rtol=0, atol=1e-12
+            )  # float64 rounding
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with torch 2.9")

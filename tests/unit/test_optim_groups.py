@@ -32,10 +32,15 @@ def test_adamw_takes_any_model_as_torch_does() -> None:
         (lambda: Spectron(nn.Linear(3, 4).parameters()), r'"role": "factors"'),
         (lambda: Muon(nn.Linear(3, 4).parameters()), r'shape \(4,\).*role="other"'),
         (lambda: Muon([{"params": [("b", parameter(4))], "role": "matrix"}]), r"^b has shape \(4,\)"),
-        (lambda: AdamW([{"params": [parameter(4)], "role": "matrices"}]), "'matrices'; choose one of matrix, factors"),
+        (
+            lambda: AdamW([{"params": [parameter(4)], "role": "matrices"}]),
+            "'matrices'; choose one of matrix, factors",
+        ),
         (lambda: Spectron([{"params": [parameter(4, 3)] * 1, "role": "factors"}]), r"1 parameters.*\[A0, B0"),
         (
-            lambda: Spectron([{"params": [("q.A", parameter(4, 3)), ("q.B", parameter(5, 2))], "role": "factors"}]),
+            lambda: Spectron(
+                [{"params": [("q.A", parameter(4, 3)), ("q.B", parameter(5, 2))], "role": "factors"}]
+            ),
             r"ranks \[3, 2\] \(q.A \(4, 3\), q.B \(5, 2\)\)",
         ),
         (lambda: AdamW([parameter(2)], lr=-1.0), "lr = -1.0"),
@@ -46,7 +51,10 @@ def test_adamw_takes_any_model_as_torch_does() -> None:
         (lambda: Muon([parameter(2, 2)], adjust_lr="rms"), "adjust_lr = 'rms'"),
         (lambda: Muon([parameter(2, 2)], ns_dtype="half"), "ns_dtype = 'half'"),
         (lambda: Muon([parameter(2, 2)], ns_steps=0), "ns_steps = 0"),
-        (lambda: AdamW([nn.Parameter(torch.zeros(2, dtype=torch.int64), requires_grad=False)]), "torch.int64"),
+        (
+            lambda: AdamW([nn.Parameter(torch.zeros(2, dtype=torch.int64), requires_grad=False)]),
+            "torch.int64",
+        ),
         (lambda: AdamW.planned_state_elements("svd", [(2, 3)]), r"\[U0, s0, V0"),
     ],
 )
@@ -151,7 +159,9 @@ def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch, build)
             p.grad = torch.randn_like(p)
         optimizer.step()
         results.append(torch.stack(params).detach())
-    torch.testing.assert_close(*results, rtol=0, atol=1e-14)  # batched and single products may sum in another order
+    torch.testing.assert_close(
+        *results, rtol=0, atol=1e-14
+    )  # batched and single products may sum in another order
 
 
 def test_seed_and_place_decide_the_start_of_the_power_iteration() -> None:

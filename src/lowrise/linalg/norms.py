@@ -34,8 +34,7 @@ def power_iteration(X: Tensor, u: Tensor, *, iters: int = 1) -> tuple[Tensor, Te
 
 
 def spectral_norm_upper(X: Tensor, *, squarings: int = 12) -> Tensor:
-    """A number that is never below ||X||_2 and at most k^(1/2^(squarings + 2)) (1 + 1e-5) times it, k =
-    min(m, n).
+    """A number between ||X||_2 and k^(1/2^(squarings + 2)) (1 + 1e-5) ||X||_2, k = min(m, n).
 
     For the smaller Gram matrix S and p = 2^squarings: lambda_max(S) <= ||S^p||_F^(1/p). With f_0 = ||S||_F,
     S_0 = S/f_0, f_{j+1} = ||S_j S_j||_F, S_{j+1} = S_j S_j / f_{j+1}, that bound is
@@ -52,9 +51,8 @@ def spectral_norm_upper(X: Tensor, *, squarings: int = 12) -> Tensor:
     Y = X.to(torch.float32 if X.device.type == "mps" else torch.float64)
     largest = Y.abs().amax(dim=(-2, -1), keepdim=True)
     positive = largest > 0
-    Y = Y / torch.where(
-        positive, largest, torch.ones_like(largest)
-    )  # so that the squares neither overflow nor vanish
+    # Entries of at most 1, so that the squares neither overflow nor vanish.
+    Y = Y / torch.where(positive, largest, torch.ones_like(largest))
     S = Y.mT @ Y if X.shape[-2] >= X.shape[-1] else Y @ Y.mT
     log_eigenvalue = torch.zeros_like(largest)
     for j in range(squarings + 1):

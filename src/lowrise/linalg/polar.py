@@ -29,8 +29,7 @@ QUINTIC: Triple = (3.4445, -4.7750, 2.0315)
 # up. [0, 1.2024] is mapped into itself, so the number of steps does not matter.
 QUINTIC_SUPREMUM = 1.2024
 
-# Polar Express, arXiv 2505.16932, Algorithm 1 (lower bound 1e-3): one triple a step, the last one is the
-# fixed point.
+# Polar Express, arXiv 2505.16932: one triple a step, fast growth first, the fixed point last.
 POLAR_EXPRESS: tuple[Triple, ...] = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
@@ -51,13 +50,12 @@ def newton_schulz(
     eps_rule: Literal["add", "max"] = "add",
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Iterate one quintic `steps` times from X / (||X||_F + eps), or from X / max(||X||_F, eps) with
-    eps_rule="max".
+    """Iterate one quintic `steps` times from X / (||X||_F + eps), or from X / max(||X||_F, eps).
 
-    "add" is Spectron's and Keller Jordan's normalization, "max" that of torch.optim.Muon. With eps = 0 the
-    result does not depend on the scale of X at all (float32 inputs of 1e-30 and 1e30 give the same factor); a
-    positive eps shrinks inputs near it, as published. Zero gives zero. `dtype` is that of the iteration
-    (default: X's own).
+    eps_rule "add" is Spectron's and Keller Jordan's normalization, "max" that of torch.optim.Muon. With eps =
+    0 the result does not depend on the scale of X at all (float32 inputs of 1e-30 and 1e30 give the same
+    factor); a positive eps shrinks inputs near it, as published. Zero gives zero. `dtype` is that of the
+    iteration (default: X's own).
 
     Range with QUINTIC, five steps, exact arithmetic: singular values above 0.0015 ||X||_F end in [0.6818,
     1.2024], smaller ones stay small; none ends above 1.20237 (`QUINTIC_SUPREMUM`).

@@ -79,7 +79,6 @@ class Optimizer(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     # ---- what a subclass writes
-    # -------------------------------------------------------------------------------------
 
     @classmethod
     @abstractmethod
@@ -108,7 +107,6 @@ class Optimizer(torch.optim.Optimizer):
         """
 
     # ---- groups
-    # -----------------------------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Check the group, add it, and create its state. Raises `UsageError` naming the parameter; then
@@ -149,15 +147,15 @@ class Optimizer(torch.optim.Optimizer):
         own = " and ".join(sorted(self.roles))
         if group["role"] not in self.roles:
             raise UsageError(
-                f"{type(self).__name__} moves the roles {own}, and parameters given without a role are taken as dense "
-                'matrices; give groups with a role, for example {"params": [A0, B0, A1, B1], "role": "factors"}, '
-                "or use lowrise.param_groups(model, lr=...)."
+                f"{type(self).__name__} moves the roles {own}, and parameters given without a role are taken "
+                'as dense matrices; give groups with a role, for example {"params": [A0, B0, A1, B1], '
+                '"role": "factors"}, or use lowrise.param_groups(model, lr=...).'
             )
         if not_2d is not None and group["role"] == "matrix":
             raise UsageError(
-                f"{parameter_name(group, not_2d)} has shape {tuple(group['params'][not_2d].shape)} but was given to "
-                f"{type(self).__name__} without a role, where only 2-D matrices may be; put it into a group with "
-                'role="other", or use lowrise.param_groups(model, lr=...).'
+                f"{parameter_name(group, not_2d)} has shape {tuple(group['params'][not_2d].shape)} but was "
+                f"given to {type(self).__name__} without a role, where only 2-D matrices may be; put it into "
+                'a group with role="other", or use lowrise.param_groups(model, lr=...).'
             )
 
     def _layouts(self, group: Mapping[str, Any], shapes: tuple[Shape, ...]) -> tuple[Layout, ...]:
@@ -166,7 +164,6 @@ class Optimizer(torch.optim.Optimizer):
         return adamw_layout(shapes)
 
     # ---- the step
-    # ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -210,7 +207,6 @@ class Optimizer(torch.optim.Optimizer):
         return ()
 
     # ---- the ledger
-    # -------------------------------------------------------------------------------------------------
 
     @classmethod
     def planned_state_elements(
@@ -259,21 +255,20 @@ class Optimizer(torch.optim.Optimizer):
             yield from (tensor for key, tensor in state.items() if key != "step")
 
     # ---- saving and loading
-    # -----------------------------------------------------------------------------------------
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict()` gave, also through `torch.load(..., weights_only=True)`.
 
         torch's own method casts moments to the dtype of the parameter, which turns float32 moments of
         bfloat16 weights into bfloat16. Here values are copied into the tensors that exist, which keep dtype
-        and device. Raises
-        `UsageError` before anything is changed if groups, roles, names or shapes differ.
+        and device. Load hooks run, but see an empty "state". Raises `UsageError`, changing nothing, if
+        groups, roles, state names or shapes differ.
         """
         mine, saved = self.param_groups, state_dict["param_groups"]
         if [len(g["params"]) for g in mine] != [len(g["params"]) for g in saved]:
             raise UsageError(
-                f"the saved optimizer has groups of {[len(g['params']) for g in saved]} parameters, this one of "
-                f"{[len(g['params']) for g in mine]}; build the optimizer from the same model and groups."
+                f"the saved optimizer has groups of {[len(g['params']) for g in saved]} parameters, this one "
+                f"of {[len(g['params']) for g in mine]}; build the optimizer from the same model and groups."
             )
         copies: list[tuple[Tensor, Tensor]] = []
         for number, (own_group, saved_group) in enumerate(zip(mine, saved, strict=True)):
@@ -304,8 +299,8 @@ class Optimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             if "param_names" not in group:
                 raise UsageError(
-                    f"{type(self).__name__} was built from parameters without names, so its state cannot be saved by "
-                    "name; pass model.named_parameters() or lowrise.param_groups(model, lr=...)."
+                    f"{type(self).__name__} was built from parameters without names, so its state cannot be "
+                    "saved by name; pass model.named_parameters() or lowrise.param_groups(model, lr=...)."
                 )
             for name, param in zip(group["param_names"], group["params"], strict=True):
                 named.update({f"{name}.{key}": tensor for key, tensor in self.state[param].items()})

@@ -4,35 +4,29 @@ A weight is stored as W = A B^T and never formed. The step bounds the spectral n
 whatever the split into A and B. Algorithm 1, per pair A (m x r), B (n x r), momenta M_A, M_B of the same
 shapes from zero:
 
-1. M <- beta M + (1 - beta) G                                  for A and for B; no Nesterov, no bias
-   correction
-2. sigma_A, sigma_B = spectral norms of A, B as they enter the step
-   (numbers)
+1. M <- beta M + (1 - beta) G       for A and for B; no Nesterov, no bias correction
+2. sigma_A, sigma_B = ||A||_2, ||B||_2 of the factors as they enter the step
 3. rho = eta / (sigma_A + sigma_B + 1)
-4. O_A = Ortho(M_A), O_B = Ortho(M_B)                                                                (m x r, n
-   x r)
-5. A <- (1 - eta wd) A - rho O_A;  B <- (1 - eta wd) B - rho O_B
+4. O_A = Ortho(M_A), O_B = Ortho(M_B)                    (m x r), (n x r)
+5. A <- (1 - eta wd) A - rho O_A;   B <- (1 - eta wd) B - rho O_B
 
-If ||O|| <= 1, the norms are exact and rho <= 1, then without the decay ||dW||_2 <= rho (sigma_A + sigma_B) +
-rho^2 <= eta (Eqs. 12-16). Two variants:
+If ||O|| <= 1, the norms are exact and rho <= 1, then without the decay
+||dW||_2 <= rho (sigma_A + sigma_B) + rho^2 <= eta (Eqs. 12-16). Two variants:
 
-`published`  Ortho is the quintic of Algorithm 2 (five steps from M / (||M||_F + 1e-7)), the norms come from
-one
-    warm-started power iteration each (Algorithm 3). Then ||O|| may reach 1.2024 and the norms are estimates
-    from below: a good margin, not a theorem. It reproduces the golden fixtures.
-`certified`  ||dW||_2 <= eta for any gradients. Ortho is Polar Express (seven steps, ||O|| <= 1); the norms
-are bounds from
-    above: s <- s + rho c with c >= ||O||, refreshed every `norm_refresh` steps by `spectral_norm_upper`. See
-    `certified_step_size` for the rounding of the stored weights, and docs/methods/spectron.md for bfloat16
-    and decay.
+- `published`: Ortho is the quintic of Algorithm 2 (five steps from M / (||M||_F + 1e-7)), the norms come
+  from one warm-started power iteration each (Algorithm 3). Then ||O|| may reach 1.2024 and the norms are
+  estimates from below: a good margin, not a theorem. It reproduces the golden fixtures.
+- `certified`: ||dW||_2 <= eta for any gradients. Ortho is Polar Express (seven steps, ||O|| <= 1); the norms
+  are bounds from above, s <- s + rho c with c >= ||O||, refreshed every `norm_refresh` steps by
+  `spectral_norm_upper`. `certified_step_size` deals with the rounding of the stored weights;
+  docs/methods/spectron.md says what holds in bfloat16 and with decay.
 
-Letters: the paper's W = A B^T is ours. The authors' code was not available; the sources are named in the
-docs.
-State per factor X (k x r): `momentum` (k r), `step`, and `u` (k; norms by power iteration) or `norm_bound`
-(1; from above).
-FLOPs of a step, per factor, p = min(k, r), q = max(k, r): i (4 p^2 q + 2 p^3) with i = ns_steps or 7, (2 + 4
-power_iters) k r for power iteration or (2 p^2 q + 24 p^3) / norm_refresh for the bound, and 7 k r
-elementwise.
+The authors' code was not public when this was written; docs/methods/spectron.md names the sources.
+
+State per factor X (k x r): `momentum` (k r elements), `step`, and `u` (k; norms by power iteration) or
+`norm_bound` (1; norms from above).
+FLOPs of a step, per factor, p = min(k, r), q = max(k, r): i (4 p^2 q + 2 p^3) with i = ns_steps or 7; plus
+(2 + 4 power_iters) k r for power iteration or (2 p^2 q + 24 p^3) / norm_refresh for the bound; plus 7 k r.
 """
 
 from __future__ import annotations
@@ -115,20 +109,18 @@ class Spectron(Optimizer):
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
     ) -> None:
-        """lr is eta, in units of the spectral norm of a change of W.
+        """lr is eta, in units of the spectral norm of a change of W. Raises `UsageError`.
 
-        decay: "factor" A <- (1 - eta wd) A, as published; "wd_scaled" (1 - rho wd) A; "wd_split" sqrt(1 - eta
-        wd) A, so
-            that W itself decays by 1 - eta wd.
+        decay: "factor" A <- (1 - eta wd) A, as published; "wd_scaled" (1 - rho wd) A; "wd_split"
+            sqrt(1 - eta wd) A, so that W itself decays by 1 - eta wd.
         step_size: "paper" rho = eta / (s + 1); "tight" uses all of the bound, c rho s + c^2 rho^2 = eta.
-        ortho: "auto" is "ns5" for published and "pe" for certified; "svd" is the slow reference. ns_* concern
-        "ns5" only.
+        ortho: "auto" is "ns5" for published and "pe" for certified; "svd" is the slow reference. The options
+            ns_* concern "ns5" only; ns_dtype "auto" is bfloat16 on CUDA for published, else at least float32.
         norms: "auto" is "power" for published and "bound" for certified; "exact" is the slow reference.
         norm_refresh: steps between two refreshes of the bounds ("bound" only; below float32 every step).
         rebalance_every: steps between two changes to the balanced gauge, 0 for never.
         orthogonalize, renormalize: switch half of the method off, for ablations (published only): the
-        momentum itself
-            instead of Ortho(M); rho = eta instead of eta / (s + 1).
+            momentum itself instead of Ortho(M); rho = eta instead of eta / (s + 1).
         seed: of the start vectors of the power iteration.
         """
         defaults = {

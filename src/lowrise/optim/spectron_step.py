@@ -9,8 +9,9 @@ from torch import Tensor
 
 
 def spectron_step_size(sigma_A: Tensor, sigma_B: Tensor, lr: float, *, rule: str = "paper") -> Tensor:
-    """rho of the published variant, per pair. "paper": eta / (s + 1), s = sigma_A + sigma_B. "tight": rho s +
-    rho^2 = eta.
+    """rho of the published variant, per pair, with s = sigma_A + sigma_B.
+
+    "paper": eta / (s + 1). "tight": the root of rho s + rho^2 = eta, the whole of the bound.
     """
     s = sigma_A + sigma_B
     return lr / (s + 1.0) if rule == "paper" else _tight(s, torch.full_like(s, lr), 1.0)
@@ -19,8 +20,7 @@ def spectron_step_size(sigma_A: Tensor, sigma_B: Tensor, lr: float, *, rule: str
 def certified_step_size(
     s_A: Tensor, s_B: Tensor, lr: float, *, rule: str, supremum: float, rank: int, eps: float
 ) -> Tensor:
-    """The largest rho for which ||A_new B_new^T - A B^T||_2 <= eta is proved, A_new and B_new being the
-    stored numbers.
+    """rho per pair for which ||A_new B_new^T - A B^T||_2 <= eta is proved of the numbers that are stored.
 
     s_A >= ||A||_2, s_B >= ||B||_2, (pairs,); supremum c >= ||O||_2; eps that of the weights' dtype, 0 to
     leave their rounding out. With exact storage c rho (s_A + s_B) + c^2 rho^2 = eta would do ("tight";
