@@ -1,0 +1,29 @@
+"""Pure tensor functions, batched over leading dimensions; each states its bound or accuracy."""
+
+from lowrise.linalg.balance import rebalance
+from lowrise.linalg.norms import (
+    power_iteration,
+    product_singular_values,
+    spectral_norm,
+    spectral_norm_upper,
+)
+from lowrise.linalg.polar import (
+    POLAR_EXPRESS,
+    QUINTIC,
+    newton_schulz,
+    polar_express,
+    polar_svd,
+)
+
+__all__ = [
+    "POLAR_EXPRESS",
+    "QUINTIC",
+    "newton_schulz",
+    "polar_express",
+    "polar_svd",
+    "power_iteration",
+    "product_singular_values",
+    "rebalance",
+    "spectral_norm",
+    "spectral_norm_upper",
+]

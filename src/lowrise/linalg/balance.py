@@ -1,0 +1,46 @@
+"""The balanced gauge of a factored weight.
+
+W = A B^T does not change under A -> A T, B -> B T^-T. Among all such pairs the one with A^T A = B^T B
+minimizes ||A||_2 + ||B||_2, and Spectron's step is longest there.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def rebalance(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(A', B', T) with A' B'^T = A B^T, A' = A T = U sqrt(S), B' = B T^-T = V sqrt(S), W = U S V^T.
+
+    A (..., m, r), B (..., n, r), T (..., r, r). By QR of both factors, A = Q_A R_A, B = Q_B R_B, and the SVD
+    of the r x r core R_A R_B^T = P S Q^T: A' = Q_A P sqrt(S), B' = Q_B Q sqrt(S), T = R_B^T Q / sqrt(S). O((m
+    + n) r^2).
+
+    A pair whose product has numerical rank below r (a factor that is still zero, a repeated column) has no
+    finite T; it is returned as it came, with T = I. Setting both factors to sqrt(0) would also stop its
+    training for ever. Waits for the device (SVD).
+    """
+    Q_A, R_A = torch.linalg.qr(A)
+    Q_B, R_B = torch.linalg.qr(B)
+    identity = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device).expand(*A.shape[:-2], -1, -1)
+    if R_A.shape[-2] < A.shape[-1] or R_B.shape[-2] < B.shape[-1]:
+        return (
+            A.clone(),
+            B.clone(),
+            identity.clone(),
+        )  # fewer rows than columns: the product cannot have rank r
+    P, s, Qh = torch.linalg.svd(R_A @ R_B.mT)
+    eps = torch.finfo(A.dtype).eps
+    full_rank = (s[..., -1] > A.shape[-1] * eps * s[..., 0])[..., None, None]
+    root = (
+        torch.where(full_rank.squeeze(-1), s.clamp_min(0), torch.ones_like(s)).sqrt().unsqueeze(-2)
+    )  # (..., 1, r)
+    balanced_A = (Q_A @ P) * root
+    balanced_B = (Q_B @ Qh.mT) * root
+    T = (R_B.mT @ Qh.mT) / root
+    return (
+        torch.where(full_rank, balanced_A, A),
+        torch.where(full_rank, balanced_B, B),
+        torch.where(full_rank, T, identity),
+    )

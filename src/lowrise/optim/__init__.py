@@ -1,0 +1,10 @@
+"""Optimizers: one file each, the mathematics in its docstring, on the common base of `base.py`."""
+
+from lowrise.optim.adamw import AdamW
+from lowrise.optim.base import Optimizer
+from lowrise.optim.muon import Muon
+from lowrise.optim.spectron import Spectron
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {"adamw": AdamW, "muon": Muon, "spectron": Spectron}
+
+__all__ = ["OPTIMIZERS", "AdamW", "Muon", "Optimizer", "Spectron"]

@@ -1,0 +1,405 @@
+"""The part that all optimizers share: groups, roles, state, saving and loading. It contains no update rule of
+its own.
+
+A **unit** is what a rule moves at once: one parameter for the roles "matrix" and "other", a pair (A, B) for
+"factors", a triple (U, s, V) for "svd". A step is:
+
+1. call the closure, if there is one;
+2. per group, collect the units that have a gradient. A unit without any is left alone and its counter stands
+   still; within a unit a missing gradient counts as zeros;
+3. count: `state["step"] += 1` for each parameter of these units, so that a rule sees t = 1 at its first
+   update;
+4. hand the units to the class's `_update` if the group's role is one of its `roles`, else to the built-in
+   AdamW.
+
+A subclass writes `roles`, `_state_layout` (names and shapes of its state, from shapes alone), `_update`,
+`_unit_flops` and, where its state does not start at zero, `_start_state`. Everything it needs between two
+steps is in the state and in the groups: an optimizer has no other attributes, so copying, pickling and
+resuming cannot lose any.
+
+State is tensors: float32 (float64 for float64 parameters) whatever the dtype of the parameter, and one 0-dim
+float32
+`step` on the CPU, as in torch.optim. All of it exists from construction on.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from lowrise.errors import UsageError
+from lowrise.optim.adamw_rule import ADAMW_FLOPS_PER_ELEMENT, adamw_layout, adamw_update_
+from lowrise.optim.checks import (
+    UNIT_SIZE,
+    check_numbers,
+    check_params,
+    parameter_name,
+    require_match,
+    unit_size,
+)
+
+Shape = tuple[int, ...]
+Layout = dict[str, Shape]  # state name -> shape, for one parameter
+T = TypeVar("T")
+
+# Most elements that one batched call works on, so that the temporaries of a step stay small beside the model
+# (256 MiB in float32), however many matrices share a shape.
+MAX_BATCH_ELEMENTS = 1 << 26
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Parameters that are moved together, with their gradients (state dtype) and state, in the role's
+    order.
+    """
+
+    params: tuple[Tensor, ...]
+    grads: tuple[Tensor, ...]
+    states: tuple[dict[str, Tensor], ...]
+
+
+class Optimizer(torch.optim.Optimizer):
+    """A torch optimizer whose groups carry a `role`; see the module's docstring for the steps and for
+    subclassing.
+    """
+
+    roles: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
+        """`defaults` are the constructor's options; each may be overridden by a group. Raises
+        `UsageError`.
+        """
+        super().__init__(params, defaults)
+
+    # ---- what a subclass writes
+
+    @classmethod
+    @abstractmethod
+    def _state_layout(
+        cls, role: str, shapes: tuple[Shape, ...], options: Mapping[str, Any]
+    ) -> tuple[Layout, ...]:
+        """State of one unit of a role in `roles`: per parameter its names and shapes, without `step`."""
+
+    @abstractmethod
+    def _update(self, group: dict[str, Any], units: list[Unit]) -> None:
+        """Move the units of one group in place."""
+
+    @classmethod
+    @abstractmethod
+    def _unit_flops(cls, role: str, shapes: tuple[Shape, ...], options: Mapping[str, Any]) -> int:
+        """FLOPs of one step for one unit of a role in `roles`."""
+
+    def _check_options(self, group: Mapping[str, Any]) -> None:
+        """Raise `UsageError` for options of a group that the class cannot run with."""
+
+    def _start_state(
+        self, group: dict[str, Any], param: Tensor, index: int, state: dict[str, Tensor]
+    ) -> None:
+        """Write start values other than zero in place; `index` counts the parameters of the optimizer from
+        0.
+        """
+
+    # ---- groups
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Check the group, add it, and create its state. Raises `UsageError` naming the parameter; then
+        nothing is added.
+        """
+        group = dict(param_group)
+        super().add_param_group(group)
+        try:
+            self._settle_role(group, stated="role" in param_group)
+            check_numbers(group, where=f"parameter group {len(self.param_groups) - 1}")
+            check_params(group)
+            self._check_options(group)
+        except UsageError:
+            self.param_groups.pop()
+            raise
+        first = sum(len(g["params"]) for g in self.param_groups[:-1])
+        for unit in _units(group):
+            layouts = self._layouts(group, tuple(tuple(p.shape) for p in unit))
+            for param, layout in zip(unit, layouts, strict=True):
+                self.state[param] = _zero_state(param, layout)
+        if group["role"] in self.roles:
+            for i, param in enumerate(group["params"]):
+                self._start_state(group, param, first + i, self.state[param])
+
+    def _settle_role(self, group: dict[str, Any], *, stated: bool) -> None:
+        """A group without a role is "matrix" if all its parameters are 2-D; else "other", where the class
+        moves that itself.
+        """
+        if stated:
+            if group["role"] not in UNIT_SIZE:
+                raise UsageError(
+                    f"parameter group {len(self.param_groups) - 1} has the role {group['role']!r}; "
+                    f"choose one of {', '.join(UNIT_SIZE)}."
+                )
+            return
+        not_2d = next((i for i, p in enumerate(group["params"]) if p.ndim != 2), None)
+        group["role"] = "matrix" if not_2d is None or "other" not in self.roles else "other"
+        own = " and ".join(sorted(self.roles))
+        if group["role"] not in self.roles:
+            raise UsageError(
+                f"{type(self).__name__} moves the roles {own}, and parameters given without a role are taken "
+                'as dense matrices; give groups with a role, for example {"params": [A0, B0, A1, B1], '
+                '"role": "factors"}, or use lowrise.param_groups(model, lr=...).'
+            )
+        if not_2d is not None and group["role"] == "matrix":
+            raise UsageError(
+                f"{parameter_name(group, not_2d)} has shape {tuple(group['params'][not_2d].shape)} but was "
+                f"given to {type(self).__name__} without a role, where only 2-D matrices may be; put it into "
+                'a group with role="other", or use lowrise.param_groups(model, lr=...).'
+            )
+
+    def _layouts(self, group: Mapping[str, Any], shapes: tuple[Shape, ...]) -> tuple[Layout, ...]:
+        if group["role"] in self.roles:
+            return self._state_layout(group["role"], shapes, group)
+        return adamw_layout(shapes)
+
+    # ---- the step
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of every parameter that has a gradient. `p.grad` is read, never written. Returns the
+        closure's value.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            units = list(self._ready_units(group))
+            if not units:
+                continue
+            torch._foreach_add_([s["step"] for unit in units for s in unit.states], 1.0)
+            if group["role"] in self.roles:
+                self._update(group, units)
+            else:
+                update_by_adamw(group, units)
+        return loss
+
+    def _ready_units(self, group: dict[str, Any]) -> Iterator[Unit]:
+        for params in _units(group):
+            if all(p.grad is None for p in params):
+                continue
+            if any(p.grad is not None and p.grad.is_sparse for p in params):
+                raise UsageError(
+                    f"{type(self).__name__} met a sparse gradient of shape {tuple(params[0].shape)}; "
+                    "build the embedding with sparse=False."
+                )
+            grads = tuple(
+                torch.zeros_like(p, dtype=state_dtype(p)) if p.grad is None else p.grad.to(state_dtype(p))
+                for p in params
+            )
+            yield Unit(tuple(params), grads, tuple(self.state[p] for p in params))
+
+    def resets(self, total_steps: int) -> tuple[int, ...]:
+        """Steps after which this optimizer drops its moments, so that a schedule may dip there. None by
+        default.
+        """
+        return ()
+
+    # ---- the ledger
+
+    @classmethod
+    def planned_state_elements(
+        cls, role: str, shapes: Iterable[Sequence[int]], options: Mapping[str, Any] | None = None
+    ) -> int:
+        """Elements of state for parameters of these shapes, in the role's order, without creating anything.
+
+        `options` are constructor options that differ from the defaults, where they change the state
+        (`variant`, ...). The `step` counters are not counted, here and in `state_elements` and `state_bytes`.
+        """
+        merged = {**option_defaults(cls), **(options or {})}
+        listed = [tuple(int(d) for d in shape) for shape in shapes]
+        size = unit_size(role, len(listed), where=f"{cls.__name__}.planned_state_elements")
+        total = 0
+        for i in range(0, len(listed), size):
+            unit = tuple(listed[i : i + size])
+            layouts = cls._state_layout(role, unit, merged) if role in cls.roles else adamw_layout(unit)
+            total += sum(math.prod(shape) for layout in layouts for shape in layout.values())
+        return total
+
+    def state_elements(self) -> int:
+        """Elements of state that are there, without the `step` counters."""
+        return sum(tensor.numel() for tensor in self._counted_state())
+
+    def state_bytes(self) -> int:
+        """Bytes of the storages behind the state (a shared storage once), without the `step` counters."""
+        storages = {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in self._counted_state())}
+        return sum(storages.values())
+
+    def step_flops(self) -> int:
+        """FLOPs of one step over all parameters: the class's formula for its roles, 14 an element for
+        built-in AdamW.
+        """
+        total = 0
+        for group in self.param_groups:
+            for unit in _units(group):
+                shapes = tuple(tuple(p.shape) for p in unit)
+                if group["role"] in self.roles:
+                    total += self._unit_flops(group["role"], shapes, group)
+                else:
+                    total += ADAMW_FLOPS_PER_ELEMENT * sum(math.prod(shape) for shape in shapes)
+        return total
+
+    def _counted_state(self) -> Iterator[Tensor]:
+        for state in self.state.values():
+            yield from (tensor for key, tensor in state.items() if key != "step")
+
+    # ---- saving and loading
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict()` gave, also through `torch.load(..., weights_only=True)`.
+
+        torch's own method casts moments to the dtype of the parameter, which turns float32 moments of
+        bfloat16 weights into bfloat16. Here values are copied into the tensors that exist, which keep dtype
+        and device. Load hooks run, but see an empty "state". Raises `UsageError`, changing nothing, if
+        groups, roles, state names or shapes differ.
+        """
+        mine, saved = self.param_groups, state_dict["param_groups"]
+        if [len(g["params"]) for g in mine] != [len(g["params"]) for g in saved]:
+            raise UsageError(
+                f"the saved optimizer has groups of {[len(g['params']) for g in saved]} parameters, this one "
+                f"of {[len(g['params']) for g in mine]}; build the optimizer from the same model and groups."
+            )
+        copies: list[tuple[Tensor, Tensor]] = []
+        for number, (own_group, saved_group) in enumerate(zip(mine, saved, strict=True)):
+            if saved_group.get("role", own_group["role"]) != own_group["role"]:
+                raise UsageError(
+                    f"parameter group {number} was saved with the role {saved_group['role']!r} and is "
+                    f"{own_group['role']!r} here; build the groups as they were."
+                )
+            for i, key in enumerate(saved_group["params"]):
+                name = parameter_name(own_group, i)
+                own = {f"{name}.{k}": t for k, t in self.state[own_group["params"][i]].items()}
+                new = {f"{name}.{k}": t for k, t in state_dict["state"].get(key, {}).items()}
+                require_match(own, new, check_dtype=False)
+                copies.extend((own[k], new[k]) for k in own)
+        kept = self.state
+        super().load_state_dict({**state_dict, "state": {}})  # the groups' options, and the hooks
+        self.state = kept
+        with torch.no_grad():
+            for target, source in copies:
+                target.copy_(source)
+
+    def named_state(self) -> dict[str, Tensor]:
+        """Every state tensor under "{parameter name}.{state name}". Live tensors, not copies.
+
+        Raises `UsageError` if the parameters were given without names.
+        """
+        named: dict[str, Tensor] = {}
+        for group in self.param_groups:
+            if "param_names" not in group:
+                raise UsageError(
+                    f"{type(self).__name__} was built from parameters without names, so its state cannot be "
+                    "saved by name; pass model.named_parameters() or lowrise.param_groups(model, lr=...)."
+                )
+            for name, param in zip(group["param_names"], group["params"], strict=True):
+                named.update({f"{name}.{key}": tensor for key, tensor in self.state[param].items()})
+        return named
+
+    def load_named_state(self, named: Mapping[str, Tensor]) -> None:
+        """Copy `named` into the state. Raises `UsageError`, changing nothing, unless names, shapes and dtypes
+        all agree.
+        """
+        own = self.named_state()
+        require_match(own, named, check_dtype=True)
+        with torch.no_grad():
+            for key, tensor in own.items():
+                tensor.copy_(named[key])
+
+
+def update_by_adamw(group: Mapping[str, Any], units: Sequence[Unit]) -> None:
+    """The rule for every role that a class does not move itself, with the group's lr, betas, eps and
+    weight_decay.
+    """
+    members = [m for unit in units for m in zip(unit.params, unit.grads, unit.states, strict=True)]
+    for chunk in chunked(members, lambda member: member[0].numel()):
+        params, grads, states = zip(*chunk, strict=True)
+        adamw_update_(
+            list(params),
+            list(grads),
+            [s["exp_avg"] for s in states],
+            [s["exp_avg_sq"] for s in states],
+            [s["step"].item() for s in states],  # on the CPU: no wait for the device
+            lr=group["lr"],
+            betas=tuple(group["betas"]),
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+        )
+
+
+def option_defaults(cls: type[Optimizer]) -> dict[str, Any]:
+    """The constructor's options with their defaults, read from its signature, where they are written once."""
+    parameters = inspect.signature(cls).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+
+
+def state_dtype(param: Tensor) -> torch.dtype:
+    """float64 for float64 parameters, else float32: bfloat16 moments cannot decay by 0.999."""
+    return torch.float64 if param.dtype == torch.float64 else torch.float32
+
+
+def buckets(items: Sequence[T], tensor_of: Callable[[T], Tensor]) -> Iterator[list[T]]:
+    """Items whose tensors may be stacked (same shape, dtype, device), in chunks of at most
+    MAX_BATCH_ELEMENTS.
+    """
+    by_kind: dict[tuple[Any, ...], list[T]] = {}
+    for item in items:
+        t = tensor_of(item)
+        by_kind.setdefault((t.shape, t.dtype, t.device), []).append(item)
+    for same in by_kind.values():
+        yield from chunked(same, lambda item: tensor_of(item).numel())
+
+
+def chunked(items: Sequence[T], elements_of: Callable[[T], int]) -> Iterator[list[T]]:
+    """Consecutive runs of at most MAX_BATCH_ELEMENTS elements, of one item at least."""
+    chunk: list[T] = []
+    elements = 0
+    for item in items:
+        if chunk and elements + elements_of(item) > MAX_BATCH_ELEMENTS:
+            yield chunk
+            chunk, elements = [], 0
+        chunk.append(item)
+        elements += elements_of(item)
+    if chunk:
+        yield chunk
+
+
+def decay_and_subtract_(
+    params: list[Tensor], updates: list[Tensor], decay: float | list[Tensor] | None
+) -> None:
+    """p <- decay p - update, in the dtype of the update and rounded once to that of p. `decay` None means
+    1.
+    """
+    narrow = params[0].dtype != updates[0].dtype
+    targets = [p.to(updates[0].dtype) for p in params] if narrow else params
+    if decay is not None:
+        torch._foreach_mul_(targets, decay)
+    torch._foreach_sub_(targets, updates)
+    if narrow:
+        torch._foreach_copy_(params, targets)
+
+
+def _units(group: Mapping[str, Any]) -> Iterator[tuple[Tensor, ...]]:
+    size, params = UNIT_SIZE[group["role"]], group["params"]
+    for i in range(0, len(params), size):
+        yield tuple(params[i : i + size])
+
+
+def _zero_state(param: Tensor, layout: Layout) -> dict[str, Tensor]:
+    state = {"step": torch.zeros((), dtype=torch.float32)}
+    for key, shape in layout.items():
+        if shape == tuple(param.shape):
+            state[key] = torch.zeros_like(param, dtype=state_dtype(param), requires_grad=False)
+        else:
+            state[key] = torch.zeros(shape, dtype=state_dtype(param), device=param.device)
+    return state

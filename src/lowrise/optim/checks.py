@@ -1,0 +1,96 @@
+"""What an optimizer refuses, in sentences that name the parameter and the remedy. All raise `UsageError`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from lowrise.errors import UsageError
+
+# Role -> number of parameters that a rule moves at once, and the dimensions of each (None: any).
+UNIT_SIZE: dict[str, int] = {"matrix": 1, "factors": 2, "svd": 3, "other": 1}
+UNIT_DIMS: dict[str, tuple[int, ...] | None] = {
+    "matrix": (2,),
+    "factors": (2, 2),
+    "svd": (2, 1, 2),
+    "other": None,
+}
+
+
+def parameter_name(group: Mapping[str, Any], i: int) -> str:
+    """The name of parameter i of a group, or a description where it was given without one."""
+    names = group.get("param_names")
+    return names[i] if names else f"parameter {i} of a group with role {group.get('role')!r}"
+
+
+def unit_size(role: str, count: int, *, where: str) -> int:
+    """Parameters in one unit of `role`; refuses an unknown role and a count that does not come out even."""
+    if role not in UNIT_SIZE:
+        raise UsageError(f"{where} was given the role {role!r}; choose one of {', '.join(UNIT_SIZE)}.")
+    size = UNIT_SIZE[role]
+    if count % size:
+        order = {"factors": "[A0, B0, A1, B1, ...]", "svd": "[U0, s0, V0, U1, ...]"}[role]
+        raise UsageError(
+            f"{where} with role {role!r} was given {count} parameters, which is no multiple of {size}; "
+            f"list them as {order}."
+        )
+    return size
+
+
+def check_params(group: Mapping[str, Any]) -> None:
+    """Refuse parameters whose number, dtype, dimensions or ranks do not fit the group's role."""
+    role, params = group["role"], group["params"]
+    size, dims = unit_size(role, len(params), where="a parameter group"), UNIT_DIMS[role]
+    for i, param in enumerate(params):
+        name = parameter_name(group, i)
+        if not param.dtype.is_floating_point:
+            raise UsageError(
+                f"{name} has dtype {param.dtype}; only floating-point parameters can be trained."
+            )
+        if dims is not None and param.ndim != dims[i % size]:
+            raise UsageError(
+                f"{name} has shape {tuple(param.shape)}, but place {i % size} of role {role!r} takes "
+                f'{dims[i % size]} dimension(s); put it into a group with role="other".'
+            )
+    for i in range(0, len(params), size):
+        ranks = [p.shape[-1] for p in params[i : i + size]] if size > 1 else []
+        if len(set(ranks)) > 1:
+            members = range(i, i + size)
+            shapes = ", ".join(f"{parameter_name(group, j)} {tuple(params[j].shape)}" for j in members)
+            raise UsageError(
+                f"the members of one {role!r} unit have ranks {ranks} ({shapes}); "
+                "their last dimensions must agree, W = A @ B.T."
+            )
+
+
+def check_numbers(options: Mapping[str, Any], *, where: str) -> None:
+    """Refuse learning rates, decays, eps and momenta outside their range."""
+    for key in ("lr", "weight_decay", "eps"):
+        value = options.get(key, 0.0)
+        if isinstance(value, Tensor) or not 0.0 <= value < math.inf:
+            raise UsageError(f"{where} has {key} = {value}; it must be a finite number, 0 or more.")
+    for key in ("betas", "momentum"):
+        values = options.get(key, ())
+        for value in values if isinstance(values, (tuple, list)) else (values,):
+            if not 0.0 <= value < 1.0:
+                raise UsageError(f"{where} has {key} = {values}; each must be at least 0 and below 1.")
+
+
+def require_match(own: Mapping[str, Tensor], new: Mapping[str, Tensor], *, check_dtype: bool) -> None:
+    """Refuse a saved state that differs in names, shapes or dtypes, listing the first differences."""
+    wrong = [f"{key} is missing" for key in own if key not in new]
+    wrong += [f"{key} is not expected" for key in new if key not in own]
+    for key in own:
+        if key in new and tuple(own[key].shape) != tuple(new[key].shape):
+            wrong.append(f"{key} has shape {tuple(new[key].shape)} instead of {tuple(own[key].shape)}")
+        elif key in new and check_dtype and own[key].dtype != new[key].dtype:
+            wrong.append(f"{key} has dtype {new[key].dtype} instead of {own[key].dtype}")
+    if wrong:
+        more = f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""
+        raise UsageError(
+            f"the saved optimizer state does not fit: {'; '.join(wrong[:8])}{more}. "
+            "Build the optimizer with the same method, options and model as the saved one."
+        )

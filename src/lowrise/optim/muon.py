@@ -1,0 +1,157 @@
+"""Muon (Jordan et al. 2024, KellerJordan/Muon), with the semantics of torch.optim.Muon 2.13.
+
+Per matrix W (m x n) with gradient G, state M (m x n) from zero, learning rate lr, momentum mu:
+
+1. M <- M + (1 - mu)(G - M)
+2. D = G + mu (M - G) with Nesterov, else D = M                                            (m x n)
+3. O = quintic Newton-Schulz, five steps, from D / max(||D||_F, eps)                        (m x n)
+4. W <- W (1 - lr wd), with the unadjusted lr
+5. W <- W - lr_adj O, where
+   "original":         lr_adj = lr sqrt(max(1, m/n))
+   "match_rms_adamw":  lr_adj = lr 0.2 sqrt(max(m, n))      (Moonlight, arXiv 2502.16982)
+
+Where we differ from torch: the dtype of the iteration is an option; the stored momentum is never normalized
+in place (torch 2.13.0 does that for bfloat16 weights without Nesterov); "match_rms_adamw" is the default, so
+that one grid of learning rates and decays serves AdamW and Muon in a comparison; weight decay is off by
+default (torch: 0.1). Newton-Schulz divides after scaling by max|D|, so huge gradients do not overflow.
+
+State per matrix: `momentum` (mn elements), and `step`. Roles: "matrix"; for "factors" each factor is a matrix
+of its own ("low-rank Muon").
+FLOPs of a step, p = min, q = max: ns_steps (4 p^2 q + 2 p^3) + 10 p q.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from lowrise.errors import UsageError
+from lowrise.linalg.polar import QUINTIC, newton_schulz
+from lowrise.optim.base import Layout, Optimizer, Shape, Unit, buckets, decay_and_subtract_
+
+NsDtype = Literal["auto", "bfloat16", "float32", "float64"]
+AdjustLr = Literal["match_rms_adamw", "original"]
+
+NS_DTYPES: dict[str, torch.dtype] = {
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
+
+
+class Muon(Optimizer):
+    """Momentum orthogonalized by Newton-Schulz; see the module's docstring. Other roles by built-in AdamW
+    (betas, eps).
+    """
+
+    roles: ClassVar[frozenset[str]] = frozenset({"matrix", "factors"})
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        *,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        weight_decay: float = 0.0,
+        adjust_lr: AdjustLr = "match_rms_adamw",
+        ns_steps: int = 5,
+        ns_coefficients: tuple[float, float, float] = QUINTIC,
+        ns_eps: float = 1e-7,
+        ns_dtype: NsDtype = "auto",
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+    ) -> None:
+        """ns_dtype "auto": bfloat16 on CUDA, as published; elsewhere float32, or float64 for float64
+        weights.
+        """
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "nesterov": nesterov,
+            "weight_decay": weight_decay,
+            "adjust_lr": adjust_lr,
+            "ns_steps": ns_steps,
+            "ns_coefficients": tuple(ns_coefficients),
+            "ns_eps": ns_eps,
+            "ns_dtype": ns_dtype,
+            "betas": betas,
+            "eps": eps,
+        }
+        super().__init__(params, defaults)
+
+    def _check_options(self, group: Mapping[str, Any]) -> None:
+        if group["adjust_lr"] not in ("match_rms_adamw", "original"):
+            raise UsageError(
+                f"Muon has adjust_lr = {group['adjust_lr']!r}; choose 'match_rms_adamw' or 'original'."
+            )
+        check_newton_schulz("Muon", group)
+
+    @classmethod
+    def _state_layout(
+        cls, role: str, shapes: tuple[Shape, ...], options: Mapping[str, Any]
+    ) -> tuple[Layout, ...]:
+        return tuple({"momentum": shape} for shape in shapes)
+
+    def _update(self, group: dict[str, Any], units: list[Unit]) -> None:
+        lr, mu = group["lr"], group["momentum"]
+        decay = 1.0 - lr * group["weight_decay"] if group["weight_decay"] else None
+        members = [m for unit in units for m in zip(unit.params, unit.grads, unit.states, strict=True)]
+        torch._foreach_lerp_([s["momentum"] for _, _, s in members], [g for _, g, _ in members], 1.0 - mu)
+        for bucket in buckets(members, lambda member: member[0]):
+            D = torch.stack([s["momentum"] for _, _, s in bucket])  # (batch, m, n)
+            if group["nesterov"]:
+                D = torch.lerp(torch.stack([g for _, g, _ in bucket]), D, mu)
+            ortho = newton_schulz(
+                D,
+                steps=group["ns_steps"],
+                coefficients=group["ns_coefficients"],
+                eps=group["ns_eps"],
+                eps_rule="max",
+                dtype=iteration_dtype(group["ns_dtype"], D),
+            )
+            ortho.mul_(adjusted_lr(lr, D.shape[-2], D.shape[-1], group["adjust_lr"]))
+            decay_and_subtract_([p for p, _, _ in bucket], list(ortho.unbind()), decay)
+
+    @classmethod
+    def _unit_flops(cls, role: str, shapes: tuple[Shape, ...], options: Mapping[str, Any]) -> int:
+        return sum(
+            iteration_flops(m, n, options["ns_steps"]) + 10 * m * n for m, n in (tuple(s) for s in shapes)
+        )
+
+
+def adjusted_lr(lr: float, m: int, n: int, rule: str) -> float:
+    """Step 5: the learning rate of an m x n matrix."""
+    return lr * (math.sqrt(max(1.0, m / n)) if rule == "original" else 0.2 * math.sqrt(max(m, n)))
+
+
+def iteration_dtype(choice: str, momentum: Tensor) -> torch.dtype:
+    """The dtype of Newton-Schulz. "auto": bfloat16 on CUDA unless the weights are float64, else the
+    momentum's.
+    """
+    if choice != "auto":
+        return NS_DTYPES[choice]
+    on_cuda = momentum.device.type == "cuda" and momentum.dtype != torch.float64
+    return torch.bfloat16 if on_cuda else momentum.dtype
+
+
+def iteration_flops(m: int, n: int, steps: int) -> int:
+    """FLOPs of `steps` odd-quintic iterations on an m x n matrix: S = X^T X, S S, X P."""
+    p, q = min(m, n), max(m, n)
+    return steps * (4 * p * p * q + 2 * p**3)
+
+
+def check_newton_schulz(who: str, group: Mapping[str, Any]) -> None:
+    """Raise `UsageError` for options that Newton-Schulz cannot run with."""
+    if group["ns_steps"] < 1:
+        raise UsageError(f"{who} has ns_steps = {group['ns_steps']}; at least 1 is needed (5 as published).")
+    if len(group["ns_coefficients"]) != 3:
+        raise UsageError(
+            f"{who} has ns_coefficients = {group['ns_coefficients']}; give the three numbers a, b, c."
+        )
+    if group["ns_dtype"] != "auto" and group["ns_dtype"] not in NS_DTYPES:
+        raise UsageError(f"{who} has ns_dtype = {group['ns_dtype']!r}; choose auto, {', '.join(NS_DTYPES)}.")

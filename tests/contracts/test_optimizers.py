@@ -1,0 +1,223 @@
+"""What every optimizer promises, for the roles that it moves and those that it leaves to built-in AdamW."""
+
+from __future__ import annotations
+
+import copy
+import io
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lowrise.errors import UsageError
+from lowrise.optim import OPTIMIZERS, Optimizer
+from lowrise.optim.checks import UNIT_SIZE
+
+# Besides the defaults: options under which an optimizer keeps another state or takes another path.
+EXTRA: dict[str, list[dict[str, Any]]] = {
+    "spectron": [{"variant": "certified", "norm_refresh": 3}, {"rebalance_every": 2}, {"renormalize": False}],
+    "muon": [{"nesterov": False}],
+}
+CASES = [
+    pytest.param(name, role, options, id=f"{name}-{role}-{'-'.join(options) or 'default'}")
+    for name in OPTIMIZERS
+    for options in [{}, *EXTRA.get(name, [])]
+    for role in sorted(UNIT_SIZE)
+]
+SHAPES = {
+    "matrix": [(8, 6), (6, 8), (8, 6)],
+    "factors": [(8, 3), (6, 3), (8, 3), (6, 3), (6, 2), (10, 2)],
+    "svd": [(8, 3), (3,), (6, 3)],
+    "other": [(8, 6), (7,), ()],
+}
+
+
+def make_params(role: str, dtype: torch.dtype = torch.float32) -> list[tuple[str, nn.Parameter]]:
+    g = torch.Generator().manual_seed(7)
+    return [
+        (f"layer{i}.weight", nn.Parameter(torch.randn(shape, generator=g).to(dtype)))
+        for i, shape in enumerate(SHAPES[role])
+    ]
+
+
+def build(name: str, role: str, named: list[tuple[str, nn.Parameter]], options: dict[str, Any]) -> Optimizer:
+    options = {"lr": 0.05, "weight_decay": 0.1, **options}
+    return OPTIMIZERS[name]([{"params": named, "role": role}], **options)
+
+
+def set_grads(named: list[tuple[str, nn.Parameter]], t: int) -> None:
+    g = torch.Generator().manual_seed(100 + t)
+    for _, p in named:
+        p.grad = torch.randn(p.shape, generator=g).to(p.dtype)
+
+
+def run(optimizer: Optimizer, named: list[tuple[str, nn.Parameter]], steps: range) -> None:
+    for t in steps:
+        set_grads(named, t)
+        optimizer.step()
+
+
+def weights(named: list[tuple[str, nn.Parameter]]) -> list[Tensor]:
+    return [p.detach().clone() for _, p in named]
+
+
+def same(left: list[Tensor], right: list[Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(left, right, strict=True))
+
+
+@pytest.mark.parametrize(("name", "role", "options"), CASES)
+@pytest.mark.parametrize("way", ["state_dict", "named_state"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_resume_is_bitwise_through_a_weights_only_file(name, role, options, way, dtype) -> None:
+    named = make_params(role, dtype)
+    optimizer = build(name, role, named, options)
+    run(optimizer, named, range(4))
+    file = io.BytesIO()
+    torch.save({"model": dict(named), "optimizer": getattr(optimizer, way)()}, file)
+    run(optimizer, named, range(4, 9))
+
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    again = make_params(role, dtype)
+    for key, p in again:
+        p.data.copy_(saved["model"][key])
+    resumed = build(name, role, again, options)
+    {"state_dict": resumed.load_state_dict, "named_state": resumed.load_named_state}[way](saved["optimizer"])
+    run(resumed, again, range(4, 9))
+    assert same(weights(again), weights(named))
+    left, right = optimizer.named_state(), resumed.named_state()
+    assert list(left) == list(right)
+    assert same(list(left.values()), list(right.values()))
+
+
+@pytest.mark.parametrize(("name", "role", "options"), CASES)
+def test_state_is_complete_counted_and_planned(name, role, options) -> None:
+    for dtype, width in ((torch.float32, 4), (torch.bfloat16, 4), (torch.float64, 8)):
+        named = make_params(role, dtype)
+        optimizer = build(name, role, named, options)
+        at_start = {key: id(value) for key, value in optimizer.named_state().items()}
+        planned = OPTIMIZERS[name].planned_state_elements(role, [p.shape for _, p in named], options)
+        assert optimizer.state_elements() == planned
+        assert optimizer.state_bytes() == width * planned
+        run(optimizer, named, range(3))
+        assert {key: id(value) for key, value in optimizer.named_state().items()} == at_start, (
+            "created after __init__"
+        )
+        assert optimizer.state_bytes() == width * planned
+        for key, tensor in optimizer.named_state().items():
+            assert tensor.dtype in (torch.float32, torch.float64)
+            assert tensor.isfinite().all(), key
+        assert optimizer.step_flops() > sum(p.numel() for _, p in named)
+
+
+@pytest.mark.parametrize(("name", "role", "options"), CASES)
+def test_gradients_are_read_only_and_two_runs_agree_bitwise(name, role, options) -> None:
+    runs = []
+    for _ in range(2):
+        named = make_params(role)
+        optimizer = build(name, role, named, options)
+        start = weights(named)
+        for t in range(4):
+            set_grads(named, t)
+            before = [p.grad.clone() for _, p in named]
+            optimizer.step()
+            assert same(before, [p.grad for _, p in named])
+        assert all(not torch.equal(x, y) for x, y in zip(start, weights(named), strict=True))
+        runs.append(weights(named))
+    assert same(*runs)
+
+
+@pytest.mark.parametrize(("name", "role", "options"), CASES)
+def test_missing_gradients(name, role, options) -> None:
+    named = make_params(role)
+    optimizer = build(name, role, named, options)
+    start, state = weights(named), {k: v.clone() for k, v in optimizer.named_state().items()}
+    optimizer.step()
+    assert same(start, weights(named)), "no gradient at all: nothing moves, not even by decay"
+    assert same(list(state.values()), list(optimizer.named_state().values()))
+    if UNIT_SIZE[role] == 1:
+        set_grads(named, 0)
+        named[0][1].grad = None
+        optimizer.step()
+        assert torch.equal(named[0][1], start[0])
+        assert not torch.equal(named[1][1], start[1])
+        return
+    results = []
+    for missing in (None, torch.zeros_like(named[0][1])):
+        params = make_params(role)
+        other = build(name, role, params, options)
+        set_grads(params, 0)
+        params[0][1].grad = missing
+        other.step()
+        results.append(weights(params))
+    assert same(*results), "within a unit a missing gradient is a zero gradient"
+
+
+@pytest.mark.parametrize(("name", "role", "options"), CASES)
+def test_lr_scheduler_closure_zero_lr_and_copy(name, role, options) -> None:
+    named = make_params(role)
+    optimizer = build(name, role, named, options)
+    # The first step has lr 0, as in a warm-up.
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: min(1.0, t / 2))
+    start = weights(named)
+    set_grads(named, 0)
+    assert optimizer.step(lambda: torch.tensor(2.5)).item() == 2.5
+    if "rebalance_every" not in options:
+        assert same(start, weights(named)), "lr 0 moves nothing"
+    scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == 0.025
+
+    twin_params, twin = copy.deepcopy((named, optimizer))
+    run(optimizer, named, range(1, 4))
+    run(twin, twin_params, range(1, 4))
+    assert same(weights(named), weights(twin_params))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_closure_sees_gradients_enabled(name: str) -> None:
+    named = make_params("factors")
+    optimizer = build(name, "factors", named, {})
+    start = weights(named)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = sum((p**2).sum() for _, p in named)
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).item() > 0
+    assert not same(start, weights(named))
+
+
+@pytest.mark.parametrize(("name", "role"), list(itertools.product(OPTIMIZERS, ["factors", "other"])))
+def test_a_state_that_does_not_fit_is_refused_whole(name: str, role: str) -> None:
+    named = make_params(role)
+    optimizer = build(name, role, named, {})
+    run(optimizer, named, range(2))
+    before = {k: v.clone() for k, v in optimizer.named_state().items()}
+    saved = copy.deepcopy(optimizer.state_dict())
+    key = next(k for k in saved["state"][0] if k != "step")
+    saved["state"][0][key] = torch.zeros(99)
+    with pytest.raises(UsageError, match=rf"layer0.weight.{key} has shape \(99,\)"):
+        optimizer.load_state_dict(saved)
+    for change, sentence in (
+        ({f"layer0.weight.{key}": None}, "is missing"),
+        ({"layer9.weight.momentum": torch.zeros(1)}, "layer9.weight.momentum is not expected"),
+        ({f"layer0.weight.{key}": before[f"layer0.weight.{key}"].double()}, "dtype torch.float64"),
+    ):
+        broken = {k: v for k, v in {**before, **change}.items() if v is not None}
+        with pytest.raises(UsageError, match=sentence):
+            optimizer.load_named_state(broken)
+    assert same(list(before.values()), list(optimizer.named_state().values()))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_no_optimizer_has_attributes_that_a_copy_would_lose(name: str) -> None:
+    """copy.deepcopy and pickle of a torch optimizer keep `defaults`, `state` and `param_groups` only."""
+    named = make_params("factors")
+    optimizer = build(name, "factors", named, {})
+    plain = torch.optim.SGD([nn.Parameter(torch.zeros(1))])
+    assert set(vars(optimizer)) <= set(vars(plain))
+    assert optimizer.resets(1000) == ()

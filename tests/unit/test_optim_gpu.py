@@ -1,0 +1,53 @@
+"""On a CUDA device: a step never waits for it, and Spectron's certificate holds there too."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from lowrise.optim import AdamW, Muon, Optimizer, Spectron
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("build", "options"),
+    [(AdamW, {}), (Muon, {}), (Spectron, {}), (Spectron, {"variant": "certified", "weight_decay": 0.1})],
+)
+def test_no_step_waits_for_the_device(build: type[Optimizer], options: dict, dtype: torch.dtype) -> None:
+    factors = [nn.Parameter(torch.randn(k, 16, device="cuda", dtype=dtype)) for k in (64, 48) * 3]
+    norm = nn.Parameter(torch.ones(64, device="cuda", dtype=dtype))
+    groups = [{"params": factors, "role": "factors"}, {"params": [norm], "role": "other"}]
+    optimizer = build(groups, lr=0.01, **options)
+    for p in [*factors, norm]:
+        p.grad = torch.randn_like(p)
+    optimizer.step()  # the first call may set up libraries
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            optimizer.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_certificate_with_tf32_switched_on_by_the_user() -> None:
+    torch.set_float32_matmul_precision("high")
+    try:
+        A, B = (nn.Parameter(3 * torch.randn(k, 64, device="cuda") / 16) for k in (512, 256))
+        optimizer = Spectron(
+            [{"params": [A, B], "role": "factors"}], lr=0.05, variant="certified", step_size="tight"
+        )
+        for _ in range(30):
+            A.grad, B.grad = -A.detach(), -B.detach()
+            before = A.detach().double() @ B.detach().double().T
+            optimizer.step()
+            change = A.detach().double() @ B.detach().double().T - before
+            assert torch.linalg.matrix_norm(change, 2).item() <= 0.05 * (1 + 1e-9)  # float64 measurement
+    finally:
+        torch.set_float32_matmul_precision("highest")
