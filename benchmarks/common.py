@@ -27,7 +27,12 @@ def timed(work: Callable[[], Any], device: torch.device) -> float:
 
 
 def publish(
-    name: str, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], record: dict[str, Any], device: torch.device
+    name: str,
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    record: dict[str, Any],
+    device: torch.device,
 ) -> Path:
     """Print the table and write `results/NAME.json` with the record, the table and the environment."""
     table = Table(*columns, title=title, title_justify="left", box=None, header_style="bold")
@@ -37,7 +42,9 @@ def publish(
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     content = {"title": title, "columns": list(columns), "rows": [list(r) for r in rows], **record}
-    path.write_text(json.dumps(content | {"environment": describe(device)}, indent=1) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps(content | {"environment": describe(device)}, indent=1) + "\n", encoding="utf-8"
+    )
     return path
 
 

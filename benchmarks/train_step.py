@@ -1,7 +1,9 @@
-"""Forward, backward and optimizer time of Spectron, tuned low-rank AdamW, dense AdamW and dense Muon on one preset.
+"""Forward, backward and optimizer time of Spectron, tuned low-rank AdamW, dense AdamW and dense Muon on one
+preset.
 
-All are measured in turn within each round, so that a slow minute of the machine hits every row; the table shows medians
-over the rounds and ratios of them. Low-rank rows share one model, so they share its forward and backward times.
+All are measured in turn within each round, so that a slow minute of the machine hits every row; the table
+shows medians over the rounds and ratios of them. Low-rank rows share one model, so they share its forward
+and backward times.
 
     python benchmarks/train_step.py [--preset 60m] [--tokens 16384] [--rounds 5] [--device auto]
 """
@@ -32,7 +34,9 @@ LOW_RANK = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--preset", default="60m", choices=RANKS)
     parser.add_argument("--tokens", type=int, default=16384, help="tokens an update")
     parser.add_argument("--micro", type=int, default=4096, help="tokens a forward pass")
@@ -47,7 +51,10 @@ def main() -> None:
 
     families = {
         "dense": (config_of(options, DENSE["adamw"]), DENSE),
-        "low-rank": (config_of(options, LOW_RANK["lowrank AdamW"] | {"layer.rank": RANKS[options.preset]}), LOW_RANK),
+        "low-rank": (
+            config_of(options, LOW_RANK["lowrank AdamW"] | {"layer.rank": RANKS[options.preset]}),
+            LOW_RANK,
+        ),
     }
     times: dict[str, list[float]] = {}
     flops: dict[str, int] = {}
@@ -64,8 +71,12 @@ def main() -> None:
 
     for number in range(options.rounds + 1):  # the first round warms up
         for family, (config, model, optimizers) in parts.items():
-            forward, backward = forward_backward(config, model, tokens, options.tokens // options.micro, device)
-            steps = {name: [timed(o.step, device) for _ in range(options.steps)] for name, o in optimizers.items()}
+            forward, backward = forward_backward(
+                config, model, tokens, options.tokens // options.micro, device
+            )
+            steps = {
+                name: [timed(o.step, device) for _ in range(options.steps)] for name, o in optimizers.items()
+            }
             model.zero_grad()
             if number:
                 times.setdefault(f"{family} forward", []).append(forward)
@@ -119,7 +130,15 @@ def report(options, families, median, times, flops, device) -> None:  # type: ig
                     f"{(both['dense'] + median['adamw step']) / total:.2f}",
                 )
             )
-    columns = ("", "forward s", "backward s", "step ms", "step / (fwd + bwd)", "step / dense AdamW", "speed-up of an update")
+    columns = (
+        "",
+        "forward s",
+        "backward s",
+        "step ms",
+        "step / (fwd + bwd)",
+        "step / dense AdamW",
+        "speed-up of an update",
+    )
     title = (
         f"{options.preset}, {options.tokens} tokens an update, {options.rounds} rounds, medians. Low-rank forward + backward: "
         f"{measured:.2f}x dense, FLOPs promise {promised:.2f}x: {100 * measured / promised:.0f}% of it."

@@ -16,13 +16,38 @@ from lowrise.train import RunDirectory, train
 from lowrise.train.display import Display
 from lowrise.train.loop import Trainer
 
-WORDS = "the rank of a matrix is small and its norm is bounded by one when every step keeps both factors in balance".split()
+WORDS = [
+    "the",
+    "rank",
+    "of",
+    "a",
+    "matrix",
+    "is",
+    "small",
+    "and",
+    "its",
+    "norm",
+    "is",
+    "bounded",
+    "by",
+    "one",
+    "when",
+    "every",
+    "step",
+    "keeps",
+    "both",
+    "factors",
+    "in",
+    "balance",
+]
 
 
 def write_text(path: Path, documents: int = 200) -> Path:
     """A JSONL file of made-up sentences, the same on every call."""
     draw = random.Random(1)
-    lines = (json.dumps({"text": " ".join(draw.choices(WORDS, k=draw.randint(20, 60)))}) for _ in range(documents))
+    lines = (
+        json.dumps({"text": " ".join(draw.choices(WORDS, k=draw.randint(20, 60)))}) for _ in range(documents)
+    )
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 

@@ -1,9 +1,9 @@
 """lowrise: pretrain language models from scratch in low rank.
 
-    model = lowrise.Llama(lowrise.LlamaConfig.preset("60m"))  # or any torch or Hugging Face model
-    lowrise.factorize(model, layer="lowrank", rank=128)
-    groups = lowrise.param_groups(model, lr=0.01, other_lr=1e-3)
-    optimizer = lowrise.optim.Spectron(groups, lr=0.01)
+model = lowrise.Llama(lowrise.LlamaConfig.preset("60m"))  # or any torch or Hugging Face model
+lowrise.factorize(model, layer="lowrank", rank=128)
+groups = lowrise.param_groups(model, lr=0.01, other_lr=1e-3)
+optimizer = lowrise.optim.Spectron(groups, lr=0.01)
 """
 
 __version__ = "0.1.0"

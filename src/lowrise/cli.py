@@ -227,8 +227,13 @@ def main(arguments: Arguments | None = None) -> int:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        errors.print(f"error: no space left on the device ({error.filename}): free some and start again; "
-                     "the same command continues.", style="red", markup=False, soft_wrap=True)
+        errors.print(
+            f"error: no space left on the device ({error.filename}): free some and start again; "
+            "the same command continues.",
+            style="red",
+            markup=False,
+            soft_wrap=True,
+        )
         return 1
     except BrokenPipeError:  # the reader, such as head, has seen enough
         sys.stdout = None
@@ -254,7 +259,8 @@ def _parse(kind: type, arguments: Arguments, name: str, default: Any = None) -> 
 
 
 def _base_config(arguments: Arguments) -> RunConfig:
-    """The configuration that the flags start from: the recipe, with the names that decide which flags there are."""
+    """The configuration that the flags start from: the recipe, with the names that decide which flags there
+    are."""
     recipe = next((word for i, word in enumerate(arguments) if _is_recipe(i, word)), None)
     names: dict[str, str] = {}
     for key in ("method", "layer.name", "optimizer.name"):

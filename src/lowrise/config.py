@@ -1,8 +1,10 @@
-"""The configuration of a run: a tree of dataclasses, read from TOML, changed by dotted flags, written back resolved.
+"""The configuration of a run: a tree of dataclasses, read from TOML, changed by dotted flags, written back
+resolved.
 
-Three sections take their fields from the thing that they configure, so that no option is written twice: `[model]` from
-`LlamaConfig`, `[layer]` and `[optimizer]` from the constructor of the named class. Order of precedence, weakest first:
-the defaults below, the method's row in `methods.py`, the recipe, the command line.
+Three sections take their fields from the thing that they configure, so that no option is written twice:
+`[model]` from `LlamaConfig`, `[layer]` and `[optimizer]` from the constructor of the named class. Order of
+precedence, weakest first: the defaults below, the method's row in `methods.py`, the recipe, the command
+line.
 """
 
 from __future__ import annotations
@@ -113,7 +115,8 @@ class TrainSection:
     sequences: int = 16
     """Sequences an update (the global batch)."""
     micro_sequences: int = 0
-    """Sequences a forward pass; gradients are accumulated over sequences / micro_sequences passes. 0: all at once."""
+    """Sequences a forward pass; gradients are accumulated over sequences / micro_sequences passes. 0: all
+    at once."""
     seq_len: int = 128
     """Predicted tokens a sequence."""
     clip: float = 1.0
@@ -221,11 +224,12 @@ class RunConfig:
         return tomli_w.dumps(self.to_dict())
 
 
-# --- reading -----------------------------------------------------------------------------------------------------
+# --- reading ----------------------------------------------------------------------------------------------
 
 
 def load(path: str | Path | None, overrides: Mapping[str, Any] | None = None) -> RunConfig:
-    """Configuration from a TOML file (none: the defaults) with dotted overrides such as `{"optimizer.lr": 0.01}`."""
+    """Configuration from a TOML file (none: the defaults) with dotted overrides such as `{"optimizer.lr":
+    0.01}`."""
     values: dict[str, Any] = {}
     if path is not None:
         try:
@@ -240,7 +244,8 @@ def load(path: str | Path | None, overrides: Mapping[str, Any] | None = None) ->
 
 
 def from_dict(values: Mapping[str, Any], *, source: str = "the configuration") -> RunConfig:
-    """Build and validate a configuration from nested plain values; an unknown key names the nearest known one."""
+    """Build and validate a configuration from nested plain values; an unknown key names the nearest known
+    one."""
     values = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
     method = lookup(METHODS, values.get("method", RunConfig.method), "method", source)
     for key, value in method.defaults.items():
@@ -266,7 +271,9 @@ def _sections(values: dict[str, Any], method: Method, source: str) -> dict[str, 
     optimizer = values.setdefault("optimizer", {})
     for section, name in ((layer, method.layer), (optimizer, method.optimizer)):
         if not isinstance(section, dict):
-            raise UsageError(f"{source}: layer and optimizer are tables, [layer] and [optimizer], not {section!r}.")
+            raise UsageError(
+                f"{source}: layer and optimizer are tables, [layer] and [optimizer], not {section!r}."
+            )
         section.setdefault("name", name)
     if layer["name"] != DENSE:
         lookup({DENSE: None, **LAYERS}, layer["name"], "layer", source)
@@ -311,7 +318,9 @@ def _section_of(target: Callable[..., Any], base: type, skip: set[str]) -> type:
         for p in inspect.signature(target).parameters.values()
         if p.kind is p.KEYWORD_ONLY and p.name not in skip
     ]
-    return dataclasses.make_dataclass(getattr(target, "__name__", "Options"), options, bases=(base,), kw_only=True)
+    return dataclasses.make_dataclass(
+        getattr(target, "__name__", "Options"), options, bases=(base,), kw_only=True
+    )
 
 
 def options_of(section: LayerSection | OptimizerSection) -> dict[str, Any]:
@@ -321,7 +330,9 @@ def options_of(section: LayerSection | OptimizerSection) -> dict[str, Any]:
     return {f.name: getattr(section, f.name) for f in fields(section) if f.name not in own}
 
 
-def _build(cls: type, values: Any, source: str, where: str, sections: Mapping[str, type] | None = None) -> Any:
+def _build(
+    cls: type, values: Any, source: str, where: str, sections: Mapping[str, type] | None = None
+) -> Any:
     if not isinstance(values, Mapping):
         raise UsageError(f"{source}: {where} is a table, not {values!r}.")
     known = {f.name: f for f in fields(cls)}
@@ -358,7 +369,10 @@ def _coerce(value: Any, kind: Any, source: str, where: str) -> Any:
     elif origin is tuple and isinstance(value, list | tuple):
         kinds = [inner[0]] * len(value) if len(inner) == 2 and inner[1] is Ellipsis else list(inner)
         if len(kinds) == len(value):
-            return tuple(_coerce(v, k, source, f"{where}[{i}]") for i, (v, k) in enumerate(zip(value, kinds, strict=True)))
+            return tuple(
+                _coerce(v, k, source, f"{where}[{i}]")
+                for i, (v, k) in enumerate(zip(value, kinds, strict=True))
+            )
     elif origin is dict and isinstance(value, Mapping):
         return {str(k): _coerce(v, inner[1], source, f"{where}.{k}") for k, v in value.items()}
     elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
@@ -373,7 +387,13 @@ def _coerce(value: Any, kind: Any, source: str, where: str) -> Any:
 def _describe(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return "one of " + ", ".join(repr(v) for v in typing.get_args(kind))
-    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", types.NoneType: "unset"}
+    names = {
+        int: "a whole number",
+        float: "a number",
+        str: "a text",
+        bool: "true or false",
+        types.NoneType: "unset",
+    }
     if typing.get_origin(kind) in (Union, types.UnionType):
         return " or ".join(_describe(option) for option in typing.get_args(kind))
     return names.get(kind, str(kind))
@@ -389,7 +409,9 @@ def _set_dotted(values: dict[str, Any], key: str, value: Any, only_if_absent: bo
     for table in tables:
         inner = values.setdefault(table, {})
         if not isinstance(inner, dict):
-            raise UsageError(f"{key} cannot be set: {table} = {inner!r} is a value, and [{table}] should be a table.")
+            raise UsageError(
+                f"{key} cannot be set: {table} = {inner!r} is a value, and [{table}] should be a table."
+            )
         values = inner
     if not (only_if_absent and last in values):
         values[last] = value
@@ -401,11 +423,12 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-# --- validation --------------------------------------------------------------------------------------------------
+# --- validation -------------------------------------------------------------------------------------------
 
 
 def validate(config: RunConfig) -> None:
-    """Refuse what cannot be right, whatever the data and the machine; sentences name the key and the value."""
+    """Refuse what cannot be right, whatever the data and the machine; sentences name the key and the
+    value."""
 
     def require(condition: bool, key: str, value: Any, rule: str) -> None:
         if not condition:
@@ -416,7 +439,9 @@ def validate(config: RunConfig) -> None:
     require(train.steps >= 1, "train.steps", train.steps, "a run needs at least one update")
     require(train.sequences >= 1, "train.sequences", train.sequences, "an update needs at least one sequence")
     require(train.seq_len >= 1, "train.seq_len", train.seq_len, "a sequence has at least one predicted token")
-    require(train.micro_sequences >= 0, "train.micro_sequences", train.micro_sequences, "it is 0 (all) or more")
+    require(
+        train.micro_sequences >= 0, "train.micro_sequences", train.micro_sequences, "it is 0 (all) or more"
+    )
     require(
         train.micro_sequences == 0 or train.sequences % train.micro_sequences == 0,
         "train.micro_sequences",
@@ -425,18 +450,29 @@ def validate(config: RunConfig) -> None:
     )
     require(train.clip >= 0, "train.clip", train.clip, "it is a norm, 0 for none")
     require(train.nonfinite_limit >= 1, "train.nonfinite_limit", train.nonfinite_limit, "at least one")
-    require(schedule.warmup >= 0, "schedule.warmup", schedule.warmup, "a share below 1 or a number of updates")
+    require(
+        schedule.warmup >= 0, "schedule.warmup", schedule.warmup, "a share below 1 or a number of updates"
+    )
     require(0 <= schedule.final <= 1, "schedule.final", schedule.final, "a multiplier between 0 and 1")
     require(schedule.cycle >= 0, "schedule.cycle", schedule.cycle, "0 (never) or a number of updates")
-    require(schedule.restart_warmup >= 0, "schedule.restart_warmup", schedule.restart_warmup, "0 or more updates")
+    require(
+        schedule.restart_warmup >= 0, "schedule.restart_warmup", schedule.restart_warmup, "0 or more updates"
+    )
     require(
         not schedule.cycle or 0 < schedule.restart_warmup < schedule.cycle,
         "schedule.restart_warmup",
         schedule.restart_warmup,
         f"with schedule.cycle = {schedule.cycle} it lies between 1 and {schedule.cycle - 1}",
     )
-    require(config.eval.sequences >= 1, "eval.sequences", config.eval.sequences, "at least one sequence a pass")
-    require(config.checkpoint.keep >= 1, "checkpoint.keep", config.checkpoint.keep, "one is needed to continue from")
+    require(
+        config.eval.sequences >= 1, "eval.sequences", config.eval.sequences, "at least one sequence a pass"
+    )
+    require(
+        config.checkpoint.keep >= 1,
+        "checkpoint.keep",
+        config.checkpoint.keep,
+        "one is needed to continue from",
+    )
     require(config.log.every >= 1, "log.every", config.log.every, "at least one update")
     for key, value in (
         ("eval.every", config.eval.every),
@@ -449,4 +485,6 @@ def validate(config: RunConfig) -> None:
     ):
         require(value >= 0, key, value, "0 (off) or a positive number")
     for key, rate in (("optimizer.lr", config.optimizer.lr), ("other.lr", config.other.lr)):
-        require(rate is None or (rate >= 0 and math.isfinite(rate)), key, rate, "a learning rate is not negative")
+        require(
+            rate is None or (rate >= 0 and math.isfinite(rate)), key, rate, "a learning rate is not negative"
+        )

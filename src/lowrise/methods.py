@@ -1,7 +1,9 @@
-"""The table of methods: a named pair of layer and optimizer with the defaults that `lowrise train` starts from.
+"""The table of methods: a named pair of layer and optimizer with the defaults that `lowrise train` starts
+from.
 
 The table names defaults, not limits: any layer may be combined with any optimizer that can move it
-(`--layer.name`, `--optimizer.name`). Defaults are for the tiny presets on a CPU; recipes carry the published sizes.
+(`--layer.name`, `--optimizer.name`). Defaults are for the tiny presets on a CPU; recipes carry the
+published sizes.
 """
 
 from __future__ import annotations

@@ -29,7 +29,9 @@ def run(*words: object) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def recipe(text_folder, tmp_path) -> Path:
     path = tmp_path / "recipe.toml"
-    values = overrides(text_folder, "spectron", **{"train.steps": 60, "checkpoint.every": 7, "eval.every": 25})
+    values = overrides(
+        text_folder, "spectron", **{"train.steps": 60, "checkpoint.every": 7, "eval.every": 25}
+    )
     path.write_text(load(None, values).to_toml())
     return path
 
@@ -66,7 +68,9 @@ def test_sigkill_at_any_moment_then_the_same_bits(recipe, tmp_path):
     assert run("train", recipe, "--run", whole).returncode == 0
     draw = random.Random(0)
     for step in (5, 23, 41):
-        process = subprocess.Popen(lowrise("train", recipe, "--run", killed), env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            lowrise("train", recipe, "--run", killed), env=ENVIRONMENT, stdout=subprocess.DEVNULL
+        )
         metrics = killed / "metrics.jsonl"
         while process.poll() is None and not reached(metrics, step):
             time.sleep(0.005)
@@ -81,7 +85,11 @@ def test_sigkill_at_any_moment_then_the_same_bits(recipe, tmp_path):
 def test_sigterm_exits_143_with_a_checkpoint(recipe, tmp_path):
     folder = tmp_path / "run"
     process = subprocess.Popen(
-        lowrise("train", recipe, "--run", folder), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        lowrise("train", recipe, "--run", folder),
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     while process.poll() is None and not reached(folder / "metrics.jsonl", 10):
         time.sleep(0.005)

@@ -16,12 +16,30 @@ from lowrise.train import RunDirectory
 from lowrise.train.build import build_optimizer
 from lowrise.train.loop import Interrupted, model_tensors
 
-SUMMARY_KEYS = (
-    "method layer optimizer seed config_hash tokens steps params_total params_non_embedding train_flops flops_per_token "
-    "val_loss val_perplexity val_bits_per_byte tokens_per_second wall_seconds optimizer_step_ms state_bytes_planned "
-    "state_bytes_measured peak_memory_bytes status"
-).split()
-METRIC_KEYS = "step tokens loss lr grad_norm tokens_per_second step_ms".split()
+SUMMARY_KEYS = [
+    "method",
+    "layer",
+    "optimizer",
+    "seed",
+    "config_hash",
+    "tokens",
+    "steps",
+    "params_total",
+    "params_non_embedding",
+    "train_flops",
+    "flops_per_token",
+    "val_loss",
+    "val_perplexity",
+    "val_bits_per_byte",
+    "tokens_per_second",
+    "wall_seconds",
+    "optimizer_step_ms",
+    "state_bytes_planned",
+    "state_bytes_measured",
+    "peak_memory_bytes",
+    "status",
+]
+METRIC_KEYS = ["step", "tokens", "loss", "lr", "grad_norm", "tokens_per_second", "step_ms"]
 every_method = pytest.mark.parametrize("method", METHODS)
 
 
@@ -36,7 +54,14 @@ def test_a_run_leaves_what_the_design_names(method, text_folder, tmp_path):
     assert summary["status"] == "completed"
     assert summary["tokens"] == 8 * 4 * 16
     assert math.isclose(summary["val_perplexity"], math.exp(summary["val_loss"]))
-    for name in ("config.toml", "environment.json", "tensorboard", "report.html", "tokenizer.json", "sample.txt"):
+    for name in (
+        "config.toml",
+        "environment.json",
+        "tensorboard",
+        "report.html",
+        "tokenizer.json",
+        "sample.txt",
+    ):
         assert (tmp_path / name).exists(), name
     assert load(tmp_path / "config.toml") == config
     lines = metrics(tmp_path)
@@ -66,7 +91,9 @@ def test_telemetry_measures_every_matrix(method, text_folder, tmp_path):
         for values in matrices.values():
             assert all(math.isfinite(v) and v > 0 for v in values.values())
             # Both ranks lie between 1 and the number of singular values; one part in 10^4 for float32.
-            assert 1 - 1e-4 <= values["stable_rank"] <= values["effective_rank"] * (1 + 1e-4) <= 64 * (1 + 1e-3)
+            assert (
+                1 - 1e-4 <= values["stable_rank"] <= values["effective_rank"] * (1 + 1e-4) <= 64 * (1 + 1e-3)
+            )
 
 
 @every_method
@@ -80,7 +107,8 @@ def test_same_recipe_same_bits(method, text_folder, tmp_path):
 @every_method
 @pytest.mark.parametrize("stop", [1, 4, 5])
 def test_resume_is_exact(method, stop, text_folder, tmp_path):
-    """Killed after update `stop`: what came after the last checkpoint is done again, and ends in the same bits."""
+    """Killed after update `stop`: what came after the last checkpoint is done again, and ends in the same
+    bits."""
     config = config_for(text_folder, method)
     run_training(config, tmp_path / "whole")
     trainer = trainer_for(config, tmp_path / "parts")
@@ -113,8 +141,8 @@ def test_resume_is_exact(method, stop, text_folder, tmp_path):
 
 @every_method
 def test_accumulation_equals_the_big_batch(method, text_folder, tmp_path):
-    """In float64, so that only the order of sums differs: 1e-8 of the movement (Newton-Schulz and Adam's first steps
-    enlarge the rounding of small gradients by some orders of magnitude)."""
+    """In float64, so that only the order of sums differs: 1e-8 of the movement (Newton-Schulz and Adam's
+    first steps enlarge the rounding of small gradients by some orders of magnitude)."""
     moved = []
     for micro in (0, 1):
         config = config_for(text_folder, method, **{"train.micro_sequences": micro})

@@ -37,7 +37,9 @@ def test_nothing_there_is_none(store):
     assert store.newest(warn=pytest.fail) is None
 
 
-@pytest.mark.parametrize("damage", ["flip a bit", "truncate", "remove a file", "remove the manifest", "half a manifest"])
+@pytest.mark.parametrize(
+    "damage", ["flip a bit", "truncate", "remove a file", "remove the manifest", "half a manifest"]
+)
 def test_damaged_newest_is_set_aside_and_the_one_before_used(store, damage):
     save(store, 5, 10)
     file, manifest = store.path(10) / "model.safetensors", store.path(10) / "checkpoint.json"

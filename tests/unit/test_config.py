@@ -11,7 +11,12 @@ from lowrise.methods import METHODS
 
 @pytest.mark.parametrize("method", METHODS)
 def test_resolved_configuration_repeats_itself(method, tmp_path):
-    config = load(None, {"method": method, "train.steps": 7, "layer.targets": ["q_proj"]} if method == "lowrank" else {"method": method})
+    config = load(
+        None,
+        {"method": method, "train.steps": 7, "layer.targets": ["q_proj"]}
+        if method == "lowrank"
+        else {"method": method},
+    )
     path = tmp_path / "config.toml"
     path.write_text(config.to_toml())
     again = load(path)

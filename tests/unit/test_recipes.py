@@ -11,8 +11,20 @@ from lowrise.methods import METHODS
 from lowrise.train import plan_run
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
-DENSE = {"60m": 58_073_600, "130m": 134_105_856, "350m": 367_969_280, "1b": 1_339_082_752, "7b": 6_738_415_616}
-LOW_RANK = {"60m": 42_770_944, "130m": 93_997_824, "350m": 185_222_144, "1b": 609_310_720, "7b": 2_820_935_680}
+DENSE = {
+    "60m": 58_073_600,
+    "130m": 134_105_856,
+    "350m": 367_969_280,
+    "1b": 1_339_082_752,
+    "7b": 6_738_415_616,
+}
+LOW_RANK = {
+    "60m": 42_770_944,
+    "130m": 93_997_824,
+    "350m": 185_222_144,
+    "1b": 609_310_720,
+    "7b": 2_820_935_680,
+}
 
 
 def test_every_method_has_every_size():
@@ -32,16 +44,22 @@ def test_recipe_loads_and_counts(path):
         assert plan.params_total == expected
 
 
-@pytest.mark.parametrize("path", [path for path in RECIPES if not path.stem.endswith("tiny")], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", [path for path in RECIPES if not path.stem.endswith("tiny")], ids=lambda p: p.stem
+)
 def test_published_sizes_name_the_source_of_each_number(path):
     section = ""
     for line in path.read_text().splitlines():
         section = line if line.startswith("[") else section
-        if re.match(r"(lr|rank|init|momentum|betas|weight_decay|variant|steps|warmup|clip|micro_sequences)\s*=", line):
+        if re.match(
+            r"(lr|rank|init|momentum|betas|weight_decay|variant|steps|warmup|clip|micro_sequences)\s*=", line
+        ):
             assert "#" in line or line == 'variant = "published"', f"{path.name} {section} {line}: no source"
 
 
-@pytest.mark.parametrize("path", [path for path in RECIPES if path.stem.endswith("tiny")], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", [path for path in RECIPES if path.stem.endswith("tiny")], ids=lambda p: p.stem
+)
 def test_tiny_recipe_trains(path, text_folder, tmp_path):
     settings = {
         "data.source": [str(text_folder / "text.jsonl")],

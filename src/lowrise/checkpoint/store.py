@@ -1,8 +1,8 @@
 """A folder of checkpoints.
 
 `step-00001000/` holds one safetensors file a part (model, optimizer, random) and `checkpoint.json` with the
-trainer's numbers and the SHA-256 of every file. It is written under another name, flushed to the disk and renamed, so
-a folder of that name is complete. Loading reads tensors and JSON: nothing is executed.
+trainer's numbers and the SHA-256 of every file. It is written under another name, flushed to the disk and
+renamed, so a folder of that name is complete. Loading reads tensors and JSON: nothing is executed.
 """
 
 from __future__ import annotations
@@ -115,12 +115,15 @@ class CheckpointStore:
             if file.stat().st_size != expected["bytes"]:
                 raise DamagedCheckpoint(f"{file} has {file.stat().st_size} bytes, not {expected['bytes']}.")
             if _sha256(file) != expected["sha256"]:
-                raise DamagedCheckpoint(f"{file} does not have the SHA-256 that was recorded when it was written.")
+                raise DamagedCheckpoint(
+                    f"{file} does not have the SHA-256 that was recorded when it was written."
+                )
             parts[file.stem] = load_file(file)
         return Checkpoint(path, step, parts, numbers)
 
     def newest(self, warn: Callable[[str], None]) -> Checkpoint | None:
-        """The newest whole checkpoint. Damaged ones are set aside as `step-N.damaged` and named through `warn`."""
+        """The newest whole checkpoint. Damaged ones are set aside as `step-N.damaged` and named through
+        `warn`."""
         for step in reversed(self.steps()):
             try:
                 return self.load(step)
@@ -129,8 +132,10 @@ class CheckpointStore:
                 aside = path.with_name(path.name + ".damaged")
                 shutil.rmtree(aside, ignore_errors=True)
                 path.rename(aside)
-                warn(f"The checkpoint of step {step} is damaged: {error} It is kept as {aside.name}; "
-                     "the one before it is used.")
+                warn(
+                    f"The checkpoint of step {step} is damaged: {error} It is kept as {aside.name}; "
+                    "the one before it is used."
+                )
         return None
 
     def retire(self, keep: int, keep_every: int = 0) -> None:

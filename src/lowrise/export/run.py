@@ -1,4 +1,5 @@
-"""A trained run, loaded from its folder: the model of the newest whole checkpoint, its corpus or its tokenizer."""
+"""A trained run, loaded from its folder: the model of the newest whole checkpoint, its corpus or its
+tokenizer."""
 
 from __future__ import annotations
 
@@ -39,7 +40,9 @@ def load_run(folder: str | Path, device: str, console: Console) -> TrainedRun:
     config = load(run.config)
     chosen = choose_device(device)
     tokenizer = Tokenizer.load(run.tokenizer, separator_token=config.data.separator_token)
-    checkpoint = run.checkpoints.newest(warn=lambda text: console.print(text, style="yellow", highlight=False))
+    checkpoint = run.checkpoints.newest(
+        warn=lambda text: console.print(text, style="yellow", highlight=False)
+    )
     if checkpoint is None:
         raise LowriseError(f"{folder} has no checkpoint yet: train it first.")
     model = model_from(config, tokenizer.vocab_size, chosen)

@@ -159,7 +159,7 @@ class _Runner:
 
     def _start(self, spec: RunSpec) -> None:
         directory = self._runs_dir / spec.name
-        settings = [part for key, value in spec.overrides.items() for part in (f"--{key}", flag_text(value))]
+        settings = [word for key, value in spec.overrides.items() for word in flag_words(key, value)]
         arguments = (*self._command, spec.recipe_path, "--run", str(directory), *settings)
         self._display.started(spec)
         self._pool.start(Job(spec.name, directory, arguments))
@@ -186,11 +186,13 @@ class _Runner:
             time.sleep(_POLL_SECONDS)
 
 
-def flag_text(value: Any) -> str:
-    """A setting's value as the train command reads it: TOML's spelling, and strings as they are."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return value if isinstance(value, str) else json.dumps(value)
+def flag_words(key: str, value: Any) -> list[str]:
+    """A setting as the train command reads it: `--key value`, a list's members one after the other."""
+    if isinstance(value, dict):
+        members = [word for pair in value.items() for word in pair]
+    else:
+        members = list(value) if isinstance(value, list | tuple) else [value]
+    return [f"--{key}", *(str(member) for member in members)]
 
 
 def read_earlier(spec: RunSpec, directory: Path) -> Outcome | None:

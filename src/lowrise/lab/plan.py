@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from tyro.conf import Positional
+
 from lowrise.errors import UsageError
 from lowrise.lab.formatting import is_known, si
 
 # Where a recipe keeps what a comparison sets.
 STEPS_KEY = "train.steps"
-SEED_KEY = "train.seed"
+SEED_KEY = "seed"
 LR_KEY = "optimizer.lr"
 OTHER_LR_KEY = "other.lr"
 _OWNED = {STEPS_KEY: "--budget", SEED_KEY: "--seeds and --first-seed"}
@@ -71,7 +73,7 @@ PlanRun = Callable[[Any], RunPlan]
 class CompareConfig:
     """What ``lowrise compare`` was asked to do."""
 
-    recipes: tuple[str, ...]
+    recipes: Positional[tuple[str, ...]]
     """Recipe files (TOML). The first one is what the others are measured against."""
     budget: str
     """What every run may use: ``tokens=2M`` or ``flops=1e15``. Suffixes k, M, G (or B), T."""

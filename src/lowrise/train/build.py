@@ -16,7 +16,8 @@ from lowrise.optim import OPTIMIZERS, Optimizer
 
 
 def llama_config(section: ModelSection, vocab_size: int, seq_len: int) -> LlamaConfig:
-    """The preset with the section's overrides; the vocabulary is the tokenizer's unless the recipe fixes a larger one."""
+    """The preset with the section's overrides; the vocabulary is the tokenizer's unless the recipe fixes a
+    larger one."""
     overrides = {k: v for k, v in dataclasses.asdict(section).items() if k != "preset" and v is not None}
     overrides.setdefault("vocab_size", vocab_size)
     if overrides["vocab_size"] < vocab_size:
@@ -46,7 +47,9 @@ def model_from(config: RunConfig, vocab_size: int, device: torch.device) -> Llam
     )
 
 
-def build_optimizer(config: RunConfig, model: nn.Module, show: Callable[[str], None] | None = None) -> Optimizer:
+def build_optimizer(
+    config: RunConfig, model: nn.Module, show: Callable[[str], None] | None = None
+) -> Optimizer:
     """The optimizer over every trainable parameter, each in the group of its role."""
     optimizer_class = OPTIMIZERS[config.optimizer.name]
     options = options_of(config.optimizer)

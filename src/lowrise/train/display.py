@@ -7,7 +7,14 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 
 class Display:
@@ -55,7 +62,9 @@ class Display:
         self._val_loss = val_loss
         self.say(f"step {step:>6}  validation loss {val_loss:.4f}  perplexity {math.exp(val_loss):.2f}")
 
-    def stepped(self, step: int, loss: float, lr: float, tokens_per_second: float, seconds_per_step: float) -> None:
+    def stepped(
+        self, step: int, loss: float, lr: float, tokens_per_second: float, seconds_per_step: float
+    ) -> None:
         """The newest numbers."""
         val = "" if self._val_loss is None else f"  val {self._val_loss:.3f}"
         numbers = f"loss {loss:.3f}{val}  {tokens_per_second:,.0f} tok/s  lr {lr:.2e}"

@@ -27,7 +27,9 @@ def choose_device(name: str) -> torch.device:
     except RuntimeError:
         raise UsageError(f"train.device = {name!r} is not a device: use auto, cpu, cuda or cuda:N.") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"train.device = {name!r}, but torch sees no CUDA device here: use --train.device cpu.")
+        raise UsageError(
+            f"train.device = {name!r}, but torch sees no CUDA device here: use --train.device cpu."
+        )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"train.device = {name!r}, but there are {torch.cuda.device_count()} CUDA devices.")
     if device.type not in ("cpu", "cuda"):

@@ -6,7 +6,8 @@ One update, the same for every method (`Trainer.update`):
   3. global gradient norm, clipped
   4. if loss or norm is not finite: count it and leave weights and optimizer alone
   5. learning rates = peak rates x multiplier(update); optimizer step
-Around it (`Trainer.run`): resume, log, spectral telemetry, evaluation, checkpoints, stop signals, summary, report.
+Around it (`Trainer.run`): resume, log, spectral telemetry, evaluation, checkpoints, stop signals, summary,
+report.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import itertools
 import math
 import os
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -101,7 +101,7 @@ class Trainer:
             for block in self.model.model.layers:
                 block.compile()
 
-    # --- the update ----------------------------------------------------------------------------------------------
+    # --- the update ---------------------------------------------------------------------------------------
 
     def update(self) -> Update:
         """Update number `progress.step + 1`; see the steps above."""
@@ -141,7 +141,9 @@ class Trainer:
         return total
 
     def _clip(self) -> Tensor:
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        parameters = [
+            p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None
+        ]
         return nn.utils.clip_grad_norm_(parameters, self.config.train.clip or math.inf)
 
     def _count(self, applied: bool, tokens: int) -> None:
@@ -151,7 +153,7 @@ class Trainer:
         progress.skipped += not applied
         progress.skipped_in_a_row = 0 if applied else progress.skipped_in_a_row + 1
 
-    # --- the run -------------------------------------------------------------------------------------------------
+    # --- the run ------------------------------------------------------------------------------------------
 
     def run(self) -> dict[str, Any]:
         """Train to the end, or raise `Interrupted` after a stop signal; returns the summary."""
@@ -175,7 +177,9 @@ class Trainer:
         """One update and all that falls due after it."""
         config, progress = self.config, self.progress
         number = progress.step + 1
-        measured = _due(number, config.log.telemetry_every) or (number == 1 and config.log.telemetry_every > 0)
+        measured = _due(number, config.log.telemetry_every) or (
+            number == 1 and config.log.telemetry_every > 0
+        )
         before = snapshot(self.model, self.dense_matrices) if measured else None
         started = time.perf_counter()
         update = self.update()
@@ -225,7 +229,7 @@ class Trainer:
                 "or train.clip."
             )
 
-    # --- evaluation, records ---------------------------------------------------------------------------------------
+    # --- evaluation, records ------------------------------------------------------------------------------
 
     def _evaluate(self, board: SummaryWriter | None, whole: bool) -> EvalResult:
         config = self.config
@@ -266,13 +270,17 @@ class Trainer:
         with SummaryWriter(str(self.directory.tensorboard), purge_step=purge) as board:
             yield board
 
-    # --- checkpoints -----------------------------------------------------------------------------------------------
+    # --- checkpoints --------------------------------------------------------------------------------------
 
     def _save(self) -> None:
         random = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(self.device)
-        parts = {"model": model_tensors(self.model), "optimizer": self.optimizer.named_state(), "random": random}
+        parts = {
+            "model": model_tensors(self.model),
+            "optimizer": self.optimizer.named_state(),
+            "random": random,
+        }
         numbers = dataclasses.asdict(self.progress) | {"config_hash": self.config.hash}
         self.directory.checkpoints.save(self.progress.step, parts, numbers)
         self.directory.checkpoints.retire(self.config.checkpoint.keep, self.config.checkpoint.keep_every)
@@ -281,7 +289,9 @@ class Trainer:
         return max(self.directory.checkpoints.steps(), default=-1)
 
     def _resume(self) -> None:
-        checkpoint = self.directory.checkpoints.newest(warn=lambda text: self.display.say(text, style="yellow"))
+        checkpoint = self.directory.checkpoints.newest(
+            warn=lambda text: self.display.say(text, style="yellow")
+        )
         if checkpoint is None:
             self.directory.rewind_metrics(-1)
             return
@@ -304,7 +314,7 @@ class Trainer:
             exit_code=128 + stop.signal,
         )
 
-    # --- the end -----------------------------------------------------------------------------------------------------
+    # --- the end ------------------------------------------------------------------------------------------
 
     def _finish(self, result: EvalResult) -> dict[str, Any]:
         summary = self._summary(result, "completed")
@@ -367,7 +377,7 @@ class Trainer:
             "status": status,
         }
 
-    # --- small things ------------------------------------------------------------------------------------------------
+    # --- small things -------------------------------------------------------------------------------------
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
@@ -383,7 +393,8 @@ class Trainer:
 
 
 def train(config: RunConfig, corpus: Corpus, directory: RunDirectory, console: Console) -> dict[str, Any]:
-    """Train in the directory, or continue there; returns the summary. A failure is written into the summary too."""
+    """Train in the directory, or continue there; returns the summary. A failure is written into the summary
+    too."""
     with directory.locked(), Display(console, config.train.steps) as display:
         trainer = Trainer(config, corpus, directory, display)
         try:
@@ -402,9 +413,7 @@ def autocast_for(config: RunConfig, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
-def evaluate_split(
-    model: nn.Module, corpus: Corpus, config: RunConfig, tokens: int = 0
-) -> EvalResult:
+def evaluate_split(model: nn.Module, corpus: Corpus, config: RunConfig, tokens: int = 0) -> EvalResult:
     """Token-weighted loss over the held-out split, or over about its first `tokens` tokens.
 
     Bits per byte of a part take the bytes of a token to be those of the whole split.
@@ -430,7 +439,9 @@ def load_model_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     own = model_tensors(model)
     if own.keys() != tensors.keys():
         missing, extra = sorted(own.keys() - tensors.keys())[:3], sorted(tensors.keys() - own.keys())[:3]
-        raise LowriseError(f"The checkpoint is of another model: it lacks {missing or 'nothing'}, and has {extra or 'nothing'} more.")
+        raise LowriseError(
+            f"The checkpoint is of another model: it lacks {missing or 'nothing'}, and has {extra or 'nothing'} more."
+        )
     for name, tensor in own.items():
         if tensor.shape != tensors[name].shape:
             raise LowriseError(

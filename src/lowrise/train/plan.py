@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+
 from lowrise.config import RunConfig
 from lowrise.ledger import count_parameters, flops_per_token
 from lowrise.model import Llama
 from lowrise.optim import Optimizer
 from lowrise.train.build import build_optimizer, model_from
+
 
 @dataclass(frozen=True)
 class RunPlan:
@@ -53,7 +55,8 @@ def plan_of(config: RunConfig, model: Llama, optimizer: Optimizer) -> RunPlan:
 
 
 def planned_state_bytes(optimizer: Optimizer) -> int:
-    """Bytes of optimizer state by each class's formula over roles and shapes; moments are float32 or wider."""
+    """Bytes of optimizer state by each class's formula over roles and shapes; moments are float32 or
+    wider."""
     total = 0
     for group in optimizer.param_groups:
         shapes = [tuple(p.shape) for p in group["params"]]

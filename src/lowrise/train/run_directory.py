@@ -1,4 +1,5 @@
-"""The files of a run. Text files are appended line by line or replaced whole, so that no kill leaves half a file."""
+"""The files of a run. Text files are appended line by line or replaced whole, so that no kill leaves half a
+file."""
 
 from __future__ import annotations
 
@@ -95,7 +96,9 @@ def open_run(path: str | Path) -> RunDirectory:
     """A run that was trained before; a sentence if the folder is not one."""
     run = RunDirectory(path)
     if not run.config.is_file():
-        raise UsageError(f"{path} is not a run directory: it has no config.toml. Train one with lowrise train --run.")
+        raise UsageError(
+            f"{path} is not a run directory: it has no config.toml. Train one with lowrise train --run."
+        )
     return run
 
 

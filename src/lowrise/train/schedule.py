@@ -1,24 +1,25 @@
 """Learning-rate multipliers.
 
-`multiplier(update, total, section, restarts)` is a pure function of the number of the update, counted from 1 to
-`total`: the first update of a warm-up of w has 1/w, update w has 1, update `total` has `final`.
+`multiplier(update, total, section, restarts)` is a pure function of the number of the update, counted from
+1 to `total`: the first update of a warm-up of w has 1/w, update w has 1, update `total` has `final`.
 
 Shapes after a warm-up of w updates, with p = (u - w) / (total - w), u the update:
   cosine    final + (1 - final) (1 + cos(pi p)) / 2
   linear    1 - (1 - final) p
   wsd       1 until the last `decay` updates, then linear down to `final`  (arXiv 2404.06395, section 4)
   constant  1
-Dips: for a restart at update R the multiplier of updates R <= u < R + q is (u - R) / q times the shape at R + q, so it
-leaves the curve at R and is back on it, continuously, after q updates. This is the jagged cosine of ReLoRA (authors'
-training_utils.py, `get_cosine_schedule_with_multiple_warmups`) when restarts come every `cycle` updates. Restarts also
-follow from the optimizer: where it zeroes moments after update R, update R + 1 begins a dip, whatever the cycle.
+Dips: for a restart at update R the multiplier of updates R <= u < R + q is (u - R) / q times the shape at R
++ q, so it leaves the curve at R and is back on it, continuously, after q updates. This is the jagged cosine
+of ReLoRA (authors' training_utils.py, `get_cosine_schedule_with_multiple_warmups`) when restarts come every
+`cycle` updates. Restarts also follow from the optimizer: where it zeroes moments after update R, update R +
+1 begins a dip, whatever the cycle.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from bisect import bisect_right
+from collections.abc import Sequence
 
 from lowrise.config import ScheduleSection
 
@@ -29,7 +30,8 @@ def share_or_count(value: float, total: int) -> int:
 
 
 def restarts_of(section: ScheduleSection, resets: Sequence[int], total: int) -> tuple[int, ...]:
-    """Updates that begin a dip: multiples of the cycle, and each update after a reset of the optimizer's moments."""
+    """Updates that begin a dip: multiples of the cycle, and each update after a reset of the optimizer's
+    moments."""
     if not section.restart_warmup:
         return ()
     cycle = range(section.cycle, total + 1, section.cycle) if section.cycle else ()

@@ -44,7 +44,8 @@ def _factors(model: nn.Module, dense: set[str]) -> dict[str, Factors]:
 
 @torch.no_grad()
 def snapshot(model: nn.Module, dense: set[str]) -> Snapshot:
-    """Copy every measured matrix before an update; `dense` names the weights that are matrices as they are."""
+    """Copy every measured matrix before an update; `dense` names the weights that are matrices as they
+    are."""
     return Snapshot(
         {
             name: (left.detach().clone(), None if right is None else right.detach().clone())

@@ -51,8 +51,9 @@ class FakePlan:
 def load_recipe(path: str, overrides: dict[str, Any]) -> FakeConfig:
     tree = tomllib.loads(Path(path).read_text())
     for key, value in overrides.items():
-        section, name = key.split(".")
-        tree.setdefault(section, {})[name] = value
+        *sections, name = key.split(".")
+        section = tree.setdefault(sections[0], {}) if sections else tree
+        section[name] = value
     return FakeConfig(tree)
 
 

@@ -145,7 +145,7 @@ def test_a_run_is_named_by_what_it_is() -> None:
     assert seen == {
         "data.corpus": "wiki",
         "train.steps": 10,
-        "train.seed": 1,
+        "seed": 1,
         "optimizer.lr": 0.03,  # exactly: 0.01 * 3 in binary is not
         "other.lr": 0.002,
     }

@@ -28,7 +28,7 @@ def settings(arguments: list[str]) -> tuple[str, Path, dict[str, Any]]:
 def main(arguments: list[str]) -> int:
     recipe, run, flags = settings(arguments)
     config = tomllib.loads(Path(recipe).read_text())
-    fake, lr, seed, steps = config["fake"], flags["optimizer.lr"], flags["train.seed"], flags["train.steps"]
+    fake, lr, seed, steps = config["fake"], flags["optimizer.lr"], flags["seed"], flags["train.steps"]
     run.mkdir(parents=True, exist_ok=True)
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
