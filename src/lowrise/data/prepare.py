@@ -11,8 +11,8 @@ and one block, written as one shard a split and a `part-00000.json` with the pla
 One process prepares a corpus at a time (a lock that dies with it); others wait, and find it finished.
 
 Tokenization runs on the threads of the tokenizers library, free of the GIL, while this process reads the next
-block: the rest (reading, parsing, writing) costs a twentieth of it, so processes would only help beyond about
-16 cores, and would ask every user script for a `__main__` guard.
+block: the rest (reading, parsing, writing) costs about a twentieth of it, so processes should help
+beyond some 16 cores only, and would ask every user script for a `__main__` guard.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lowrise.data import Corpus, DataConfig, Tokenizer, inspect, open_corpus, prepare
+from lowrise.data import Corpus, DataConfig, Tokenizer, inspect, open_corpus, prepare, train_bpe
 from lowrise.data.shards import ShardWriter
 from lowrise.errors import LowriseError, UsageError
 
@@ -113,18 +113,22 @@ def test_parts_and_pieces_leave_no_trace(
     assert not list(corpus.directory.glob("part-*")), "parts are of use to an unfinished corpus only"
 
 
+@pytest.mark.parametrize("newline", ["\n", " "])
 def test_pieces_of_a_long_document_have_its_tokens(
-    tokenizer_path: Path, cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    newline: str, cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pieces_module, "PIECE_CHARS", 64)
     text = "Some words, a  double space;\n\n    an indented line\nand 3.14 numbers\n\tx = 'y'\n" * 30
+    text = text.replace("\n", newline)
     (tmp_path / "long.txt").write_text(text)
     (tmp_path / "valid.txt").write_text("held out")
+    # A tokenizer that has every word here as one token, so that a cut inside a word is seen.
+    train_bpe([text], 400).write(tmp_path / "tokenizer.json")
     corpus = prepare(
         DataConfig(
             source=(str(tmp_path / "long.txt"),),
             valid=(str(tmp_path / "valid.txt"),),
-            tokenizer=str(tokenizer_path),
+            tokenizer=str(tmp_path / "tokenizer.json"),
             cache=cache,
         )
     )
@@ -188,6 +192,23 @@ def test_trained_tokenizer_sees_no_held_out_text(cache: str, tmp_path: Path) -> 
         source, valid = str(tmp_path / "train.jsonl"), str(tmp_path / "valid.jsonl")
         corpus = prepare(DataConfig(source=source, valid=valid, vocab_size=300, cache=cache))  # type: ignore[arg-type]
         assert not any(piece in str(corpus.tokenizer._text) for piece in ("zy", "qq")), number
+
+
+def test_the_sample_for_the_tokenizer_is_bounded_and_leaves_out_held_out_documents(tmp_path: Path) -> None:
+    texts = [f"document number {number:03d}" for number in range(200)]
+    paths = (write_jsonl(tmp_path / "a.jsonl", texts[:100]), write_jsonl(tmp_path / "b.jsonl", texts[100:]))
+    config = DataConfig(source=tuple(map(str, paths)), valid_fraction=0.3)
+    files = corpora_module.find_sources(config)
+    splits = {text: pieces_module._split_of(files[0], text, config) for text in texts}
+    train = [text for text in texts if splits[text] == "train"]
+
+    def sample() -> list[str]:
+        return list(prepare_module._sample(config, files, lambda done, total, what: None))
+
+    assert sample() == train
+    config.tokenizer_sample_bytes = 10 * len(texts[0])
+    half = len([text for text in train if text in texts[:100]])
+    assert sample() == train[:5] + train[half : half + 5], "both files alike, in proportion to their sizes"
 
 
 def test_builtin_corpus_files(cache: str) -> None:
