@@ -14,6 +14,7 @@ from torch import Tensor
 from lowrise.errors import UsageError
 from lowrise.layers import LAYERS, LowRankLayer, LowRankLinear, factorize
 from lowrise.model import PRESETS, Llama, LlamaConfig, build_model
+from lowrise.model.norm import RMSNorm
 
 SIZES = {
     # published_results.md, cola.md section 4, loro.md section 1: dense and factorized totals, rank
@@ -120,7 +121,8 @@ def test_state_dicts_are_interchangeable_both_ways() -> None:
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("cuts", [(9,), (1, 1, 7), (4, 3, 2), (8, 1)])
 def test_cached_logits_equal_the_full_forward(kv_heads: int, cuts: tuple[int, ...]) -> None:
-    model = lively(Llama(small(num_kv_heads=kv_heads))).double()
+    # recomputation must step aside: a checkpointed block would not see the cache
+    model = lively(Llama(small(num_kv_heads=kv_heads, recompute="block"))).double()
     tokens = torch.randint(61, (3, 9))
     cache = model.new_cache(9)
     parts = [model(piece, cache=cache) for piece in tokens.split(list(cuts), dim=1)]
@@ -185,6 +187,14 @@ def test_autocast_and_bfloat16_run() -> None:
     # 2 blocks of bfloat16 products (2^-9 each); logits are of order 0.1
     assert float((logits.float() - model(tokens)).detach().abs().max()) < 0.02
     assert build_model(small(), dtype=torch.bfloat16)(tokens).dtype == torch.bfloat16
+
+
+def test_norm_takes_its_mean_in_float32() -> None:
+    """In float16 the squares of 300 overflow; in bfloat16 a sum of 4,096 ones stops at 256."""
+    norm = RMSNorm(4096, 1e-6)
+    ones = torch.ones(4096)
+    assert torch.equal(norm.half()(300 * ones.half()), ones.half())
+    assert torch.equal(norm.bfloat16()(ones.bfloat16()), ones.bfloat16())
 
 
 def test_same_seed_same_weights_and_another_seed_others() -> None:
