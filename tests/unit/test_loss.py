@@ -67,6 +67,16 @@ def test_float16_does_not_underflow_at_a_large_batch() -> None:
     torch.testing.assert_close(weight.grad, expected, rtol=2e-3, atol=0)  # two roundings of float16, 2^-11
 
 
+def test_float16_keeps_a_small_incoming_gradient() -> None:
+    """1e-7 in float16 is 19% off (steps of 6e-8), though its product with a large gradient is ordinary."""
+    hidden = torch.zeros(100, 1, dtype=torch.float16, requires_grad=True)
+    weight = torch.tensor([[1000.0], [0.0]], dtype=torch.float16)
+    (head_loss(hidden, weight, torch.ones(100, dtype=torch.int64)) * 1e-5).backward()
+    assert hidden.grad is not None
+    # 1000 / 2 / 100 * 1e-5 for each token; 5e-5 is subnormal in float16: steps of 6e-8
+    torch.testing.assert_close(hidden.grad.float(), torch.full((100, 1), 5e-5), rtol=2e-3, atol=0)
+
+
 def test_autocast_products_and_float32_gradients() -> None:
     hidden, weight, targets = case(torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -44,6 +44,13 @@ def test_balanced_factors_are_the_truncated_svd(shape: tuple[int, int], rank: in
         torch.testing.assert_close(factor.T @ factor, torch.diag(S[:rank]), rtol=0, atol=1e-9)
 
 
+def test_columns_are_signed_by_the_largest_entry_of_the_shorter_side() -> None:
+    """Eigenvectors come with either sign; without a rule two machines would start from different factors."""
+    for shape, short in (((9, 6), 1), ((6, 9), 0)):
+        V = balanced_factors(torch.randn(shape), 5)[short]
+        assert bool((V.gather(0, V.abs().argmax(0, keepdim=True)) > 0).all())
+
+
 def test_balanced_factors_of_a_singular_weight() -> None:
     W = torch.randn(10, 2) @ torch.randn(2, 8)
     A, B = balanced_factors(W, 6)
