@@ -140,7 +140,8 @@ def report(options, families, median, times, flops, device) -> None:  # type: ig
         "speed-up of an update",
     )
     title = (
-        f"{options.preset}, {options.tokens} tokens an update, {options.rounds} rounds, medians. Low-rank forward + backward: "
+        f"{options.preset}, {options.tokens} tokens an update, {options.rounds} rounds, medians. "
+        "Low-rank forward + backward: "
         f"{measured:.2f}x dense, FLOPs promise {promised:.2f}x: {100 * measured / promised:.0f}% of it."
     )
     record = {

@@ -126,8 +126,9 @@ def evaluate(arguments: Arguments, console: Console) -> int:
         print(json.dumps(result))
     else:
         console.print(
-            f"step {result['step']}: validation loss {result['val_loss']:.6f}, perplexity {result['val_perplexity']:.4f}, "
-            f"{result['val_bits_per_byte']:.5f} bits per byte over {result['val_tokens']:,} tokens",
+            f"step {result['step']}: validation loss {result['val_loss']:.6f}, "
+            f"perplexity {result['val_perplexity']:.4f}, {result['val_bits_per_byte']:.5f} bits per byte "
+            f"over {result['val_tokens']:,} tokens",
             highlight=False,
         )
     return 0

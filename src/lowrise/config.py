@@ -260,7 +260,8 @@ def lookup(table: Mapping[str, Any], name: Any, kind: str, source: str) -> Any:
     """`table[name]`, or a sentence with the nearest name and all of them."""
     if name not in table:
         raise UsageError(
-            f"{source}: there is no {kind} {name!r}{_nearest(str(name), table)}. Known: {', '.join(sorted(table))}."
+            f"{source}: there is no {kind} {name!r}{_nearest(str(name), table)}. "
+            f"Known: {', '.join(sorted(table))}."
         )
     return table[name]
 
@@ -312,7 +313,7 @@ def optimizer_section(name: str) -> type[OptimizerSection]:
 
 
 def _section_of(target: Callable[..., Any], base: type, skip: set[str]) -> type:
-    hints = typing.get_type_hints(target.__init__)  # type: ignore[misc]
+    hints = typing.get_type_hints(target.__init__)
     options = [
         (p.name, hints[p.name], field(default=p.default))
         for p in inspect.signature(target).parameters.values()

@@ -180,7 +180,7 @@ def test_too_many_skips_in_a_row_stop_with_everything_saved(text_folder, tmp_pat
     config = config_for(text_folder, "adamw", **{"train.nonfinite_limit": 3, "checkpoint.every": 0})
     trainer = trainer_for(config, tmp_path)
     trainer.optimizer.param_groups[0]["params"][0].register_hook(lambda grad: grad * float("inf"))
-    with pytest.raises(LowriseError, match="3 updates in a row.*not finite"):
+    with pytest.raises(LowriseError, match=r"3 updates in a row.*not finite"):
         trainer.run()
     assert trainer.directory.checkpoints.steps() == [3]
 

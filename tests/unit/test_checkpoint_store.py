@@ -99,7 +99,7 @@ def test_full_disk_gets_a_sentence_and_leaves_the_rest(store, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(LowriseError, match="No space left.*continues from step 5"):
+    with pytest.raises(LowriseError, match=r"No space left.*continues from step 5"):
         store.save(10, parts(10), {})
     monkeypatch.undo()
     assert [entry.name for entry in store.root.iterdir()] == ["step-00000005"]

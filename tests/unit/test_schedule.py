@@ -1,6 +1,7 @@
 """Learning-rate multipliers against ReLoRA's released schedule and against their own definition."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def test_warms_up_from_one_step_and_ends_at_the_floor(name):
     assert values[0] == pytest.approx(0.1)
     assert values[9] == 1.0
     assert values[-1] == pytest.approx(0.1)
-    assert all(a >= b for a, b in zip(values[9:], values[10:], strict=False))
+    assert all(a >= b for a, b in pairwise(values[9:]))
 
 
 def test_wsd_is_flat_until_the_decay():

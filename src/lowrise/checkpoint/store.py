@@ -89,8 +89,8 @@ class CheckpointStore:
             shutil.rmtree(aside, ignore_errors=True)
             if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
                 raise LowriseError(
-                    f"No space left to write the checkpoint of step {step} in {self.root}: free some space and start "
-                    f"again; the run continues from step {max(self.steps(), default=0)}."
+                    f"No space left to write the checkpoint of step {step} in {self.root}: free some space "
+                    f"and start again; the run continues from step {max(self.steps(), default=0)}."
                 ) from error
             raise
         return target
@@ -105,7 +105,8 @@ class CheckpointStore:
             raise DamagedCheckpoint(f"{path / MANIFEST} cannot be read ({error}).") from error
         if manifest.get("format") != FORMAT:
             raise LowriseError(
-                f"{path} has checkpoint format {manifest.get('format')}, this version of lowrise reads {FORMAT}."
+                f"{path} has checkpoint format {manifest.get('format')}; this version reads {FORMAT}: "
+                "use the version of lowrise that wrote it."
             )
         parts = {}
         for name, expected in files.items():

@@ -22,8 +22,8 @@ def llama_config(section: ModelSection, vocab_size: int, seq_len: int) -> LlamaC
     overrides.setdefault("vocab_size", vocab_size)
     if overrides["vocab_size"] < vocab_size:
         raise UsageError(
-            f"model.vocab_size = {overrides['vocab_size']} is smaller than the tokenizer's {vocab_size} entries: "
-            "leave it out, or give a larger one."
+            f"model.vocab_size = {overrides['vocab_size']} is smaller than the tokenizer's {vocab_size} "
+            "entries: leave it out, or give a larger one."
         )
     llama = LlamaConfig.preset(section.preset, **overrides)
     if "max_seq_len" in overrides or seq_len <= llama.max_seq_len:
@@ -65,4 +65,4 @@ def build_optimizer(
     )
     if show is not None:
         show(str(groups))
-    return optimizer_class(groups, config.optimizer.lr, **options)
+    return optimizer_class(groups, **options, lr=config.optimizer.lr)

@@ -215,18 +215,18 @@ class Trainer:
     def _skipped(self, update: Update) -> None:
         progress, limit = self.progress, self.config.train.nonfinite_limit
         self.display.say(
-            f"step {progress.step}: loss {update.loss}, gradient norm {update.grad_norm}: not finite, the update is skipped "
-            f"({progress.skipped_in_a_row} in a row).",
+            f"step {progress.step}: loss {update.loss}, gradient norm {update.grad_norm}: not finite, "
+            f"the update is skipped ({progress.skipped_in_a_row} in a row).",
             style="yellow",
         )
         if progress.skipped_in_a_row >= limit:
             self._save()
             raise LowriseError(
-                f"{progress.skipped_in_a_row} updates in a row had a loss or gradient that is not finite (the last is "
-                f"update {progress.step}). The weights from before the first of them are saved in "
+                f"{progress.skipped_in_a_row} updates in a row had a loss or gradient that is not finite (the last "
+                f"is update {progress.step}). The weights from before the first of them are saved in "
                 f"{self.directory.checkpoints.path(progress.step)}. Lower optimizer.lr or other.lr (now "
-                f"{self.config.optimizer.lr:g} and {self.config.other.lr or self.config.optimizer.lr:g}) in a new run, "
-                "or train.clip."
+                f"{self.config.optimizer.lr:g} and {self.config.other.lr or self.config.optimizer.lr:g}) "
+                "in a new run, or train.clip."
             )
 
     # --- evaluation, records ------------------------------------------------------------------------------
@@ -309,8 +309,8 @@ class Trainer:
         assert stop.signal is not None
         self.directory.write_json(self.directory.summary, self._summary(None, "interrupted"))
         return Interrupted(
-            f"{stop.signal.name}: stopped after step {self.progress.step} of {self.config.train.steps}, saved. "
-            "The same command continues from here.",
+            f"{stop.signal.name}: stopped after step {self.progress.step} of {self.config.train.steps}, "
+            "saved. The same command continues from here.",
             exit_code=128 + stop.signal,
         )
 
@@ -440,12 +440,14 @@ def load_model_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     if own.keys() != tensors.keys():
         missing, extra = sorted(own.keys() - tensors.keys())[:3], sorted(tensors.keys() - own.keys())[:3]
         raise LowriseError(
-            f"The checkpoint is of another model: it lacks {missing or 'nothing'}, and has {extra or 'nothing'} more."
+            f"The checkpoint is of another model: it lacks {missing or 'nothing'}, and has "
+            f"{extra or 'nothing'} more."
         )
     for name, tensor in own.items():
         if tensor.shape != tensors[name].shape:
             raise LowriseError(
-                f"The checkpoint is of another model: {name} is {tuple(tensors[name].shape)} there, {tuple(tensor.shape)} here."
+                f"The checkpoint is of another model: {name} is {tuple(tensors[name].shape)} there, "
+                f"{tuple(tensor.shape)} here."
             )
         tensor.copy_(tensors[name])
 

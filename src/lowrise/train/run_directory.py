@@ -63,7 +63,8 @@ class RunDirectory:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UsageError(
-                    f"Another process is training in {self.path}: wait for it, or give another folder with --run."
+                    f"Another process is training in {self.path}: wait for it, or give another folder "
+                    "with --run."
                 ) from None
             yield
 
@@ -76,7 +77,8 @@ class RunDirectory:
         """Move the lines after `step` to `metrics.superseded.jsonl`: the run will write them again."""
         if not self.metrics.exists():
             return
-        kept, moved = [], []
+        kept: list[str] = []
+        moved: list[str] = []
         for line in self.metrics.read_text(encoding="utf-8").splitlines():
             try:
                 keep = json.loads(line)["step"] <= step

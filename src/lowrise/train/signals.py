@@ -25,7 +25,7 @@ def catch_stop_signals() -> Iterator[StopRequest]:
 
     def note(number: int, frame: FrameType | None) -> None:
         request.signal = signal.Signals(number)
-        signal.signal(number, previous[number])
+        signal.signal(number, previous[signal.Signals(number)])
 
     caught = (signal.SIGTERM, signal.SIGINT)
     previous = {number: signal.getsignal(number) for number in caught}
