@@ -239,3 +239,17 @@ def test_tf32_setting_of_the_user_does_not_reach_the_certified_step_and_is_put_b
     finally:
         torch.set_float32_matmul_precision("highest")
     assert 0.99 <= change(before, (A, B)) / 0.05 <= SLACK
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="came with torch 2.9")
+def test_the_newer_precision_setting_is_put_back_too() -> None:
+    """torch's older global getter raises once this one was used."""
+    A, B = aligned_pair(1.0, 8, 6, 2, torch.Generator().manual_seed(1), torch.float32)
+    optimizer = Spectron([{"params": [A, B], "role": "factors"}], variant="certified")
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        optimizer.step()
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
