@@ -52,6 +52,7 @@ def build_optimizer(
 ) -> Optimizer:
     """The optimizer over every trainable parameter, each in the group of its role."""
     optimizer_class = OPTIMIZERS[config.optimizer.name]
+    construct: Callable[..., Optimizer] = optimizer_class
     options = options_of(config.optimizer)
     groups = param_groups(
         model,
@@ -65,4 +66,4 @@ def build_optimizer(
     )
     if show is not None:
         show(str(groups))
-    return optimizer_class(groups, **options, lr=config.optimizer.lr)
+    return construct(groups, config.optimizer.lr, **options)
