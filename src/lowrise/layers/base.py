@@ -69,6 +69,16 @@ class LowRankLayer(nn.Module, ABC):
     def ledger(self) -> LedgerEntry:
         """Parameters, forward FLOPs and saved activations, from shapes alone (meta device included)."""
 
+    def before_update(self, number: int, total: int) -> None:
+        """Called by a training loop before the forward pass of update `number` (1 to `total`).
+
+        For layers that change with time (a guide that fades). Must depend on its arguments and on saved
+        tensors alone, so that a resumed run does the same.
+        """
+
+    def after_update(self, number: int, total: int) -> None:
+        """Called by a training loop after the optimizer step of update `number`; the same rules hold."""
+
     @classmethod
     @abstractmethod
     def from_dense(cls, weight: Tensor, rank: int, *, bias: Tensor | None = None, **options: Any) -> Self:

@@ -2,7 +2,8 @@
 
 One update, the same for every method (`Trainer.update`):
   1. batch k = the update's number, a pure function of (corpus, seed, k)
-  2. forward and backward over micro-batches; the loss is the mean over all predicted tokens of the batch
+  2. layers that change with time are told the update's number (`before_update`, after the step `after_update`);
+     forward and backward over micro-batches; the loss is the mean over all predicted tokens of the batch
   3. global gradient norm, clipped
   4. if loss or norm is not finite: count it and leave weights and optimizer alone
   5. learning rates = peak rates x multiplier(update); optimizer step
@@ -33,6 +34,7 @@ from lowrise.errors import LowriseError
 from lowrise.export.evaluate import EvalResult, evaluate
 from lowrise.export.generate import generate
 from lowrise.lab.report import write_report
+from lowrise.layers.base import LowRankLayer
 from lowrise.model import next_token_loss
 from lowrise.train.build import build_optimizer, model_from
 from lowrise.train.display import Display
@@ -91,6 +93,7 @@ class Trainer:
         self.plan: RunPlan = plan_of(config, self.model, self.optimizer)
         self.progress = Progress()
         self.optimizer_ms: list[float] = []
+        self.low_rank_layers = [m for m in self.model.modules() if isinstance(m, LowRankLayer)]
         self.dense_matrices = {
             name
             for group in self.optimizer.param_groups
@@ -110,6 +113,8 @@ class Trainer:
         batch = self.corpus.train.batch(
             number - 1, sequences=train.sequences, seq_len=train.seq_len, seed=self.config.seed
         )
+        for layer in self.low_rank_layers:
+            layer.before_update(number, train.steps)
         loss = self._accumulate(torch.from_numpy(batch))
         grad_norm = self._clip()
         loss_value, norm_value = torch.stack([loss.float(), grad_norm.float()]).tolist()
@@ -124,6 +129,8 @@ class Trainer:
             if self.device.type == "cpu" or number % self.config.log.every == 0:
                 self._synchronize()
                 self.optimizer_ms.append(1e3 * (time.perf_counter() - started))
+            for layer in self.low_rank_layers:
+                layer.after_update(number, train.steps)
         self.optimizer.zero_grad(set_to_none=True)
         self._count(applied, batch.shape[0] * train.seq_len)
         return Update(loss_value, norm_value, self.peak_lrs[0] * scale, applied)
