@@ -1,12 +1,12 @@
 """The training loop.
 
 One update, the same for every method (`Trainer.update`):
-  1. batch k = the update's number, a pure function of (corpus, seed, k)
-  2. layers that change with time are told the update's number (`before_update`, after the step `after_update`);
-     forward and backward over micro-batches; the loss is the mean over all predicted tokens of the batch
-  3. global gradient norm, clipped
-  4. if loss or norm is not finite: count it and leave weights and optimizer alone
-  5. learning rates = peak rates x multiplier(update); optimizer step
+  1. batch k of the corpus, a pure function of (corpus, seed, k)
+  2. layers that change with time learn the update's number (`before_update`)
+  3. forward and backward over micro-batches; the loss is the mean over all predicted tokens of the batch
+  4. global gradient norm, clipped
+  5. if loss or norm is not finite: count it and leave weights and optimizer alone; else
+     learning rates = peak rates x multiplier(update), optimizer step, `after_update` of the layers
 Around it (`Trainer.run`): resume, log, spectral telemetry, evaluation, checkpoints, stop signals, summary,
 report.
 """
