@@ -176,8 +176,8 @@ def data(arguments: Arguments, console: Console) -> int:
 def methods(arguments: Arguments, console: Console) -> int:
     if arguments:
         row = lookup(METHODS, arguments[0], "method", "lowrise methods")
-        console.print(f"[bold]{row.name}[/]: {row.summary}\n{row.source}\n", highlight=False)
-        console.print(load(None, {"method": row.name}).to_toml(), markup=False, highlight=False)
+        print(f"# {row.name}: {row.summary}\n# {row.source}\n")
+        print(load(None, {"method": row.name}).to_toml(), end="")
         return 0
     table = Table("method", "layer", "optimizer", "what", "source", box=None, header_style="bold")
     for row in METHODS.values():

@@ -248,3 +248,26 @@ def test_validation_is_the_mean_over_every_token(text_folder, tmp_path):
     assert {r.tokens for r in results} == {len(corpus.valid)}
     bits = results[0].loss * results[0].tokens / math.log(2)
     assert results[0].bits_per_byte == pytest.approx(bits / corpus.valid.text_bytes, rel=1e-9)
+
+
+def test_bfloat16_autocast_keeps_float32_weights_and_learns(text_folder, tmp_path):
+    config = config_for(text_folder, "spectron", **{"train.precision": "bfloat16", "train.steps": 30})
+    summary = run_training(config, tmp_path)
+    losses = [line["loss"] for line in metrics(tmp_path) if "loss" in line]
+    assert losses[-1] < losses[0] - 0.5
+    trainer = trainer_for(config, tmp_path)
+    assert {t.dtype for t in model_tensors(trainer.model).values()} == {torch.float32}
+    exact = run_training(config_for(text_folder, "spectron", **{"train.steps": 30}), tmp_path / "float32")
+    # bfloat16 products have 8 bits; the losses differ, and by little.
+    assert summary["val_loss"] != exact["val_loss"]
+    assert summary["val_loss"] == pytest.approx(exact["val_loss"], abs=0.05)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_train_like_eager_ones(text_folder, tmp_path):
+    results = [
+        run_training(config_for(text_folder, "spectron", **{"train.compile": flag}), tmp_path / str(flag))
+        for flag in (False, True)
+    ]
+    # Fused kernels round differently in float32.
+    assert results[0]["val_loss"] == pytest.approx(results[1]["val_loss"], rel=1e-4)

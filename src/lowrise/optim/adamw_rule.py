@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+ADAMW_DEFAULTS: dict[str, Any] = {"betas": (0.9, 0.95), "eps": 1e-8}
 
 # 1 decay, 3 first moment, 4 second moment, 1 root, 1 correction, 1 eps, 1 quotient, 2 scaled subtraction.
 ADAMW_FLOPS_PER_ELEMENT = 14

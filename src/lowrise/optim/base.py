@@ -35,7 +35,12 @@ import torch
 from torch import Tensor
 
 from lowrise.errors import UsageError
-from lowrise.optim.adamw_rule import ADAMW_FLOPS_PER_ELEMENT, adamw_layout, adamw_update_
+from lowrise.optim.adamw_rule import (
+    ADAMW_DEFAULTS,
+    ADAMW_FLOPS_PER_ELEMENT,
+    adamw_layout,
+    adamw_update_,
+)
 from lowrise.optim.checks import (
     UNIT_SIZE,
     check_numbers,
@@ -73,10 +78,11 @@ class Optimizer(torch.optim.Optimizer):
     roles: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
-        """`defaults` are the constructor's options; each may be overridden by a group. Raises
-        `UsageError`.
+        """`defaults` are the constructor's options; each may be overridden by a group. Raises `UsageError`.
+
+        A class without `betas` and `eps` of its own has those of the built-in AdamW.
         """
-        super().__init__(params, defaults)
+        super().__init__(params, {**ADAMW_DEFAULTS, **defaults})
 
     # ---- what a subclass writes
 

@@ -44,8 +44,8 @@ NS_DTYPES: dict[str, torch.dtype] = {
 
 
 class Muon(Optimizer):
-    """Momentum orthogonalized by Newton-Schulz; see the module's docstring. Other roles by built-in AdamW
-    (betas, eps).
+    """Momentum orthogonalized by Newton-Schulz; see the module's docstring. Other roles by built-in
+    AdamW.
     """
 
     roles: ClassVar[frozenset[str]] = frozenset({"matrix", "factors"})
@@ -63,8 +63,6 @@ class Muon(Optimizer):
         ns_coefficients: tuple[float, float, float] = QUINTIC,
         ns_eps: float = 1e-7,
         ns_dtype: NsDtype = "auto",
-        betas: tuple[float, float] = (0.9, 0.95),
-        eps: float = 1e-8,
     ) -> None:
         """ns_dtype "auto": bfloat16 on CUDA, as published; elsewhere float32, or float64 for float64
         weights.
@@ -79,8 +77,6 @@ class Muon(Optimizer):
             "ns_coefficients": tuple(ns_coefficients),
             "ns_eps": ns_eps,
             "ns_dtype": ns_dtype,
-            "betas": betas,
-            "eps": eps,
         }
         super().__init__(params, defaults)
 

@@ -78,9 +78,7 @@ class Factor(NamedTuple):
 
 
 class Spectron(Optimizer):
-    """Spectron for factored weights; see the module's docstring. Other roles by built-in AdamW (betas,
-    eps).
-    """
+    """Spectron for factored weights; see the module's docstring. Other roles by built-in AdamW."""
 
     roles: ClassVar[frozenset[str]] = frozenset({"factors"})
 
@@ -106,8 +104,6 @@ class Spectron(Optimizer):
         orthogonalize: bool = True,
         renormalize: bool = True,
         seed: int = 0,
-        betas: tuple[float, float] = (0.9, 0.95),
-        eps: float = 1e-8,
     ) -> None:
         """lr is eta, in units of the spectral norm of a change of W. Raises `UsageError`.
 
@@ -142,8 +138,6 @@ class Spectron(Optimizer):
             "orthogonalize": orthogonalize,
             "renormalize": renormalize,
             "seed": seed,
-            "betas": betas,
-            "eps": eps,
         }
         super().__init__(params, defaults)
 
