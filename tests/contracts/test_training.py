@@ -7,14 +7,14 @@ import signal
 
 import pytest
 import torch
-from tiny import config_for, corpus_of, final_tensors, metrics, run_training, trainer_for
+from tiny import config_for, corpus_of, final_tensors, metrics, run_training, trainer_for, write_text
 
 from lowrise.config import load
 from lowrise.errors import LowriseError, UsageError
 from lowrise.methods import METHODS
 from lowrise.train import RunDirectory
 from lowrise.train.build import build_optimizer
-from lowrise.train.loop import Interrupted, model_tensors
+from lowrise.train.loop import Interrupted, Trainer, model_tensors
 
 SUMMARY_KEYS = [
     "method",
@@ -271,3 +271,43 @@ def test_compiled_blocks_train_like_eager_ones(text_folder, tmp_path):
     ]
     # Fused kernels round differently in float32.
     assert results[0]["val_loss"] == pytest.approx(results[1]["val_loss"], rel=1e-4)
+
+
+def test_a_stop_signal_does_not_wait_for_the_evaluation(text_folder, tmp_path):
+    config = config_for(text_folder, "adamw")
+    trainer = trainer_for(config, tmp_path)
+    windows = trainer.corpus.valid.windows
+
+    def signal_first(*arguments):
+        for batch in windows(*arguments):
+            if trainer.progress.step == 8:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    object.__setattr__(trainer.corpus.valid, "windows", signal_first)
+    with pytest.raises(Interrupted):
+        trainer.run()
+    assert trainer.directory.checkpoints.steps() == [4, 8]
+    assert [line["step"] for line in metrics(tmp_path) if "val_loss" in line] == [4]
+
+
+def test_a_run_does_not_continue_on_another_text(tmp_path):
+    text = write_text(tmp_path / "text.jsonl")
+    config = config_for(tmp_path, "adamw")
+    trainer_for(config, tmp_path / "run").run()
+    text.write_text(text.read_text() + '{"text": "one more document"}\n')
+    with pytest.raises(UsageError, match="text of this run has changed"):
+        run_training(config, tmp_path / "run")
+
+
+def test_a_failure_is_written_down(text_folder, tmp_path, monkeypatch):
+    config = config_for(text_folder, "adamw")
+
+    def out_of_memory(self):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Trainer, "update", out_of_memory)
+    with pytest.raises(LowriseError, match=r"Out of memory at update 1.*micro_sequences \(now 4\)"):
+        run_training(config, tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["status"], summary["error"]) == ("failed", "CUDA out of memory")

@@ -23,6 +23,13 @@ def test_the_python_runs():
     assert "factors" in str(names["groups"])
 
 
+def test_the_tutorial_runs():
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "tutorial.md").read_text(), flags=re.DOTALL)
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert 0 < float(names["loss"].detach()) < 7
+
+
 @pytest.mark.parametrize("words", COMMAND_LINES, ids=" ".join)
 def test_each_command_is_one(words, monkeypatch):
     monkeypatch.chdir(ROOT)

@@ -31,6 +31,8 @@ class TrainedRun:
     model: Llama
     tokenizer: Tokenizer
     step: int
+    corpus: str
+    """Fingerprint of the text that it was trained on."""
     device: torch.device
 
 
@@ -47,13 +49,18 @@ def load_run(folder: str | Path, device: str, console: Console) -> TrainedRun:
         raise LowriseError(f"{folder} has no checkpoint yet: train it first.")
     model = model_from(config, tokenizer.vocab_size, chosen)
     load_model_tensors(model, checkpoint.parts["model"])
-    return TrainedRun(config, model.eval(), tokenizer, checkpoint.step, chosen)
+    return TrainedRun(config, model.eval(), tokenizer, checkpoint.step, checkpoint.numbers["corpus"], chosen)
 
 
 def evaluate_run(folder: str | Path, device: str, console: Console) -> dict[str, Any]:
     """Exact validation numbers of a run over the whole held-out split of its corpus."""
     run = load_run(folder, device, console)
     corpus = prepare_with_progress(run.config.data, console)
+    if corpus.fingerprint != run.corpus:
+        console.print(
+            "The text of this run has changed since it was trained: these numbers are of the text as it is.",
+            style="yellow",
+        )
     with autocast_for(run.config, run.device):
         result = evaluate_split(run.model, corpus, run.config)
     return {

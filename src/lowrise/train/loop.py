@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lowrise.config import RunConfig
 from lowrise.data import Corpus
-from lowrise.errors import LowriseError
+from lowrise.errors import LowriseError, UsageError
 from lowrise.export.evaluate import EvalResult, evaluate
 from lowrise.export.generate import generate
 from lowrise.lab.report import write_report
@@ -44,6 +45,10 @@ from lowrise.train.run_directory import RunDirectory
 from lowrise.train.schedule import multiplier, restarts_of
 from lowrise.train.signals import StopRequest, catch_stop_signals
 from lowrise.train.telemetry import measure, snapshot
+
+
+class Stopped(Exception):
+    """A stop signal came while a split was evaluated."""
 
 
 class Interrupted(LowriseError):
@@ -92,6 +97,7 @@ class Trainer:
         self.restarts = restarts_of(config.schedule, self.optimizer.resets(train.steps), train.steps)
         self.plan: RunPlan = plan_of(config, self.model, self.optimizer)
         self.progress = Progress()
+        self.stop = StopRequest()
         self.optimizer_ms: list[float] = []
         self.low_rank_layers = [m for m in self.model.modules() if isinstance(m, LowRankLayer)]
         self.dense_matrices = {
@@ -169,16 +175,15 @@ class Trainer:
         self.directory.write_json(self.directory.environment, describe(self.device))
         self.corpus.write_tokenizer(self.directory.tokenizer)
         self._resume()
-        with catch_stop_signals() as stop, self._tensorboard() as board:
-            while self.progress.step < config.train.steps:
+        with catch_stop_signals() as self.stop, self._tensorboard() as board:
+            while self.progress.step < config.train.steps and not self.stop:
                 self._advance(board)
-                if stop:
-                    self._save()
-                    raise self._interruption(stop)
-            with self._on_the_wall_clock():
-                result = self._evaluate(board, whole=True)
             if self._saved_step() != self.progress.step:
                 self._save()
+            with self._on_the_wall_clock():
+                result = self._evaluate(board, whole=True)
+            if result is None:
+                raise self._interruption()
         return self._finish(result)
 
     def _advance(self, board: SummaryWriter | None) -> None:
@@ -231,7 +236,7 @@ class Trainer:
             self._save()
             raise LowriseError(
                 f"{progress.skipped_in_a_row} updates in a row had a loss or gradient that is not finite "
-                f"(the last is update {progress.step}). The weights from before the first of them are saved in "
+                f"(the last is update {progress.step}). The weights from before them are saved in "
                 f"{self.directory.checkpoints.path(progress.step)}. Lower optimizer.lr or other.lr (now "
                 f"{self.config.optimizer.lr:g} and {self.config.other.lr or self.config.optimizer.lr:g}) "
                 "in a new run, or train.clip."
@@ -239,11 +244,14 @@ class Trainer:
 
     # --- evaluation, records ------------------------------------------------------------------------------
 
-    def _evaluate(self, board: SummaryWriter | None, whole: bool) -> EvalResult:
-        config = self.config
-        limit = 0 if whole else config.eval.tokens
-        with autocast_for(self.config, self.device):
-            result = evaluate_split(self.model, self.corpus, config, limit)
+    def _evaluate(self, board: SummaryWriter | None, whole: bool) -> EvalResult | None:
+        """Evaluate and record; None, and no record, if a stop signal comes before the end."""
+        limit = 0 if whole else self.config.eval.tokens
+        try:
+            with autocast_for(self.config, self.device):
+                result = evaluate_split(self.model, self.corpus, self.config, limit, self.stop)
+        except Stopped:
+            return None
         self.display.evaluated(self.progress.step, result.loss)
         self._write(
             {
@@ -289,7 +297,7 @@ class Trainer:
             "optimizer": self.optimizer.named_state(),
             "random": random,
         }
-        numbers = dataclasses.asdict(self.progress) | {"config_hash": self.config.hash}
+        numbers = dataclasses.asdict(self.progress) | {"corpus": self.corpus.fingerprint}
         self.directory.checkpoints.save(self.progress.step, parts, numbers)
         self.directory.checkpoints.retire(self.config.checkpoint.keep, self.config.checkpoint.keep_every)
 
@@ -303,6 +311,11 @@ class Trainer:
         if checkpoint is None:
             self.directory.rewind_metrics(-1)
             return
+        if checkpoint.numbers["corpus"] != self.corpus.fingerprint:
+            raise UsageError(
+                f"The text of this run has changed since its checkpoint at step {checkpoint.step}: "
+                "continuing would mix two corpora. Restore the text, or start a new run with --run."
+            )
         load_model_tensors(self.model, checkpoint.parts["model"])
         self.optimizer.load_named_state(checkpoint.parts["optimizer"])
         torch.set_rng_state(checkpoint.parts["random"]["cpu"])
@@ -313,9 +326,10 @@ class Trainer:
         self.directory.rewind_metrics(self.progress.step)
         self.display.say(f"Continuing from step {self.progress.step} ({checkpoint.path}).")
 
-    def _interruption(self, stop: StopRequest) -> Interrupted:
+    def _interruption(self) -> Interrupted:
+        stop = self.stop
         assert stop.signal is not None
-        self.directory.write_json(self.directory.summary, self._summary(None, "interrupted"))
+        self.directory.write_json(self.directory.summary, self.summary(None, "interrupted"))
         return Interrupted(
             f"{stop.signal.name}: stopped after step {self.progress.step} of {self.config.train.steps}, "
             "saved. The same command continues from here.",
@@ -325,7 +339,7 @@ class Trainer:
     # --- the end ------------------------------------------------------------------------------------------
 
     def _finish(self, result: EvalResult) -> dict[str, Any]:
-        summary = self._summary(result, "completed")
+        summary = self.summary(result, "completed")
         sample = self._sample()
         if sample is not None:
             self.directory.sample.write_text(sample, encoding="utf-8")
@@ -352,7 +366,7 @@ class Trainer:
             )
             return (settings.prompt or "") + tokenizer.decode(new)
 
-    def _summary(self, result: EvalResult | None, status: str) -> dict[str, Any]:
+    def summary(self, result: EvalResult | None, status: str) -> dict[str, Any]:
         config, progress, plan = self.config, self.progress, self.plan
         return {
             "method": config.method,
@@ -407,10 +421,16 @@ def train(config: RunConfig, corpus: Corpus, directory: RunDirectory, console: C
         trainer = Trainer(config, corpus, directory, display)
         try:
             return trainer.run()
-        except Interrupted:
+        except (Interrupted, UsageError):
             raise
-        except LowriseError as error:
-            directory.write_json(directory.summary, trainer._summary(None, "failed") | {"error": str(error)})
+        except Exception as error:
+            failed = trainer.summary(None, "failed") | {"error": str(error) or type(error).__name__}
+            directory.write_json(directory.summary, failed)
+            if isinstance(error, torch.OutOfMemoryError):
+                raise LowriseError(
+                    f"Out of memory at update {trainer.progress.step + 1}: lower train.micro_sequences (now "
+                    f"{config.train.micro_sequences or config.train.sequences}), or set model.recompute."
+                ) from error
             raise
 
 
@@ -421,15 +441,24 @@ def autocast_for(config: RunConfig, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
-def evaluate_split(model: nn.Module, corpus: Corpus, config: RunConfig, tokens: int = 0) -> EvalResult:
+def evaluate_split(
+    model: nn.Module, corpus: Corpus, config: RunConfig, tokens: int = 0, stop: StopRequest | None = None
+) -> EvalResult:
     """Token-weighted loss over the held-out split, or over about its first `tokens` tokens.
 
-    Bits per byte of a part take the bytes of a token to be those of the whole split.
+    Bits per byte of a part take the bytes of a token to be those of the whole split. Raises `Stopped` soon
+    after a stop was requested.
     """
     seq_len, sequences = config.train.seq_len, config.eval.sequences
     passes = max(1, tokens // (seq_len * sequences)) if tokens else None
-    windows = itertools.islice(corpus.valid.windows(seq_len, sequences), passes)
-    result = evaluate(model, windows, text_bytes=corpus.valid.text_bytes)
+
+    def windows() -> Iterator[np.ndarray]:
+        for batch in itertools.islice(corpus.valid.windows(seq_len, sequences), passes):
+            if stop:
+                raise Stopped
+            yield batch
+
+    result = evaluate(model, windows(), text_bytes=corpus.valid.text_bytes)
     share = result.tokens / len(corpus.valid)
     return dataclasses.replace(result, bits_per_byte=result.bits_per_byte / share)
 
