@@ -35,7 +35,7 @@ _ROWS = (
         optimizer="adamw",
         summary="dense weights, AdamW: the baseline that every paper quotes",
         source="Loshchilov & Hutter 2019, arXiv 1711.05101",
-        defaults={"optimizer.lr": 3e-3},
+        defaults={"optimizer.lr": 1e-3, "other.lr": 3e-3},
     ),
     Method(
         name="muon",
@@ -51,7 +51,7 @@ _ROWS = (
         optimizer="adamw",
         summary="factorized weights W = A B^T, AdamW tuned like the others",
         source="Kamalakara et al. 2022, arXiv 2209.13569; the tuned form of the published straw man",
-        defaults={"optimizer.lr": 3e-3, "other.lr": 3e-3},
+        defaults={"optimizer.lr": 1e-3, "other.lr": 3e-3},
     ),
     Method(
         name="spectron",
@@ -59,7 +59,7 @@ _ROWS = (
         optimizer="spectron",
         summary="factorized weights, orthogonalized momenta, update norm bounded by the learning rate",
         source="Janson, Oyallon & Belilovsky 2026, arXiv 2602.12429",
-        defaults={"optimizer.lr": 0.1, "other.lr": 3e-3},
+        defaults={"optimizer.lr": 0.05, "other.lr": 3e-3},
     ),
 )
 
