@@ -253,9 +253,12 @@ def from_dict(values: Mapping[str, Any], *, source: str = "the configuration") -
     one."""
     values = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
     method = lookup(METHODS, values.get("method", RunConfig.method), "method", source)
-    for key, value in method.defaults.items():
-        _set_dotted(values, key, value, only_if_absent=True)
     sections = _sections(values, method, source)
+    for key, value in method.defaults.items():
+        # Defaults of the method's own layer and optimizer mean nothing to another class.
+        section = key.split(".")[0]
+        if section not in ("layer", "optimizer") or values[section]["name"] == getattr(method, section):
+            _set_dotted(values, key, value, only_if_absent=True)
     config = _build(RunConfig, values, source, where="", sections=sections)
     validate(config)
     return config
@@ -316,7 +319,10 @@ def layer_section(name: str) -> type[LayerSection]:
 @cache
 def optimizer_section(name: str) -> type[OptimizerSection]:
     """`[optimizer]` of the named class: its learning rate and the keyword-only options of its constructor."""
-    return _section_of(OPTIMIZERS[name], OptimizerSection, skip=set())
+    target = OPTIMIZERS[name]
+    section = _section_of(target, OptimizerSection, skip=set())
+    lr = field(default=inspect.signature(target).parameters["lr"].default)
+    return dataclasses.make_dataclass(section.__name__, [("lr", float, lr)], bases=(section,), kw_only=True)
 
 
 def _section_of(target: Callable[..., Any], base: type, skip: set[str]) -> type:

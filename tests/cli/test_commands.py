@@ -30,7 +30,7 @@ def run(*words: object) -> subprocess.CompletedProcess[str]:
 def recipe(text_folder, tmp_path) -> Path:
     path = tmp_path / "recipe.toml"
     values = overrides(
-        text_folder, "spectron", **{"train.steps": 60, "checkpoint.every": 7, "eval.every": 25}
+        text_folder, "spectron", **{"train.steps": 100, "checkpoint.every": 7, "eval.every": 25}
     )
     path.write_text(load(None, values).to_toml())
     return path
@@ -78,7 +78,7 @@ def test_sigkill_at_any_moment_then_the_same_bits(recipe, tmp_path):
         process.kill()
         assert process.wait() == -signal.SIGKILL, "the run ended before it was killed: make it longer"
     assert run("train", recipe, "--run", killed).returncode == 0
-    assert final_tensors(whole, 60) == final_tensors(killed, 60)
+    assert final_tensors(whole, 100) == final_tensors(killed, 100)
     assert loss_by_step(whole) == loss_by_step(killed)
 
 

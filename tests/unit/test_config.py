@@ -39,6 +39,11 @@ def test_any_layer_goes_with_any_optimizer():
     config = load(None, {"method": "lowrank", "optimizer.name": "muon", "optimizer.nesterov": False})
     assert (config.layer.name, config.optimizer.name) == ("lowrank", "muon")
     assert options_of(config.optimizer)["nesterov"] is False
+    # The method's default rate is AdamW's; another optimizer starts from its own.
+    assert (
+        load(None, {"method": "adamw", "optimizer.name": "spectron", "layer.name": "lowrank"}).optimizer.lr
+        == 0.01
+    )
 
 
 @pytest.mark.parametrize(
