@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -23,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lowrise.errors import LowriseError
+from lowrise.files import flush
 
 FORMAT = 1
 MANIFEST = "checkpoint.json"
@@ -71,11 +71,11 @@ class CheckpointStore:
                 file = aside / f"{part}.safetensors"
                 save_file({name: t.detach().contiguous() for name, t in tensors.items()}, file)
                 files[file.name] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-                _flush(file)
+                flush(file)
             manifest = {"format": FORMAT, "step": step, "files": files, "numbers": dict(numbers)}
             (aside / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-            _flush(aside / MANIFEST)
-            _flush(aside)
+            flush(aside / MANIFEST)
+            flush(aside)
             if target.exists():  # written before a restart that fell back to an older one
                 retired = self.root / f".retired-{step:08d}"
                 shutil.rmtree(retired, ignore_errors=True)
@@ -84,7 +84,7 @@ class CheckpointStore:
                 shutil.rmtree(retired, ignore_errors=True)
             else:
                 aside.rename(target)
-            _flush(self.root)
+            flush(self.root)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(aside, ignore_errors=True)
             if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
@@ -153,12 +153,3 @@ class CheckpointStore:
 def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file's or folder's content is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -28,8 +28,8 @@ from lowrise.data.readers import (
     read_parquet,
     read_text,
 )
-from lowrise.data.shards import write_atomically
 from lowrise.errors import LowriseError, UsageError
+from lowrise.files import write_whole
 
 # The built-in corpus has no tests (strange text) and no third-party packages (other ones on every machine).
 BUILTIN_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages"}
@@ -220,5 +220,5 @@ class HashCache:
     def save(self) -> None:
         """Write what was learnt, if anything."""
         if self._changed:
-            write_atomically(self._path, json.dumps(self._known, indent=0).encode())
+            write_whole(self._path, json.dumps(self._known, indent=0).encode())
             self._changed = False

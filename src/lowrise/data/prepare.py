@@ -42,11 +42,10 @@ from lowrise.data.shards import (
     dtype_for,
     explained_disk_errors,
     locked,
-    sync_directory,
-    write_atomically,
 )
 from lowrise.data.tokenizer import Tokenizer, train_bpe
 from lowrise.errors import UsageError
+from lowrise.files import flush, write_whole
 
 PART_BYTES = 2**28
 BLOCK_CHARS = 2**21  # tokenized at once: enough for every thread, and about 200 MB while it lasts
@@ -203,7 +202,7 @@ def _write_corpus(
     options = asdict(config)
     del options["cache"], options["workers"]  # they say how it was made, not what it is
     index = make_index(fingerprint, tokenizer, dtype_for(tokenizer.vocab_size), splits, sources, options)
-    write_atomically(directory / INDEX, json.dumps(index, indent=1).encode())
+    write_whole(directory / INDEX, json.dumps(index, indent=1).encode())
     for number in range(len(parts)):
         _part_path(directory, number).unlink()
 
@@ -295,9 +294,9 @@ class _Work:
             if not shard.tokens:
                 (self.directory / shard.file).unlink()
             splits[name] = {**asdict(counts[name]), "shard": asdict(shard) if shard.tokens else None}
-        sync_directory(self.directory)
+        flush(self.directory)
         part = {"next": end, "splits": splits}
-        write_atomically(_part_path(self.directory, number), json.dumps(part).encode())
+        write_whole(_part_path(self.directory, number), json.dumps(part).encode())
         return part
 
 

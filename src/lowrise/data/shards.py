@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lowrise.errors import LowriseError
+from lowrise.files import exclusive
 
 TokenIds = npt.NDArray[np.int64]
 DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
@@ -164,50 +165,22 @@ class ShardWriter:
             self._aside.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write `path` so that it is seen whole or not at all, also after a power cut."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-    sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable, where the system can (Windows cannot, and need not)."""
-    if os.name == "posix":
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
 @contextmanager
 def locked(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
     """Hold an exclusive lock on the file `path`, which is created and stays.
 
     The system drops it when a process dies.
     """
-    import fcntl
-
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            on_wait()
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            raise LowriseError(
-                f"The file system of {path.parent} has no locks ({error.strerror}): choose another one with "
-                "data.cache or LOWRISE_CACHE."
-            ) from error
-        yield
+    try:
+        with exclusive(path, lambda stream: on_wait()):
+            yield
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP):
+            raise
+        raise LowriseError(
+            f"The file system of {path.parent} has no locks ({error.strerror}): choose another one with "
+            "data.cache or LOWRISE_CACHE."
+        ) from error
 
 
 @contextmanager

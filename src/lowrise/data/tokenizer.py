@@ -13,8 +13,8 @@ from pathlib import Path
 
 import tokenizers
 
-from lowrise.data.shards import write_atomically
 from lowrise.errors import UsageError
+from lowrise.files import write_whole
 
 SEPARATOR = "<|endoftext|>"
 PADDING = "<|pad|>"
@@ -115,7 +115,7 @@ class Tokenizer:
 
     def write(self, path: str | Path) -> None:
         """Write the tokenizer.json, whole or not at all, byte for byte the one that was loaded or trained."""
-        write_atomically(Path(path), self._text.encode())
+        write_whole(Path(path), self._text.encode())
 
     def __repr__(self) -> str:
         return f"Tokenizer({self.name}, {self.vocab_size} entries, sha256 {self.sha256[:16]})"

@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from lowrise.errors import LowriseError
+from lowrise.files import write_whole
 from lowrise.lab.compare_report import print_comparison, without_nan, write_comparison
 from lowrise.lab.formatting import is_known, learning_rate, scientific, si
 from lowrise.lab.live import Display
@@ -42,11 +43,11 @@ from lowrise.lab.plan import (
     build_plan,
     resolve,
 )
-from lowrise.lab.report import write_text
 from lowrise.lab.runs import last_metrics, read_summary
 from lowrise.lab.table import aggregate
 from lowrise.lab.tuning import Outcome, expected_runs, required_runs
-from lowrise.lab.workers import Ended, Job, Pool, StopRequest, default_slots, hold_directory
+from lowrise.lab.workers import Ended, Job, Pool, default_slots, hold_directory
+from lowrise.signals import StopRequest
 
 TRAIN_COMMAND = (sys.executable, "-m", "lowrise", "train")
 STOP_SECONDS = 120.0  # time for a worker to write its checkpoint after SIGTERM
@@ -316,7 +317,7 @@ def write_plan(table_dir: Path, plan: Plan, specs: Sequence[RunSpec], environmen
         "environment": environment,
     }
     try:
-        write_text(target, json.dumps(document, indent=1) + "\n")
+        write_whole(target, json.dumps(document, indent=1) + "\n")
     except OSError as error:
         raise LowriseError(f"{target} cannot be written: {error.strerror}. Choose another --out.") from error
     return changes

@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lowrise.files import write_whole
 from lowrise.lab import html
 from lowrise.lab.charts import Series, chart
 from lowrise.lab.formatting import is_known, number
-from lowrise.lab.report import write_text
 from lowrise.lab.runs import read_run
 from lowrise.lab.table import COST, QUALITY, RATIOS, Column, Comparison, Row, cells
 
@@ -32,9 +32,9 @@ def write_comparison(
     """Write ``compare.json``, ``compare.md`` and ``report.html`` into ``directory``."""
     directory.mkdir(parents=True, exist_ok=True)
     document = without_nan({"format": 1, **asdict(comparison), "environment": environment})
-    write_text(directory / "compare.json", json.dumps(document, indent=1, allow_nan=False) + "\n")
-    write_text(directory / "compare.md", to_markdown(comparison))
-    write_text(directory / "report.html", to_html(comparison, runs_dir, environment))
+    write_whole(directory / "compare.json", json.dumps(document, indent=1, allow_nan=False) + "\n")
+    write_whole(directory / "compare.md", to_markdown(comparison))
+    write_whole(directory / "report.html", to_html(comparison, runs_dir, environment))
 
 
 def without_nan(value: Any) -> Any:

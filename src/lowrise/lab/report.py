@@ -7,7 +7,6 @@ or still goes on.
 from __future__ import annotations
 
 import math
-import os
 import re
 import tomllib
 from collections import defaultdict
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from lowrise.files import write_whole
 from lowrise.lab import html
 from lowrise.lab.charts import Series, chart, smooth
 from lowrise.lab.formatting import (
@@ -67,15 +67,8 @@ def write_report(run_dir: str | Path) -> Path:
     """
     run = read_run(run_dir)
     target = run.path / "report.html"
-    write_text(target, render(run))
+    write_whole(target, render(run))
     return target
-
-
-def write_text(target: Path, text: str) -> None:
-    """Write aside and rename, so that a reader never sees half a file."""
-    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(target)
 
 
 def render(run: Run) -> str:

@@ -6,7 +6,6 @@ as SIGTERM.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -15,10 +14,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from lowrise.errors import LowriseError
+from lowrise.files import exclusive
 
 # One thread each: workers share the cores, and an idle OpenMP thread that spins would take them from the
 # others.
@@ -177,38 +176,17 @@ def hold_directory(directory: Path) -> Iterator[int]:
     Workers that outlive a killed comparison hold the lock too, so a run directory never has two writers.
     Raises ``LowriseError`` if it is held.
     """
+
+    def refuse(lock: IO[str]) -> None:
+        lock.seek(0)
+        raise LowriseError(
+            f"Another comparison (process {lock.read().strip() or 'unknown'}), or a worker that it left "
+            f"behind, still runs in {directory}. Wait until it ends, or end it, and start again."
+        )
+
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise LowriseError(
-                f"Another comparison (process {file.read().strip() or 'unknown'}), or a worker that it left "
-                "behind, "
-                f"still runs in {directory}. Wait until it ends, or end it, and start again."
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield file.fileno()
-
-
-class StopRequest:
-    """Counts SIGINT and SIGTERM inside a ``with`` block instead of raising; the earlier handlers come back
-    after it.
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __enter__(self) -> StopRequest:
-        self._earlier = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._earlier.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.count += 1
+    with exclusive(directory / ".lock", refuse) as lock:
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield lock.fileno()

@@ -37,13 +37,13 @@ from lowrise.export.generate import generate
 from lowrise.lab.report import write_report
 from lowrise.layers.base import LowRankLayer
 from lowrise.model import next_token_loss
+from lowrise.signals import StopRequest
 from lowrise.train.build import build_optimizer, model_from
 from lowrise.train.display import Display
 from lowrise.train.environment import choose_device, describe, peak_memory_bytes
 from lowrise.train.plan import RunPlan, plan_of
 from lowrise.train.run_directory import RunDirectory
 from lowrise.train.schedule import multiplier, restarts_of
-from lowrise.train.signals import StopRequest, catch_stop_signals
 from lowrise.train.telemetry import measure, snapshot
 
 
@@ -175,7 +175,7 @@ class Trainer:
         self.directory.write_json(self.directory.environment, describe(self.device))
         self.corpus.write_tokenizer(self.directory.tokenizer)
         self._resume()
-        with catch_stop_signals() as self.stop, self._tensorboard() as board:
+        with StopRequest(once=True) as self.stop, self._tensorboard() as board:
             while self.progress.step < config.train.steps and not self.stop:
                 self._advance(board)
             if self._saved_step() != self.progress.step:

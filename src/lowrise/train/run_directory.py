@@ -3,27 +3,16 @@ file."""
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lowrise.checkpoint import CheckpointStore
 from lowrise.config import RunConfig, load
 from lowrise.errors import UsageError
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replace a file's content in one rename."""
-    aside = path.with_name(f".{path.name}.writing")
-    with aside.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    aside.replace(path)
+from lowrise.files import exclusive, write_whole
 
 
 class RunDirectory:
@@ -57,15 +46,14 @@ class RunDirectory:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder for one process."""
+
+        def refuse(lock: IO[str]) -> None:
+            raise UsageError(
+                f"Another process is training in {self.path}: wait for it, or give another folder with --run."
+            )
+
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UsageError(
-                    f"Another process is training in {self.path}: wait for it, or give another folder "
-                    "with --run."
-                ) from None
+        with exclusive(self.path / ".lock", refuse):
             yield
 
     def append_metrics(self, record: dict[str, Any]) -> None:

@@ -1,0 +1,46 @@
+"""Stop requests: SIGTERM and SIGINT are noted instead of ending the process at once."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+from typing import Self
+
+
+class StopRequest:
+    """Notes SIGINT and SIGTERM inside a `with` block; true once one came. The earlier handlers come back
+    after it.
+
+    With `once`, only the first of each kind is noted and a second one acts as it always does. Outside the
+    main thread nothing is caught: whoever runs us there handles the signals.
+    """
+
+    def __init__(self, *, once: bool = False) -> None:
+        self.count = 0
+        self.signal: signal.Signals | None = None
+        self._once = once
+        self._earlier: dict[signal.Signals, object] = {}
+
+    def __bool__(self) -> bool:
+        return self.count > 0
+
+    def __enter__(self) -> Self:
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._earlier[number] = signal.signal(number, self._note)
+        except ValueError:
+            self._earlier.clear()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number in self._earlier:
+            self._restore(number)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+        self.signal = signal.Signals(number)
+        if self._once:
+            self._restore(self.signal)
+
+    def _restore(self, number: signal.Signals) -> None:
+        signal.signal(number, self._earlier[number])  # type: ignore[arg-type]  # what signal.signal gave
