@@ -54,6 +54,20 @@ _ROWS = (
         defaults={"optimizer.lr": 1e-3, "other.lr": 3e-3},
     ),
     Method(
+        name="loro",
+        layer="lowrank",
+        optimizer="loro",
+        summary="factorized weights, Adam with a Riemannian step, resets and restarts every K updates",
+        source="Mo, Huang & Pan 2025, ICLR (OpenReview i0zzO7Hslk)",
+        defaults={
+            "layer.init": "xavier",  # the authors' scripts
+            "optimizer.lr": 0.01,  # the authors' scripts; lazy steps have r / d = 1/4 of it
+            "optimizer.exact_every": 100,  # 10 cycles in 1000 updates; published 500 (200 at 1B)
+            "other.lr": 3e-3,  # as in the other rows
+            "schedule.restart_warmup": 5,  # the authors' scripts
+        },
+    ),
+    Method(
         name="spectron",
         layer="lowrank",
         optimizer="spectron",

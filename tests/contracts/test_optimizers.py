@@ -19,7 +19,15 @@ from lowrise.optim.checks import UNIT_SIZE
 EXTRA: dict[str, list[dict[str, Any]]] = {
     "spectron": [{"variant": "certified", "norm_refresh": 3}, {"rebalance_every": 2}, {"renormalize": False}],
     "muon": [{"nesterov": False}],
+    "loro": [
+        {"exact_every": 3},
+        {"exact_every": 2, "exact_direction": "consistent", "retraction": "orthographic", "reset": "factors"},
+        {"exact_every": 2, "kth_update": "rebalance", "reset": "none", "transport": True},
+        {"exact_every": 6, "stagger": True, "restart_warmup": 2},
+    ],
 }
+# Updates between two resets of all moments, by default; every other optimizer never resets.
+RESETS = {"loro": 500}
 CASES = [
     pytest.param(name, role, options, id=f"{name}-{role}-{'-'.join(options) or 'default'}")
     for name in OPTIMIZERS
@@ -220,4 +228,5 @@ def test_no_optimizer_has_attributes_that_a_copy_would_lose(name: str) -> None:
     optimizer = build(name, "factors", named, {})
     plain = torch.optim.SGD([nn.Parameter(torch.zeros(1))])
     assert set(vars(optimizer)) <= set(vars(plain))
-    assert optimizer.resets(1000) == ()
+    resets = optimizer.resets(1000)
+    assert resets == (() if name not in RESETS else tuple(range(RESETS[name], 1000, RESETS[name])))

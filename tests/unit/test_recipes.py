@@ -25,18 +25,26 @@ LOW_RANK = {
     "1b": 609_310_720,
     "7b": 2_820_935_680,
 }
+SIZES = ("tiny", "60m", "130m", "350m", "1b", "3b", "7b")
+TINY = [path for path in RECIPES if "tiny" in path.stem.split("-")]
+
+
+def method_and_size(path):
+    """METHOD-SIZE, or METHOD-SIZE-VARIANT."""
+    found = re.fullmatch(rf"(.+?)-({'|'.join(SIZES)})(-.+)?", path.stem)
+    assert found, f"{path.name}: name it METHOD-SIZE.toml or METHOD-SIZE-VARIANT.toml"
+    return found[1], found[2]
 
 
 def test_every_method_has_every_size():
     names = {path.stem for path in RECIPES}
-    sizes = {"tiny", "60m", "130m", "350m", "1b", "3b", "7b"}
-    assert {f"{method}-{size}" for method in METHODS for size in sizes} <= names
+    assert {f"{method}-{size}" for method in METHODS for size in SIZES} <= names
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipe_loads_and_counts(path):
     config = load(path)
-    method, size = path.stem.rsplit("-", 1)
+    method, size = method_and_size(path)
     assert config.method == method
     plan = plan_run(config, config.data.vocab_size)
     expected = (DENSE if config.layer.name == "dense" else LOW_RANK).get(size)
@@ -44,9 +52,7 @@ def test_recipe_loads_and_counts(path):
         assert plan.params_total == expected
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in RECIPES if not path.stem.endswith("tiny")], ids=lambda p: p.stem
-)
+@pytest.mark.parametrize("path", [path for path in RECIPES if path not in TINY], ids=lambda p: p.stem)
 def test_published_sizes_name_the_source_of_each_number(path):
     section = ""
     for line in path.read_text().splitlines():
@@ -57,9 +63,7 @@ def test_published_sizes_name_the_source_of_each_number(path):
             assert "#" in line or line == 'variant = "published"', f"{path.name} {section} {line}: no source"
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in RECIPES if path.stem.endswith("tiny")], ids=lambda p: p.stem
-)
+@pytest.mark.parametrize("path", TINY, ids=lambda p: p.stem)
 def test_tiny_recipe_trains(path, text_folder, tmp_path):
     settings = {
         "data.source": [str(text_folder / "text.jsonl")],

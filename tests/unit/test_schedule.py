@@ -60,3 +60,15 @@ def test_a_reset_of_the_optimizer_begins_a_dip():
 
 def test_resets_make_no_dip_unless_asked():
     assert restarts_of(ScheduleSection(), (50,), 100) == ()
+
+
+def test_a_reset_within_the_warm_up_begins_a_dip_too():
+    section = ScheduleSection(warmup=20.0, restart_warmup=4)
+    restarts = restarts_of(section, (8,), 100)
+    dip = [multiplier(u, 100, section, restarts) for u in range(8, 14)]
+    target = 13 / 20  # the curve at update 9 + 4
+    assert dip == pytest.approx([8 / 20, 0, target / 4, target / 2, 3 * target / 4, target])
+    # Restarts of the cycle wait for the end of the warm-up (ReLoRA's released schedule).
+    cyclic = ScheduleSection(warmup=20.0, cycle=8, restart_warmup=4)
+    assert multiplier(16, 100, cyclic, restarts_of(cyclic, (), 100)) == 16 / 20
+    assert multiplier(24, 100, cyclic, restarts_of(cyclic, (), 100)) == 0

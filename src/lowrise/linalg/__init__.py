@@ -1,6 +1,7 @@
 """Pure tensor functions, batched over leading dimensions; each states its bound or accuracy."""
 
 from lowrise.linalg.balance import rebalance
+from lowrise.linalg.fixed_rank import tangent_step, tangent_step_reference
 from lowrise.linalg.norms import (
     power_iteration,
     product_singular_values,
@@ -26,4 +27,6 @@ __all__ = [
     "rebalance",
     "spectral_norm",
     "spectral_norm_upper",
+    "tangent_step",
+    "tangent_step_reference",
 ]

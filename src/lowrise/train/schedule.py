@@ -12,7 +12,8 @@ Dips: for a restart at update R the multiplier of updates R <= u < R + q is (u -
 + q, so it leaves the curve at R and is back on it, continuously, after q updates. This is the jagged cosine
 of ReLoRA (authors' training_utils.py, `get_cosine_schedule_with_multiple_warmups`) when restarts come every
 `cycle` updates. Restarts also follow from the optimizer: where it zeroes moments after update R, update R +
-1 begins a dip, whatever the cycle.
+1 begins a dip, whatever the cycle. Those dip within the warm-up too (where the shape is u / w), because the
+first updates after a reset are as long as the rate allows; restarts of the cycle wait for its end.
 """
 
 from __future__ import annotations
@@ -41,16 +42,18 @@ def restarts_of(section: ScheduleSection, resets: Sequence[int], total: int) -> 
 def multiplier(update: int, total: int, section: ScheduleSection, restarts: Sequence[int] = ()) -> float:
     """The factor on every peak learning rate at this update; `restarts` ascending, from `restarts_of`."""
     warmup = share_or_count(section.warmup, total)
-    if update < warmup:
-        return update / warmup
     index = bisect_right(restarts, update) - 1
     if index >= 0 and update - restarts[index] < section.restart_warmup:
         restart, length = restarts[index], section.restart_warmup
-        return (update - restart) / length * _shape(restart + length, warmup, total, section)
+        of_the_cycle = section.cycle > 0 and restart % section.cycle == 0
+        if update >= warmup or not of_the_cycle:
+            return (update - restart) / length * _shape(restart + length, warmup, total, section)
     return _shape(update, warmup, total, section)
 
 
 def _shape(update: int, warmup: int, total: int, section: ScheduleSection) -> float:
+    if update < warmup:
+        return update / warmup
     progress = min(1.0, (update - warmup) / max(1, total - warmup))
     if section.name == "cosine":
         return section.final + (1 - section.final) * (1 + math.cos(math.pi * progress)) / 2

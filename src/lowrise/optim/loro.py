@@ -1,0 +1,369 @@
+"""LORO (Mo, Huang, Pan, "Parameter and Memory Efficient Pretraining via Low-rank Riemannian Optimization",
+ICLR 2025; authors' code: LORO-main at 4da57b6, loro_torch/loro_optim.py).
+
+A weight is stored as W = A B^T, A (m x r), B (n x r), and never formed. (The paper's B is our A and its A
+our B.) Per pair, u = number of this update, K = `exact_every`:
+
+1. Moments and directions of both factors by Adam (`loro_step.py`), as if they were unrelated parameters.
+2. u mod K != 0, the lazy step: A <- A - s c D_A, B <- B - s c D_B, c = `lr_scaler`, or r / `hidden_size`
+   where that is given (the authors' rule, d being the model's width for every matrix); then A <- (1 - s wd)
+   A, B likewise.
+3. u mod K = 0, the exact step: W moves along the tangent space of the rank-r matrices and comes back to
+   rank r, W <- svd_r(W - s xi), and A, B are balanced, A^T A = B^T B (`linalg/fixed_rank.py`). No c, no
+   decay.
+4. After update u with u mod `reset_every` = 0 (0: K), the moments of the groups named by `reset` are
+   dropped, and t of the bias corrections starts again. `schedule.restart_warmup` dips the learning rate
+   after it (`resets`).
+
+Everything else (role "other") takes Adam's step 1 with the unscaled lr, then p <- (1 - lr wd) p.
+
+The direction of the exact step. "authors" hands Adam's D_A, D_B to it, as all published runs do. Divided
+entry by entry, they are not derivatives by the two factors of any one function: the two versions of the
+core U^T G V differ by as much as their norm (the code takes the one of D_B), the step is not steepest
+descent, and it depends on the split into A and B. "consistent" divides the first moments of a pair by one
+number, takes the mean of the cores, and gives the tangent vector the length that Adam would give it
+(`consistent_direction`): for one gradient it is the steepest descent of all unit tangent directions,
+whatever the split.
+
+Moments and the basis. An exact step, and a rebalancing, replace the columns of A and B by others with
+arbitrary signs; moments of the old columns mean nothing there. So one of these with K > 0 is refused unless
+the factors' moments are dropped at the same update, or `transport` carries them over: with the change of
+basis T_A = A^+ A', T_B = B^+ B', G B becomes G B T_B, so m_A <- m_A T_B, m_B <- m_B T_A, and v by the
+squared entries of T, as a variance of uncorrelated entries. For signs and permutations that is exact, for
+rebalancing it is exact for m.
+
+Each ingredient can be had alone: `kth_update` "exact", "rebalance" (lazy step, then the balanced gauge) or
+"lazy"; `reset` "none"; no `schedule.restart_warmup`; `schedule.cycle` for restarts without resets.
+
+`stagger` spreads the exact steps of the pairs evenly over the K updates. A pair's reset and the return of its
+learning rate over `restart_warmup` updates then come with its own exact step.
+
+State per parameter: `exp_avg`, `exp_avg_sq` of its shape in float32, and `step`.
+FLOPs of a step: 15 an element; an exact step has 10 (m + n) r^2 + 90 r^3 more, a rebalancing 6 (m + n) r^2
++ 30 r^3, counted here by their share 1 / K.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lowrise.errors import UsageError
+from lowrise.linalg.balance import rebalance
+from lowrise.linalg.fixed_rank import Retraction, tangent_step
+from lowrise.optim.adamw_rule import adamw_layout
+from lowrise.optim.base import Layout, Optimizer, Shape, Unit, chunked
+from lowrise.optim.loro_step import (
+    EpsPlacement,
+    adam_denominators,
+    adam_moments_,
+    adam_step_,
+    consistent_direction,
+    step_size,
+)
+
+KthUpdate = Literal["exact", "rebalance", "lazy"]
+ExactDirection = Literal["authors", "consistent"]
+Reset = Literal["all", "factors", "other", "none"]
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "kth_update": ("exact", "rebalance", "lazy"),
+    "exact_direction": ("authors", "consistent"),
+    "retraction": ("svd", "orthographic"),
+    "reset": ("all", "factors", "other", "none"),
+    "eps_placement": ("before", "after"),
+}
+
+# Elements of temporaries beside one element of a pair in an exact step; keeps its batches small.
+EXACT_WORKSPACE = 8
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Where one unit stands in its cycle."""
+
+    t: int
+    """Updates since its moments were dropped, this one included."""
+    kth: bool
+    """This update is number K, 2K, ... of the unit."""
+    reset: bool
+    """Its moments are dropped after this update."""
+    lr: float
+    """Its learning rate; below the group's while a staggered pair returns from its reset."""
+
+
+class Member(NamedTuple):
+    unit: Unit
+    clock: Clock
+
+
+class LORO(Optimizer):
+    """LORO for factored weights, with Adam for all other parameters; see the module's docstring."""
+
+    roles: ClassVar[frozenset[str]] = frozenset({"factors", "other"})
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 0.01,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        eps_placement: EpsPlacement = "before",
+        weight_decay: float = 0.0,
+        exact_every: int = 500,
+        kth_update: KthUpdate = "exact",
+        exact_direction: ExactDirection = "authors",
+        retraction: Retraction = "svd",
+        reset: Reset = "all",
+        reset_every: int = 0,
+        transport: bool = False,
+        lr_scaler: float = 0.25,
+        hidden_size: int = 0,
+        stagger: bool = False,
+        restart_warmup: int = 5,
+    ) -> None:
+        """Defaults are those of the published runs (scripts/loro_c4). Raises `UsageError`.
+
+        exact_every: K, 0 for never.  kth_update: what happens at update K, 2K, ....
+        retraction: "svd", the nearest matrix of rank r, or "orthographic", which needs no iteration.
+        reset: whose moments are dropped every `reset_every` updates (0: every K).
+        transport: carry the factors' moments over into the new basis where they are not dropped.
+        lr_scaler: c of the lazy step; with hidden_size > 0 it is r / hidden_size instead.
+        stagger, restart_warmup: see the module's docstring; restart_warmup is used with stagger only.
+        """
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "eps_placement": eps_placement,
+            "weight_decay": weight_decay,
+            "exact_every": exact_every,
+            "kth_update": kth_update,
+            "exact_direction": exact_direction,
+            "retraction": retraction,
+            "reset": reset,
+            "reset_every": reset_every,
+            "transport": transport,
+            "lr_scaler": lr_scaler,
+            "hidden_size": hidden_size,
+            "stagger": stagger,
+            "restart_warmup": restart_warmup,
+        }
+        super().__init__(params, defaults)
+
+    def _check_options(self, group: Mapping[str, Any]) -> None:
+        for key, choices in CHOICES.items():
+            if group[key] not in choices:
+                raise UsageError(f"LORO has {key} = {group[key]!r}; choose one of {', '.join(choices)}.")
+        for key in ("exact_every", "reset_every", "hidden_size", "restart_warmup"):
+            if group[key] < 0:
+                raise UsageError(f"LORO has {key} = {group[key]}; it must be at least 0.")
+        if not 0.0 <= group["lr_scaler"] < math.inf:
+            raise UsageError(
+                f"LORO has lr_scaler = {group['lr_scaler']}; give a number of 0 or more, or "
+                "hidden_size for the authors' rule r / hidden_size."
+            )
+        if group["exact_every"] and group["kth_update"] != "lazy" and group["role"] == "factors":
+            _check_basis(group)
+            for A, B in zip(group["params"][::2], group["params"][1::2], strict=True):
+                if A.shape[1] > min(A.shape[0], B.shape[0]):
+                    raise UsageError(
+                        f"LORO's exact step needs a rank of at most min(rows, columns), not {A.shape[1]} for "
+                        f"factors {tuple(A.shape)} and {tuple(B.shape)}; lower the rank or set "
+                        "kth_update = 'lazy'."
+                    )
+
+    @classmethod
+    def _state_layout(
+        cls, role: str, shapes: tuple[Shape, ...], options: Mapping[str, Any]
+    ) -> tuple[Layout, ...]:
+        return adamw_layout(shapes)
+
+    def resets(self, total_steps: int) -> tuple[int, ...]:
+        """Updates after which moments are dropped for all parameters of a role at once; staggered pairs are
+        not among them, they return to their learning rate by themselves.
+        """
+        steps: set[int] = set()
+        for group in self.param_groups:
+            together = group["role"] in self.roles and not (group["stagger"] and group["role"] == "factors")
+            if together and _reset_period(group):
+                steps.update(range(_reset_period(group), total_steps, _reset_period(group)))
+        return tuple(sorted(steps))
+
+    def _update(self, group: dict[str, Any], units: list[Unit]) -> None:
+        members = [Member(unit, clock) for unit, clock in zip(units, _clocks(group, units), strict=True)]
+        states = [s for unit in units for s in unit.states]
+        grads = [g for unit in units for g in unit.grads]
+        adam_moments_(
+            [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states], grads, tuple(group["betas"])
+        )
+        kth = [member for member in members if member.clock.kth]
+        if group["kth_update"] == "exact":
+            others = [member for member in members if not member.clock.kth]
+            _lazy_steps(group, others + _exact_steps(group, kth))
+        else:
+            _lazy_steps(group, members)
+        if group["kth_update"] == "rebalance":
+            _rebalance(group, kth)
+        dropped = [s for member in members if member.clock.reset for s in member.unit.states]
+        if dropped:
+            torch._foreach_zero_([s[key] for s in dropped for key in ("exp_avg", "exp_avg_sq")])
+
+    @classmethod
+    def _unit_flops(cls, role: str, shapes: tuple[Shape, ...], options: Mapping[str, Any]) -> int:
+        total = 15.0 * sum(math.prod(shape) for shape in shapes)
+        if role == "factors" and options["exact_every"]:
+            (m, r), (n, _) = shapes
+            kth = {"exact": (10, 90), "rebalance": (6, 30), "lazy": (0, 0)}[options["kth_update"]]
+            total += (kth[0] * (m + n) * r * r + kth[1] * r**3) / options["exact_every"]
+        return round(total)
+
+
+def _reset_period(group: Mapping[str, Any]) -> int:
+    """Updates between two drops of this group's moments; 0: never."""
+    mine = "factors" if group["role"] == "factors" else "other"
+    return (group["reset_every"] or group["exact_every"]) if group["reset"] in ("all", mine) else 0
+
+
+def _check_basis(group: Mapping[str, Any]) -> None:
+    """Moments of old columns must not be applied to new ones."""
+    period = _reset_period(group)
+    if group["transport"] or (period and group["exact_every"] % period == 0):
+        return
+    raise UsageError(
+        f"LORO has kth_update = {group['kth_update']!r} every {group['exact_every']} updates with "
+        f"reset = {group['reset']!r} and reset_every = {group['reset_every']}: moments of the old columns of "
+        "the factors would be applied to new ones with arbitrary signs. Drop the factors' moments at the "
+        "same updates (reset = 'all' or 'factors', reset_every = 0), or carry them over with transport = true."
+    )
+
+
+def _clocks(group: Mapping[str, Any], units: Sequence[Unit]) -> list[Clock]:
+    """The counters `step` are on the CPU: nothing waits for the device."""
+    factors, params = group["role"] == "factors", group["params"]
+    every, period = group["exact_every"] if factors else 0, _reset_period(group)
+    phases: dict[int, int] = {}
+    if factors and group["stagger"]:
+        pairs = len(params) // 2
+        phases = {id(A): i * every // pairs for i, A in enumerate(params[::2])}
+    clocks = []
+    for unit in units:
+        step = int(unit.states[0]["step"].item())
+        number = step + phases.get(id(unit.params[0]), 0)
+        t = min(step, (number - 1) % period + 1) if period else step
+        back = t < step and bool(phases) and t <= group["restart_warmup"]
+        clocks.append(
+            Clock(
+                t=t,
+                kth=every > 0 and number % every == 0,
+                reset=period > 0 and number % period == 0,
+                lr=group["lr"] * ((t - 1) / group["restart_warmup"] if back else 1.0),
+            )
+        )
+    return clocks
+
+
+def _lazy_steps(group: Mapping[str, Any], members: Sequence[Member]) -> None:
+    """Step 2 for factors, Adam's for the rest, a bounded number of elements at a time."""
+    betas, factors = tuple(group["betas"]), group["role"] == "factors"
+    for chunk in chunked(members, _elements):
+        flat = [
+            (param, state, member.clock)
+            for member in chunk
+            for param, state in zip(member.unit.params, member.unit.states, strict=True)
+        ]
+        params, states, clocks = zip(*flat, strict=True)
+        sizes = [step_size(clock.lr, clock.t, betas) for clock in clocks]
+        decays = [
+            (s if factors else c.lr) * group["weight_decay"] for s, c in zip(sizes, clocks, strict=True)
+        ]
+        denominators = adam_denominators(
+            [s["exp_avg_sq"] for s in states],
+            [c.t for c in clocks],
+            betas,
+            group["eps"],
+            group["eps_placement"],
+        )
+        if factors:
+            sizes = [size * _lazy_scale(group, p.shape[1]) for size, p in zip(sizes, params, strict=True)]
+        moments = [s["exp_avg"] for s in states]
+        adam_step_(list(params), moments, denominators, sizes, decays if group["weight_decay"] else None)
+
+
+def _lazy_scale(group: Mapping[str, Any], rank: int) -> float:
+    return rank / group["hidden_size"] if group["hidden_size"] else group["lr_scaler"]
+
+
+def _exact_steps(group: Mapping[str, Any], members: Sequence[Member]) -> list[Member]:
+    """Step 3; returns the pairs that it cannot move (factors without full rank), which take the lazy step."""
+    betas = tuple(group["betas"])
+    stayed: list[Member] = []
+    for bucket in _alike(members):
+        t = bucket[0].clock.t
+        A, B = _stacked(bucket)
+        m_A, m_B = (torch.stack([m.unit.states[i]["exp_avg"] for m in bucket]) for i in (0, 1))
+        v_A, v_B = (torch.stack([m.unit.states[i]["exp_avg_sq"] for m in bucket]) for i in (0, 1))
+        if group["exact_direction"] == "consistent":
+            D_A, D_B, length = consistent_direction(m_A, m_B, v_A, v_B, t, betas, group["eps"])
+            step = A.new_tensor([m.clock.lr for m in bucket])
+            moved = tangent_step(
+                A, B, D_A, D_B, step, core="mean", retraction=group["retraction"], length=length
+            )
+        else:
+            v_A, v_B = adam_denominators([v_A, v_B], [t, t], betas, group["eps"], group["eps_placement"])
+            step = A.new_tensor([step_size(m.clock.lr, t, betas) for m in bucket])
+            moved = tangent_step(A, B, m_A / v_A, m_B / v_B, step, retraction=group["retraction"])
+        _write(group, bucket, moved.A, moved.B, moved.T_A, moved.T_B)
+        stayed += [m for m, ok in zip(bucket, moved.ok.tolist(), strict=True) if not ok]
+    return stayed
+
+
+def _rebalance(group: Mapping[str, Any], members: Sequence[Member]) -> None:
+    """The balanced gauge of every pair, computed in float64; W does not change."""
+    for bucket in _alike(members):
+        A, B = _stacked(bucket)
+        wide = torch.float32 if A.device.type == "mps" else torch.float64
+        new_A, new_B, T = rebalance(A.to(wide), B.to(wide))
+        _write(group, bucket, new_A, new_B, T, torch.linalg.inv(T).mT)
+
+
+def _write(
+    group: Mapping[str, Any], members: Sequence[Member], A: Tensor, B: Tensor, T_A: Tensor, T_B: Tensor
+) -> None:
+    """Store new factors and, if asked for, carry the moments into their basis."""
+    for i, member in enumerate(members):
+        for place, (new, T) in enumerate(((A[i], T_B[i]), (B[i], T_A[i]))):
+            member.unit.params[place].copy_(new)
+            if group["transport"]:
+                state = member.unit.states[place]
+                T = T.to(state["exp_avg"].dtype)
+                state["exp_avg"].copy_(state["exp_avg"] @ T)
+                state["exp_avg_sq"].copy_(state["exp_avg_sq"] @ T.square())
+
+
+def _alike(members: Sequence[Member]) -> Iterator[list[Member]]:
+    """Pairs that may be stacked, a bounded number at a time."""
+    kinds: dict[tuple[Any, ...], list[Member]] = {}
+    for member in members:
+        A, B = member.unit.params
+        dtype = member.unit.states[0]["exp_avg"].dtype
+        kinds.setdefault((A.shape, B.shape, dtype, A.device, member.clock.t), []).append(member)
+    for same in kinds.values():
+        yield from chunked(same, lambda member: EXACT_WORKSPACE * _elements(member))
+
+
+def _stacked(members: Sequence[Member]) -> tuple[Tensor, Tensor]:
+    """A (b, m, r) and B (b, n, r) in the dtype of the moments."""
+    dtype = members[0].unit.states[0]["exp_avg"].dtype
+    A, B = (torch.stack([m.unit.params[i] for m in members]).to(dtype) for i in (0, 1))
+    return A, B
+
+
+def _elements(member: Member) -> int:
+    return sum(p.numel() for p in member.unit.params)
