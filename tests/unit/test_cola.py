@@ -117,7 +117,7 @@ def test_the_mlps_own_activation(only_lr_act: bool) -> None:
 
 
 def test_only_lr_act_switches_with_size() -> None:
-    """Released configurations: off at 60M and 130M, left out from 350M on, where the class's default is on."""
+    """Released configurations: off at 60M and 130M; from 350M on left out, and the default is on."""
     for method in ("cola", "cola-m"):
         for size in ("60m", "130m", "350m", "1b", "3b", "7b"):
             model = load(RECIPES / f"{method}-{size}.toml").model
