@@ -236,8 +236,8 @@ class Trainer:
             self._save()
             raise LowriseError(
                 f"{progress.skipped_in_a_row} updates in a row had a loss or gradient that is not finite "
-                f"(the last is update {progress.step}). The weights from before the first of them are saved in "
-                f"{self.directory.checkpoints.path(progress.step)}. Lower optimizer.lr or other.lr (now "
+                f"(the last is update {progress.step}). The weights from before the first of them are saved "
+                f"in {self.directory.checkpoints.path(progress.step)}. Lower optimizer.lr or other.lr (now "
                 f"{self.config.optimizer.lr:g} and {self.config.other.lr or self.config.optimizer.lr:g}) "
                 "in a new run, or train.clip."
             )
