@@ -28,6 +28,17 @@ class Method:
     """Dotted configuration keys; each value's origin is a comment in the table."""
 
 
+# Released scripts (alvin-zyl/CoLA): the rate of the smallest model, torch's betas, decay on all parameters.
+_COLA = {
+    "optimizer.lr": 6e-3,
+    "optimizer.betas": (0.9, 0.999),
+    "optimizer.weight_decay": 0.01,
+    "other.lr": 6e-3,
+    "other.betas": (0.9, 0.999),
+    "other.weight_decay": 0.01,
+    "train.clip": 0.5,
+}
+
 _ROWS = (
     Method(
         name="adamw",
@@ -74,6 +85,30 @@ _ROWS = (
         summary="factorized weights, orthogonalized momenta, update norm bounded by the learning rate",
         source="Janson, Oyallon & Belilovsky 2026, arXiv 2602.12429",
         defaults={"optimizer.lr": 0.05, "other.lr": 3e-3},
+    ),
+    Method(
+        name="cola",
+        layer="cola",
+        optimizer="adamw",
+        summary="an activation between the factors: low-rank activations, AdamW",
+        source="Liu et al. 2025, arXiv 2502.10940 (EMNLP 2025), released code",
+        defaults=_COLA,
+    ),
+    Method(
+        name="cola-m",
+        layer="cola",
+        optimizer="adamw",
+        summary="CoLA that keeps the latents alone and recomputes the rest: same bits, less memory",
+        source="Liu et al. 2025, arXiv 2502.10940, CoLA-M",
+        defaults={**_COLA, "model.recompute": "latents"},
+    ),
+    Method(
+        name="selfguided",
+        layer="selfguided",
+        optimizer="adamw",
+        summary="factorized weights, led by a dense guide that fades out over the first half, AdamW",
+        source="Wei et al. 2024, arXiv 2406.16450; the baseline of Spectron's paper",
+        defaults={"optimizer.lr": 3e-3, "other.lr": 3e-3},  # as lowrank, of which it is a variant
     ),
 )
 

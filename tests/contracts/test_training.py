@@ -89,6 +89,9 @@ def test_telemetry_measures_every_matrix(method, text_folder, tmp_path):
     for matrices in measured:
         assert matrices.keys() == names
         for values in matrices.values():
+            if method == "selfguided" and matrices is measured[0]:
+                # At the first update the guide has all the weight: the factors do not move yet.
+                assert values.pop("update_spectral_norm") == 0
             assert all(math.isfinite(v) and v > 0 for v in values.values())
             # Both ranks lie between 1 and the number of singular values; one part in 10^4 for float32.
             assert (

@@ -16,6 +16,7 @@ from lowrise.data import Tokenizer
 from lowrise.data.progress import prepare_with_progress
 from lowrise.errors import LowriseError
 from lowrise.export.generate import generate
+from lowrise.layers import LowRankLayer
 from lowrise.model import Llama
 from lowrise.train.build import model_from
 from lowrise.train.environment import choose_device
@@ -48,6 +49,9 @@ def load_run(folder: str | Path, device: str, console: Console) -> TrainedRun:
     if checkpoint is None:
         raise LowriseError(f"{folder} has no checkpoint yet: train it first.")
     model = model_from(config, tokenizer.vocab_size, chosen)
+    for layer in model.modules():
+        if isinstance(layer, LowRankLayer) and checkpoint.step:
+            layer.before_update(checkpoint.step, config.train.steps)
     load_model_tensors(model, checkpoint.parts["model"])
     return TrainedRun(config, model.eval(), tokenizer, checkpoint.step, checkpoint.numbers["corpus"], chosen)
 

@@ -2,20 +2,25 @@
 optimizer.
 """
 
-from lowrise.layers.base import LedgerEntry, LowRankLayer
+from lowrise.layers.base import LatentLayer, LedgerEntry, LowRankLayer
+from lowrise.layers.cola import CoLALinear
 from lowrise.layers.factorize import factorize
 from lowrise.layers.inits import INITS
 from lowrise.layers.lowrank import LowRankLinear
 from lowrise.layers.registry import LAYERS
 from lowrise.layers.roles import ParamGroups, param_groups, parameter_roles
+from lowrise.layers.selfguided import SelfGuidedLinear
 
 __all__ = [
     "INITS",
     "LAYERS",
+    "CoLALinear",
+    "LatentLayer",
     "LedgerEntry",
     "LowRankLayer",
     "LowRankLinear",
     "ParamGroups",
+    "SelfGuidedLinear",
     "factorize",
     "param_groups",
     "parameter_roles",

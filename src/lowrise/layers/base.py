@@ -7,7 +7,7 @@ never ask which one it is.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -29,6 +29,8 @@ class LedgerEntry:
     """Activation elements a token that the map keeps for its backward pass, besides its input (neighbours may
     share that).
     """
+    guide_flops: int = 0
+    """Forward FLOPs of one token that a temporary guide adds in the first half of a training run."""
 
 
 class LowRankLayer(nn.Module, ABC):
@@ -63,17 +65,26 @@ class LowRankLayer(nn.Module, ABC):
 
     @abstractmethod
     def spectral_factors(self) -> tuple[Tensor, Tensor] | None:
-        """L (m x r), R (n x r) with W = L @ R.T, or None if W is no such product; for telemetry."""
+        """L (m x r), R (n x r) with W = L @ R.T, or None if W is no such product; for telemetry.
+
+        A map without a dense form (an activation between its factors) gives those factors.
+        """
 
     @abstractmethod
     def ledger(self) -> LedgerEntry:
         """Parameters, forward FLOPs and saved activations, from shapes alone (meta device included)."""
 
+    def guide_parameters(self) -> tuple[nn.Parameter, ...]:
+        """Dense matrices (role "matrix") that help in a part of training and are not in the result."""
+        return ()
+
     def before_update(self, number: int, total: int) -> None:
         """Called by a training loop before the forward pass of update `number` (1 to `total`).
 
         For layers that change with time (a guide that fades). Must depend on its arguments and on saved
-        tensors alone, so that a resumed run does the same.
+        tensors alone, so that a resumed run does the same. A layer may drop parameters here, which
+        `Optimizer.retain` then forgets; before a checkpoint of update N is loaded, it is called with N, so
+        that the layer has the parameters that were saved.
         """
 
     def after_update(self, number: int, total: int) -> None:
@@ -84,11 +95,45 @@ class LowRankLayer(nn.Module, ABC):
     def from_dense(cls, weight: Tensor, rank: int, *, bias: Tensor | None = None, **options: Any) -> Self:
         """The layer nearest to a dense weight (m x n) at this rank, on its device and in its dtype."""
 
+    @classmethod
+    def _empty_for(cls, weight: Tensor, rank: int, bias: Tensor | None, options: Mapping[str, Any]) -> Self:
+        """A layer of the shape, device and dtype of a dense weight, its bias set, its other parameters
+        not.
+        """
+        out_features, in_features = weight.shape
+        check_rank(rank, out_features, in_features)
+        arguments = {"bias": bias is not None, "device": "meta", "dtype": weight.dtype, **options}
+        layer = cls(in_features, out_features, rank, **arguments)
+        layer.to_empty(device=weight.device)
+        if layer.bias is not None and bias is not None:
+            with torch.no_grad():
+                layer.bias.copy_(bias)
+        return layer
+
     def extra_repr(self) -> str:
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}, "
             f"bias={self.bias is not None}"
         )
+
+
+class LatentLayer(LowRankLayer):
+    """A layer that passes through an r-wide latent: x (tokens x n) -> encode -> tokens x r -> decode ->
+    tokens x m.
+
+    Recomputation may keep the latents alone (`lowrise.model.recompute`).
+    """
+
+    @abstractmethod
+    def encode(self, x: Tensor) -> Tensor:
+        """The latent of x."""
+
+    @abstractmethod
+    def decode(self, latent: Tensor) -> Tensor:
+        """The output that belongs to a latent, bias included."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decode(self.encode(x))
 
 
 def check_rank(rank: int, out_features: int, in_features: int, where: str = "") -> None:

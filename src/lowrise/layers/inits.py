@@ -15,6 +15,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lowrise.errors import UsageError
+
 
 class Draw(Protocol):
     """`draw(rows, columns, std)`: rows x columns of N(0, std^2) in float32."""
@@ -108,6 +110,16 @@ def orthogonal(m: int, n: int, r: int, std: float, draw: Draw) -> tuple[Tensor, 
     return A, B
 
 
+def cola(m: int, n: int, r: int, std: float, draw: Draw) -> tuple[Tensor, Tensor]:
+    """Std r^(-1/4) (m + n)^(-1/4) for both factors, so that entries of A @ B.T have std (m + n)^(-1/2) (CoLA,
+    Liu et al. 2025; authors' `ColaLayer`).
+    """
+    factor_std = (r * (m + n)) ** -0.25
+    A = draw(m, r, factor_std)
+    B = draw(n, r, factor_std)
+    return A, B
+
+
 def _orthonormal_columns(X: Tensor) -> Tensor:
     """Q of X = QR with a positive diagonal of R: Haar distributed if X is Gaussian (Mezzadri 2007)."""
     Q, R = torch.linalg.qr(X.to(torch.float64))
@@ -120,4 +132,13 @@ INITS: dict[str, FactorInit] = {
     "auto": auto,
     "kaiming": kaiming,
     "orthogonal": orthogonal,
+    "cola": cola,
 }
+
+
+def check_init(init: str, init_std: float) -> None:
+    """Raise `UsageError` for an init that is not in the table or an impossible std."""
+    if init not in INITS:
+        raise UsageError(f"Unknown init {init!r} for a low-rank layer; choose one of {', '.join(INITS)}.")
+    if not init_std > 0:
+        raise UsageError(f"init_std must be positive, not {init_std!r}.")

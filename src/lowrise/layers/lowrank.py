@@ -16,12 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowrise.errors import UsageError
-from lowrise.layers.base import LedgerEntry, LowRankLayer, check_rank
-from lowrise.layers.inits import INITS, balanced_factors, normal
+from lowrise.layers.base import LatentLayer, LedgerEntry
+from lowrise.layers.inits import INITS, balanced_factors, check_init, normal
 
 
-class LowRankLinear(LowRankLayer):
+class LowRankLinear(LatentLayer):
     """Linear map in_features -> out_features of rank at most `rank`.
 
     Parameters: `A` (out x r), `B` (in x r), `bias` (out) or None; r (m + n) elements against m n of the dense
@@ -44,10 +43,7 @@ class LowRankLinear(LowRankLayer):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_features, out_features, rank)
-        if init not in INITS:
-            raise UsageError(f"Unknown init {init!r} for a low-rank layer; choose one of {', '.join(INITS)}.")
-        if not init_std > 0:
-            raise UsageError(f"init_std must be positive, not {init_std!r}.")
+        check_init(init, init_std)
         self.init = init
         self.init_std = init_std
         self.A = nn.Parameter(torch.empty(out_features, rank, device=device, dtype=dtype))
@@ -68,28 +64,18 @@ class LowRankLinear(LowRankLayer):
     @classmethod
     def from_dense(cls, weight: Tensor, rank: int, *, bias: Tensor | None = None, **options: Any) -> Self:
         """The best rank-r approximation of `weight` (out x in), its singular values split evenly."""
-        out_features, in_features = weight.shape
-        check_rank(rank, out_features, in_features)
-        layer = cls(
-            in_features,
-            out_features,
-            rank,
-            bias=bias is not None,
-            device="meta",
-            dtype=weight.dtype,
-            **options,
-        )
-        layer.to_empty(device=weight.device)
+        layer = cls._empty_for(weight, rank, bias, options)
         A, B = balanced_factors(weight, rank)
         with torch.no_grad():
             layer.A.copy_(A)
             layer.B.copy_(B)
-            if layer.bias is not None and bias is not None:
-                layer.bias.copy_(bias)
         return layer
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x @ self.B, self.A, self.bias)
+    def encode(self, x: Tensor) -> Tensor:
+        return x @ self.B
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return F.linear(latent, self.A, self.bias)
 
     def dense(self) -> Tensor:
         return self.A @ self.B.T

@@ -9,9 +9,15 @@ import inspect
 
 from lowrise.errors import UsageError
 from lowrise.layers.base import LowRankLayer
+from lowrise.layers.cola import CoLALinear
 from lowrise.layers.lowrank import LowRankLinear
+from lowrise.layers.selfguided import SelfGuidedLinear
 
-LAYERS: dict[str, type[LowRankLayer]] = {"lowrank": LowRankLinear}
+LAYERS: dict[str, type[LowRankLayer]] = {
+    "lowrank": LowRankLinear,
+    "cola": CoLALinear,
+    "selfguided": SelfGuidedLinear,
+}
 """Name in recipes -> class. Where a recipe may also say "dense", that means: leave `nn.Linear` as it is."""
 
 

@@ -4,7 +4,7 @@
 |---|---|
 | factors, svd | `role_parameters()` of low-rank layers |
 | matrix | weights of plain dense linear maps (`nn.Linear`, Hugging Face's `Conv1D`, the latter stored in x
-out) |
+out); `guide_parameters()` of low-rank layers |
 | embedding, head | weights that map tokens in or out; a tied weight is an embedding |
 | other | all else: norms, biases, convolutions, bare parameters |
 
@@ -71,6 +71,7 @@ def parameter_roles(model: nn.Module) -> dict[str, str]:
     layers = [m for m in model.modules() if isinstance(m, LowRankLayer)]
     low_rank = {id(p): layer.role for layer in layers for p in layer.role_parameters()}
     dense = {id(m.weight) for m in model.modules() if dense_weight(m) is not None}
+    dense |= {id(p) for layer in layers for p in layer.guide_parameters()}
     roles = {}
     for name, parameter in model.named_parameters():
         key = id(parameter)

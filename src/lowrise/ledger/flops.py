@@ -9,7 +9,9 @@ Conventions, stated because the literature has several:
 - attention scores and their product with the values cost 4 L heads head_dim a token and layer at sequence
   length L: the full square, though a causal kernel may skip half;
 - training is 3 times the forward pass, plus one forward pass of the blocks if they are recomputed (torch may
-  stop that one product early).
+  stop that one product early); with `recompute="latents"` all of it but A of o_proj and down_proj, whose
+  inputs are kept;
+- a guide that takes part in the first half of training counts with half of its FLOPs.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from lowrise.errors import UsageError
-from lowrise.layers.base import LedgerEntry, LowRankLayer, dense_weight
+from lowrise.layers.base import LatentLayer, LedgerEntry, LowRankLayer, dense_weight
 from lowrise.model.llama import Llama
+from lowrise.model.recompute import latent_layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,8 @@ class FlopsPerToken:
     """The output head."""
     recomputed: int
     """Forward FLOPs done a second time during training because of activation checkpointing."""
+    guide: int
+    """Training FLOPs of guides, the mean over a run; not in `linear`, `forward` and `recomputed`."""
 
     @property
     def forward(self) -> int:
@@ -43,8 +48,8 @@ class FlopsPerToken:
 
     @property
     def training(self) -> int:
-        """Forward and backward pass, recomputation included."""
-        return 3 * self.forward + self.recomputed
+        """Forward and backward pass, recomputation and guides included."""
+        return 3 * self.forward + self.recomputed + self.guide
 
 
 def linear_entry(module: nn.Module) -> LedgerEntry | None:
@@ -65,10 +70,20 @@ def flops_per_token(model: Llama, seq_len: int) -> FlopsPerToken:
     config = model.config
     entries = [linear_entry(module) for module in model.model.modules()]
     linear = sum(entry.forward_flops for entry in entries if entry is not None)
+    guide = sum(entry.guide_flops for entry in entries if entry is not None)
     attention = config.num_layers * 4 * seq_len * config.num_heads * config.head_dim
+    recomputed = 0 if config.recompute == "none" else linear + attention
+    if config.recompute == "latents":
+        for name in latent_layers(model):
+            if name.endswith(("o_proj", "down_proj")):
+                module = model.get_submodule(name)
+                assert isinstance(module, LatentLayer)
+                A, _ = module.role_parameters()
+                recomputed -= 2 * A.numel()
     return FlopsPerToken(
         linear=linear,
         attention=attention,
         head=2 * model.lm_head.weight.numel(),
-        recomputed=linear + attention if config.recompute == "block" else 0,
+        recomputed=recomputed,
+        guide=(4 if config.recompute == "block" else 3) * guide // 2,
     )

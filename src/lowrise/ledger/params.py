@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from lowrise.layers.base import LowRankLayer
 from lowrise.layers.roles import parameter_roles
 
 
@@ -21,6 +22,8 @@ class ParameterCount:
     """All but the embedding and the head (a tied weight is both, and left out once): the N of scaling laws
     here.
     """
+    temporary: int
+    """Those that help in a part of training and are not in the result (`LowRankLayer.guide_parameters`)."""
     by_role: dict[str, int]
     """Role ("embedding", "head", "matrix", "factors", "svd", "other") -> elements; roles without parameters
     are left out.
@@ -38,5 +41,8 @@ def count_parameters(model: nn.Module) -> ParameterCount:
         total=total,
         trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
         non_embedding=total - by_role.get("embedding", 0) - by_role.get("head", 0),
+        temporary=sum(
+            p.numel() for m in model.modules() if isinstance(m, LowRankLayer) for p in m.guide_parameters()
+        ),
         by_role=by_role,
     )

@@ -12,6 +12,7 @@ from lowrise.layers.factorize import Rank, factorize
 from lowrise.layers.registry import layer_class, option_names
 from lowrise.model.config import LlamaConfig
 from lowrise.model.llama import Llama
+from lowrise.model.recompute import latent_layers
 
 
 def build_model(
@@ -31,7 +32,7 @@ def build_model(
     and norms, and draws do not depend on the device (`lowrise.model.init`). On `device="meta"` there are
     shapes only. `layer_options` go to `factorize` (`skip`, `targets`) and the layer's constructor; `init_std`
     is the config's unless given there. Raises `UsageError` as `factorize` does, and for a rank without a
-    layer or a layer without a rank.
+    layer or a layer without a rank, and for `recompute="latents"` with maps that have none.
     """
     options = dict(layer_options or {})
     if layer == "dense" and (rank is not None or options):
@@ -46,6 +47,8 @@ def build_model(
         if "init_std" in option_names(layer_class(layer)):
             options.setdefault("init_std", config.init_std)
         factorize(model, layer=layer, rank=rank, **options)
+    if config.recompute == "latents":
+        latent_layers(model)
     if torch.device(device).type != "meta":
         model.to_empty(device=device)
         model.init_weights(seed)

@@ -17,7 +17,8 @@ from typing import Any, Self
 
 from lowrise.errors import UsageError
 
-RECOMPUTE = ("none", "block")
+RECOMPUTE = ("none", "block", "latents")
+MLP_ACTIVATIONS = ("silu", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,11 @@ class LlamaConfig:
     init_std: float = 0.02
     """Standard deviation of fresh linear and embedding weights."""
     recompute: str = "none"
-    """Activation checkpointing: "none", or "block" to keep only each block's input and recompute the rest."""
+    """Activation checkpointing: "none"; "block" keeps each block's input and recomputes the rest; "latents"
+    keeps the residual stream and the r-wide latents of factorized maps (CoLA-M)."""
+    mlp_activation: str = "silu"
+    """Activation of the MLP's gate: "silu" (SwiGLU), or "none" where activations in the low-rank maps replace
+    it (CoLA's `only_lr_act`)."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -83,10 +88,11 @@ class LlamaConfig:
                 f"model.num_kv_heads {self.num_kv_heads} does not divide model.num_heads {self.num_heads}; "
                 f"every key head must serve the same number of query heads."
             )
-        if self.recompute not in RECOMPUTE:
-            raise UsageError(
-                f"model.recompute must be one of {', '.join(RECOMPUTE)}, not {self.recompute!r}."
-            )
+        for name, choices in (("recompute", RECOMPUTE), ("mlp_activation", MLP_ACTIVATIONS)):
+            if getattr(self, name) not in choices:
+                raise UsageError(
+                    f"model.{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}."
+                )
 
     @property
     def head_dim(self) -> int:

@@ -5,7 +5,8 @@ One block, for x of shape (B, L, d):
 
 1. h = x + o_proj(attention(rope(q), rope(k), v)), q, k, v = {q,k,v}_proj(RMSNorm(x)), causal, head_dim^-1/2
    scaling
-2. y = h + down_proj(silu(gate_proj(n)) * up_proj(n)), n = RMSNorm(h)
+2. y = h + down_proj(silu(gate_proj(n)) * up_proj(n)), n = RMSNorm(h);
+   without silu if `mlp_activation` is "none"
 
 The model: embed_tokens, blocks, RMSNorm, lm_head. No biases, no dropout, no buffers: the state dict is the
 weights, and rotary angles are computed from positions. State dicts of this class and of `LlamaForCausalLM`
@@ -28,6 +29,7 @@ from lowrise.model.config import LlamaConfig
 from lowrise.model.init import init_weights
 from lowrise.model.loss import DEFAULT_CHUNK_TOKENS, head_loss
 from lowrise.model.norm import RMSNorm
+from lowrise.model.recompute import block_from_latents, latent_layers
 
 
 def rope_angles(
@@ -65,14 +67,18 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None = None) -> Tensor:
-        B, L, _ = x.shape
+        return self.o_proj(self.attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), cos, sin, cache))
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None = None
+    ) -> Tensor:
+        """Weighted values (B, L, hidden_size) of queries, keys and values as the projections give them."""
+        B, L, _ = q.shape
 
         def heads(y: Tensor) -> Tensor:
             return y.view(B, L, -1, self.head_dim).transpose(1, 2)  # (B, heads, L, head_dim)
 
-        q = rotate(heads(self.q_proj(x)), cos, sin)
-        k = rotate(heads(self.k_proj(x)), cos, sin)
-        v = heads(self.v_proj(x))
+        q, k, v = rotate(heads(q), cos, sin), rotate(heads(k), cos, sin), heads(v)
         past = 0 if cache is None else cache.length
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
@@ -80,24 +86,29 @@ class Attention(nn.Module):
         # at their starts.
         mask = None
         if past and L > 1:
-            mask = torch.ones(L, past + L, dtype=torch.bool, device=x.device).tril(past)
+            mask = torch.ones(L, past + L, dtype=torch.bool, device=q.device).tril(past)
         y = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=past == 0 and L > 1, enable_gqa=q.shape[1] != k.shape[1]
         )
-        return self.o_proj(y.transpose(1, 2).reshape(B, L, -1))
+        return y.transpose(1, 2).reshape(B, L, -1)
 
 
 class MLP(nn.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x))."""
+    """SwiGLU, down(silu(gate(x)) * up(x)), or without the silu."""
 
-    def __init__(self, config: LlamaConfig) -> None:
+    def __init__(self, width: int, inner_width: int, activation: str = "silu") -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.activation = activation
+        self.gate_proj = nn.Linear(width, inner_width, bias=False)
+        self.up_proj = nn.Linear(width, inner_width, bias=False)
+        self.down_proj = nn.Linear(inner_width, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(self.combine(self.gate_proj(x), self.up_proj(x)))
+
+    def combine(self, gate: Tensor, up: Tensor) -> Tensor:
+        """The input of down_proj."""
+        return (F.silu(gate) if self.activation == "silu" else gate) * up
 
 
 class Block(nn.Module):
@@ -106,11 +117,20 @@ class Block(nn.Module):
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
         self.self_attn = Attention(config, layer)
-        self.mlp = MLP(config)
+        self.mlp = MLP(config.hidden_size, config.intermediate_size, config.mlp_activation)
         self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        cache: KVCache | None = None,
+        recompute_from_latents: bool = False,
+    ) -> Tensor:
+        if recompute_from_latents:
+            return block_from_latents(self, x, cos, sin)
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -179,12 +199,14 @@ class Llama(nn.Module):
             )
         x = self.model.embed_tokens(tokens)
         cos, sin = rope_angles(past, length, self.config.head_dim, self.config.rope_theta, tokens.device)
-        recompute = self.config.recompute == "block" and torch.is_grad_enabled() and cache is None
+        recompute = self.config.recompute if torch.is_grad_enabled() and cache is None else "none"
+        if recompute == "latents":
+            latent_layers(self)
         for block in self.model.layers:
-            if recompute:
+            if recompute == "block":
                 x = cast(Tensor, checkpoint(block, x, cos, sin, use_reentrant=False))
             else:
-                x = block(x, cos, sin, cache)
+                x = block(x, cos, sin, cache, recompute == "latents")
         if cache is not None:
             cache.length += length
         return self.model.norm(x)

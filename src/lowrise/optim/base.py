@@ -212,6 +212,32 @@ class Optimizer(torch.optim.Optimizer):
         """
         return ()
 
+    def retain(self, parameters: Iterable[Tensor]) -> None:
+        """Forget every parameter that is not among these, and its state: for layers that drop some in
+        mid-training.
+
+        Groups keep their places, if need be without parameters. Raises `UsageError`, changing nothing, if a
+        unit would be torn apart.
+        """
+        kept = {id(p) for p in parameters}
+        for group in self.param_groups:
+            for unit in _units(group):
+                if len({id(p) in kept for p in unit}) > 1:
+                    raise UsageError(
+                        f"a unit of the role {group['role']!r} cannot lose a part of its parameters; drop "
+                        "all of them or none."
+                    )
+        for group in self.param_groups:
+            keep = [id(p) in kept for p in group["params"]]
+            if all(keep):
+                continue
+            for param, stays in zip(group["params"], keep, strict=True):
+                if not stays:
+                    del self.state[param]
+            for key in ("params", "param_names"):
+                if key in group:
+                    group[key] = [x for x, stays in zip(group[key], keep, strict=True) if stays]
+
     # ---- the ledger
 
     @classmethod

@@ -96,6 +96,7 @@ class Trainer:
         self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.restarts = restarts_of(config.schedule, self.optimizer.resets(train.steps), train.steps)
         self.plan: RunPlan = plan_of(config, self.model, self.optimizer)
+        self.state_bytes = self.optimizer.state_bytes()  # at its largest: layers only ever drop parameters
         self.progress = Progress()
         self.stop = StopRequest()
         self.optimizer_ms: list[float] = []
@@ -119,8 +120,7 @@ class Trainer:
         batch = self.corpus.train.batch(
             number - 1, sequences=train.sequences, seq_len=train.seq_len, seed=self.config.seed
         )
-        for layer in self.low_rank_layers:
-            layer.before_update(number, train.steps)
+        self._tell_time(number)
         loss = self._accumulate(torch.from_numpy(batch))
         grad_norm = self._clip()
         loss_value, norm_value = torch.stack([loss.float(), grad_norm.float()]).tolist()
@@ -140,6 +140,12 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self._count(applied, batch.shape[0] * train.seq_len)
         return Update(loss_value, norm_value, self.peak_lrs[0] * scale, applied)
+
+    def _tell_time(self, number: int) -> None:
+        """Layers that change with time learn the update's number; the optimizer forgets what they drop."""
+        for layer in self.low_rank_layers:
+            layer.before_update(number, self.config.train.steps)
+        self.optimizer.retain(self.model.parameters())
 
     def _accumulate(self, batch: Tensor) -> Tensor:
         """Gradients of the batch's mean loss, a micro-batch at a time; returns that loss (0-dim)."""
@@ -316,6 +322,8 @@ class Trainer:
                 f"The text of this run has changed since its checkpoint at step {checkpoint.step}: "
                 "continuing would mix two corpora. Restore the text, or start a new run with --run."
             )
+        if checkpoint.step:
+            self._tell_time(checkpoint.step)
         load_model_tensors(self.model, checkpoint.parts["model"])
         self.optimizer.load_named_state(checkpoint.parts["optimizer"])
         torch.set_rng_state(checkpoint.parts["random"]["cpu"])
@@ -394,7 +402,7 @@ class Trainer:
             "wall_seconds": progress.wall_seconds,
             "optimizer_step_ms": statistics.median(self.optimizer_ms) if self.optimizer_ms else None,
             "state_bytes_planned": plan.state_bytes,
-            "state_bytes_measured": self.optimizer.state_bytes(),
+            "state_bytes_measured": self.state_bytes,
             "peak_memory_bytes": peak_memory_bytes(self.device),
             "status": status,
         }

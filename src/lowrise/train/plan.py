@@ -15,7 +15,11 @@ from lowrise.train.build import build_optimizer, model_from
 
 @dataclass(frozen=True)
 class RunPlan:
-    """Counts of one run. `train_flops` is matrix multiplications of forward, backward and optimizer."""
+    """Counts of one run. `train_flops` is matrix multiplications of forward, backward and optimizer.
+
+    Parameters are those of the model that results; a guide that is dropped on the way counts in FLOPs (their
+    mean over the run) and in state.
+    """
 
     steps: int
     tokens_per_step: int
@@ -46,8 +50,8 @@ def plan_of(config: RunConfig, model: Llama, optimizer: Optimizer) -> RunPlan:
     return RunPlan(
         steps=config.train.steps,
         tokens_per_step=config.train.sequences * config.train.seq_len,
-        params_total=params.total,
-        params_non_embedding=params.non_embedding,
+        params_total=params.total - params.temporary,
+        params_non_embedding=params.non_embedding - params.temporary,
         flops_per_token=flops_per_token(model, config.train.seq_len).training,
         optimizer_flops_per_step=optimizer.step_flops(),
         state_bytes=planned_state_bytes(optimizer),

@@ -1,0 +1,129 @@
+"""`CoLALinear`: two factors with an activation between them (CoLA, Liu et al. 2025, arXiv 2502.10940;
+authors' `ColaLayer`, alvin-zyl/CoLA).
+
+1. z = x @ B              (tokens x n) (n x r) -> tokens x r
+2. h = silu(z)
+3. y = h @ A.T + bias     (tokens x r) (r x m) -> tokens x m
+
+Backward, with s the logistic function: dL/dA = g_y.T @ h, g_z = (g_y @ A) * s(z) (1 + z (1 - s(z))),
+dL/dB = x.T @ g_z, g_x = g_z @ B.T.
+
+The authors keep `cola_a` (n x r) = our B and `cola_b` (r x m) = our A.T.
+
+The claim is that activations, not weights, are of low rank: the map has inner width r and is not linear, so
+no m x n matrix equals it and it cannot be merged. Since |silu(z)| <= |z| and the slope of silu is at most
+1.0999, a step of the factors by dA, dB changes the output by at most
+1.0999 (||dA|| ||B + dB|| + ||A|| ||dB||) ||x||: under Spectron, by at most 1.0999 lr ||x||.
+
+Where we differ from the authors' code: a fresh bias is 0 as in the rest of this project (theirs is uniform in
++-1/sqrt(m); no configuration of theirs has one), and `activation` is used (their `lr_act_type` is read and
+ignored).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lowrise.errors import UsageError
+from lowrise.layers.base import LatentLayer, LedgerEntry
+from lowrise.layers.inits import INITS, balanced_factors, check_init, normal
+
+Activation = Literal["silu", "none"]
+
+
+class CoLALinear(LatentLayer):
+    """Map in_features -> out_features through `rank` activated latents.
+
+    Parameters: `A` (out x r), `B` (in x r), `bias` (out) or None. `activation="none"` is the plain low-rank
+    map. `init` names an entry of `lowrise.layers.inits.INITS`, "cola" being the authors'; `init_std` is for
+    those that stand for a dense weight. Raises `UsageError` for an impossible rank, activation or init.
+    """
+
+    role: ClassVar[str] = "factors"
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int,
+        bias: bool = False,
+        *,
+        activation: Activation = "silu",
+        init: str = "cola",
+        init_std: float = 0.02,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, rank)
+        if activation not in ("silu", "none"):
+            raise UsageError(f"Unknown activation {activation!r} for a CoLA layer; choose silu or none.")
+        check_init(init, init_std)
+        self.activation = activation
+        self.init = init
+        self.init_std = init_std
+        self.A = nn.Parameter(torch.empty(out_features, rank, device=device, dtype=dtype))
+        self.B = nn.Parameter(torch.empty(in_features, rank, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
+        if not self.A.is_meta:
+            self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        draw = partial(normal, generator=generator, device=self.A.device)
+        A, B = INITS[self.init](self.out_features, self.in_features, self.rank, self.init_std, draw)
+        self.A.copy_(A)
+        self.B.copy_(B)
+        if self.bias is not None:
+            self.bias.zero_()
+
+    @classmethod
+    def from_dense(cls, weight: Tensor, rank: int, *, bias: Tensor | None = None, **options: Any) -> Self:
+        """The layer whose derivative at x = 0 is the best rank-r approximation of `weight` (out x in).
+
+        The slope of silu at 0 is 1/2, so A and B are the balanced factors times sqrt(2). Away from 0 the
+        activation bends the map, whatever the rank.
+        """
+        layer = cls._empty_for(weight, rank, bias, options)
+        A, B = balanced_factors(weight, rank)
+        scale = 2**0.5 if layer.activation == "silu" else 1.0
+        with torch.no_grad():
+            layer.A.copy_(A * scale)
+            layer.B.copy_(B * scale)
+        return layer
+
+    def encode(self, x: Tensor) -> Tensor:
+        z = x @ self.B
+        return F.silu(z) if self.activation == "silu" else z
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return F.linear(latent, self.A, self.bias)
+
+    def dense(self) -> Tensor:
+        if self.activation == "none":
+            return self.A @ self.B.T
+        raise UsageError(
+            f"A CoLA layer ({self.out_features} x {self.in_features}, rank {self.rank}) has no dense form: "
+            "with an activation between its factors it is not a linear map. Keep it factored."
+        )
+
+    def role_parameters(self) -> tuple[nn.Parameter, ...]:
+        return self.A, self.B
+
+    def spectral_factors(self) -> tuple[Tensor, Tensor] | None:
+        return self.A, self.B
+
+    def ledger(self) -> LedgerEntry:
+        factors = self.rank * (self.out_features + self.in_features)
+        return LedgerEntry(
+            parameters=factors + (self.out_features if self.bias is not None else 0),
+            forward_flops=2 * factors,
+            saved_elements=2 * self.rank if self.activation == "silu" else self.rank,  # z and h, or h = z
+        )
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, activation={self.activation}, init={self.init}"

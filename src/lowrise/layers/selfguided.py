@@ -1,0 +1,160 @@
+"""`SelfGuidedLinear`: factors whose training is guided by a dense weight that fades out (Wei et al. 2024,
+arXiv 2406.16450; authors' CLAIRE-Labo/StructuredFFN; the baseline of Spectron's paper).
+
+With W the guide (m x n), at update k of T, H = floor(T / 2):
+
+1. alpha_k = (1 + cos(pi (k - 1) / H)) / 2 for k <= H: 1 at the first update, nearly 0 at the last of the half
+2. y = alpha_k x @ W.T + (1 - alpha_k) (x @ B) @ A.T + bias
+3. before update H + 1 the guide is dropped: the parameter is gone, and with it its gradient, its optimizer
+   state and its time. From there on y = (x @ B) @ A.T + bias.
+
+At the start W = A B^T, so that the function does not depend on alpha. (1 - alpha) is folded into the latent
+(tokens x r), not into the output.
+
+The fade is a matter of training: a layer that nobody has told the time (`before_update`) is the plain
+low-rank map. So is the result, and a checkpoint after the half has no guide in it. The number of the update
+is all that the layer depends on; a run that continues from a checkpoint of update N tells the layer N first.
+
+Where we differ from the authors' code: all attention and MLP matrices, not the MLP's alone; no random
+skipping of the guide (their `reduce_flop`, off in their configuration), which would make runs depend on a
+generator.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lowrise.errors import UsageError
+from lowrise.layers.base import LedgerEntry, LowRankLayer
+from lowrise.layers.inits import INITS, balanced_factors, check_init, normal
+
+
+class SelfGuidedLinear(LowRankLayer):
+    """Linear map in_features -> out_features of rank at most `rank`, with a dense guide in the first half of
+    training.
+
+    Parameters: `A` (out x r), `B` (in x r), `guide` (out x in; None after the half), `bias` (out) or None.
+    `init` and `init_std` are those of `LowRankLinear`. Raises `UsageError` for an impossible rank or an
+    unknown init.
+    """
+
+    role: ClassVar[str] = "factors"
+    guide: nn.Parameter | None
+    mix: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int,
+        bias: bool = False,
+        *,
+        init: str = "spectral",
+        init_std: float = 0.02,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, rank)
+        check_init(init, init_std)
+        self.init = init
+        self.init_std = init_std
+        self.A = nn.Parameter(torch.empty(out_features, rank, device=device, dtype=dtype))
+        self.B = nn.Parameter(torch.empty(in_features, rank, device=device, dtype=dtype))
+        self.guide = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
+        # alpha and 1 - alpha: a tensor, so that a compiled block is not compiled anew at every update; two
+        # numbers, because in bfloat16 the difference from 1 would round to 0 near either end.
+        self.register_buffer("mix", torch.zeros(2, device=device), persistent=False)
+        self.guided = False
+        if not self.A.is_meta:
+            self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        draw = partial(normal, generator=generator, device=self.A.device)
+        A, B = INITS[self.init](self.out_features, self.in_features, self.rank, self.init_std, draw)
+        self.A.copy_(A)
+        self.B.copy_(B)
+        if self.guide is not None:
+            self.guide.copy_(A @ B.T)
+        if self.bias is not None:
+            self.bias.zero_()
+
+    @classmethod
+    def from_dense(cls, weight: Tensor, rank: int, *, bias: Tensor | None = None, **options: Any) -> Self:
+        """The best rank-r approximation of `weight` (out x in), split evenly; the guide starts as the
+        same.
+        """
+        layer = cls._empty_for(weight, rank, bias, options)
+        A, B = balanced_factors(weight, rank)
+        with torch.no_grad():
+            layer.A.copy_(A)
+            layer.B.copy_(B)
+            assert layer.guide is not None
+            layer.guide.copy_(A @ B.T)
+        return layer
+
+    def before_update(self, number: int, total: int) -> None:
+        """Steps 1 and 3: alpha of update `number`, or no guide any more."""
+        half = total // 2
+        if number > half:
+            self.guide = None
+            self.guided = False
+            return
+        if self.guide is None:
+            raise UsageError(
+                f"Update {number} of {total} lies in the half with a guide, but this layer has dropped its "
+                "guide already; build the model anew to train again."
+            )
+        alpha = guide_share(number, half)
+        self.mix[0].fill_(alpha)
+        self.mix[1].fill_(1.0 - alpha)
+        self.guided = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = x @ self.B
+        if self.guide is None or not self.guided:
+            return F.linear(z, self.A, self.bias)
+        alpha, rest = self.mix.unbind()
+        return alpha * F.linear(x, self.guide) + F.linear(rest * z, self.A, self.bias)
+
+    def dense(self) -> Tensor:
+        W = self.A @ self.B.T
+        if self.guide is None or not self.guided:
+            return W
+        alpha, rest = self.mix.unbind()
+        return alpha * self.guide + rest * W
+
+    def role_parameters(self) -> tuple[nn.Parameter, ...]:
+        return self.A, self.B
+
+    def guide_parameters(self) -> tuple[nn.Parameter, ...]:
+        return () if self.guide is None else (self.guide,)
+
+    def spectral_factors(self) -> tuple[Tensor, Tensor] | None:
+        """The factors alone, guide or not: what remains, and so one curve over the whole run."""
+        return self.A, self.B
+
+    def ledger(self) -> LedgerEntry:
+        factors = self.rank * (self.out_features + self.in_features)
+        guide = 0 if self.guide is None else self.guide.numel()
+        return LedgerEntry(
+            parameters=factors + guide + (self.out_features if self.bias is not None else 0),
+            forward_flops=2 * factors,
+            saved_elements=self.rank,
+            guide_flops=2 * guide,
+        )
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, init={self.init}, guide={self.guide is not None}"
+
+
+def guide_share(number: int, half: int) -> float:
+    """alpha of update `number`, 1 to `half`: cosine from 1 to (nearly) 0."""
+    return 0.5 * (1.0 + math.cos(math.pi * (number - 1) / half))
