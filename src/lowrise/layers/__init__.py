@@ -5,17 +5,21 @@ optimizer.
 from lowrise.layers.base import LedgerEntry, LowRankLayer
 from lowrise.layers.factorize import factorize
 from lowrise.layers.inits import INITS
+from lowrise.layers.lora import LoRALinear
 from lowrise.layers.lowrank import LowRankLinear
 from lowrise.layers.registry import LAYERS
 from lowrise.layers.roles import ParamGroups, param_groups, parameter_roles
+from lowrise.layers.sltrain import SparseLowRankLinear
 
 __all__ = [
     "INITS",
     "LAYERS",
     "LedgerEntry",
+    "LoRALinear",
     "LowRankLayer",
     "LowRankLinear",
     "ParamGroups",
+    "SparseLowRankLinear",
     "factorize",
     "param_groups",
     "parameter_roles",
