@@ -3,8 +3,14 @@
 from lowrise.optim.adamw import AdamW
 from lowrise.optim.base import Optimizer
 from lowrise.optim.muon import Muon
+from lowrise.optim.relora import ReLoRAAdamW
 from lowrise.optim.spectron import Spectron
 
-OPTIMIZERS: dict[str, type[Optimizer]] = {"adamw": AdamW, "muon": Muon, "spectron": Spectron}
+OPTIMIZERS: dict[str, type[Optimizer]] = {
+    "adamw": AdamW,
+    "muon": Muon,
+    "spectron": Spectron,
+    "relora": ReLoRAAdamW,
+}
 
-__all__ = ["OPTIMIZERS", "AdamW", "Muon", "Optimizer", "Spectron"]
+__all__ = ["OPTIMIZERS", "AdamW", "Muon", "Optimizer", "ReLoRAAdamW", "Spectron"]
