@@ -15,8 +15,8 @@ z = floor(delta m n).
 Between the passes x, the factors, values and index are kept, never W: SLTrain saves memory, not FLOPs. Per
 token it costs what a dense layer costs, and per pass 2 m n r to form W, twice, and 4 m n r for g_A and g_B.
 
-Where we differ from the released code: `index` is int32 where m n < 2^31 (theirs is int64, 8 bytes for each
-value); the scale is applied to B. Both change nothing in the numbers beyond rounding.
+Where we differ from the released code: `index` is int32 where m n <= 2^31 (theirs is int64, 8 bytes for each
+value).
 """
 
 from __future__ import annotations
