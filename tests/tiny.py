@@ -42,6 +42,17 @@ WORDS = [
 ]
 
 
+# Settings under which what a method does now and then happens within the eight updates of these runs.
+OFTEN: dict[str, dict[str, Any]] = {
+    "relora": {
+        "layer.merge_every": 3,
+        "optimizer.reset_every": 3,
+        "schedule.cycle": 3,
+        "schedule.restart_warmup": 2,
+    },
+}
+
+
 def write_text(path: Path, documents: int = 200) -> Path:
     """A JSONL file of made-up sentences, the same on every call."""
     draw = random.Random(1)
@@ -73,7 +84,7 @@ def overrides(folder: Path, method: str, **more: Any) -> dict[str, Any]:
         "log.tensorboard": False,
         "sample.tokens": 8,
     }
-    return values | more
+    return values | OFTEN.get(method, {}) | more
 
 
 def config_for(folder: Path, method: str, **more: Any) -> RunConfig:

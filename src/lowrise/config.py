@@ -112,6 +112,16 @@ class ScheduleSection:
 
 
 @dataclass(kw_only=True)
+class InitSection:
+    """Where the first weights come from; fresh ones unless a run is named."""
+
+    run: str | None = None
+    """Folder of a run whose weights this one starts from; dense ones are taken over by any layer."""
+    step: int | None = None
+    """Checkpoint of that run; none: its newest."""
+
+
+@dataclass(kw_only=True)
 class TrainSection:
     """The loop."""
 
@@ -203,6 +213,7 @@ class RunConfig:
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
     other: OtherSection = field(default_factory=OtherSection)
     schedule: ScheduleSection = field(default_factory=ScheduleSection)
+    init: InitSection = field(default_factory=InitSection)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainSection = field(default_factory=TrainSection)
     eval: EvalSection = field(default_factory=EvalSection)
@@ -220,6 +231,8 @@ class RunConfig:
         values = self.to_dict()
         for section in ("checkpoint", "log"):
             del values[section]
+        if not values["init"]:  # fresh weights, as in every run before the section was there
+            del values["init"]
         for name in ("cache", "workers"):
             values["data"].pop(name, None)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
@@ -510,6 +523,13 @@ def validate(config: RunConfig) -> None:
         schedule.restart_warmup,
         f"with schedule.cycle = {schedule.cycle} it lies between 1 and {schedule.cycle - 1}",
     )
+    _require_one_cadence(config)
+    require(
+        config.init.step is None or config.init.run is not None,
+        "init.step",
+        config.init.step,
+        "it is a checkpoint of the run that init.run names, and there is none",
+    )
     require(
         config.eval.sequences >= 1, "eval.sequences", config.eval.sequences, "at least one sequence a pass"
     )
@@ -534,3 +554,18 @@ def validate(config: RunConfig) -> None:
         require(
             rate is None or (rate >= 0 and math.isfinite(rate)), key, rate, "a learning rate is not negative"
         )
+
+
+def _require_one_cadence(config: RunConfig) -> None:
+    """Where a layer merges, moments that are reset and restarts of the schedule come with the merges."""
+    merge = getattr(config.layer, "merge_every", 0)
+    others = {
+        "optimizer.reset_every": getattr(config.optimizer, "reset_every", 0),
+        "schedule.cycle": config.schedule.cycle,
+    }
+    for key, every in others.items():
+        if merge and every and every != merge:
+            raise UsageError(
+                f"{key} = {every} and layer.merge_every = {merge} do not go together: give both the same "
+                "number of updates, or switch one off with 0."
+            )

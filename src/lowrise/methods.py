@@ -110,6 +110,37 @@ _ROWS = (
         source="Wei et al. 2024, arXiv 2406.16450; the baseline of Spectron's paper",
         defaults={"optimizer.lr": 3e-3, "other.lr": 3e-3},  # as lowrank, of which it is a variant
     ),
+    Method(
+        name="lora",
+        layer="lora",
+        optimizer="adamw",
+        summary="frozen random W0 plus a trained product A B^T, the baseline of the literature",
+        source="Hu et al. 2021, arXiv 2106.09685; from scratch: Lialin et al. 2023, arXiv 2307.05695",
+        defaults={"optimizer.lr": 6e-3, "other.lr": 3e-3},
+    ),
+    Method(
+        name="relora",
+        layer="lora",
+        optimizer="relora",
+        summary="LoRA, its product merged into W0 and begun anew every cycle, moments reset, jagged cosine",
+        source="Lialin et al. 2023, arXiv 2307.05695",
+        defaults={
+            "optimizer.lr": 6e-3,  # README: twice the full-rank rate
+            "other.lr": 3e-3,
+            "layer.merge_every": 250,  # README: a quarter of the updates (5,000 of 20,000)
+            "optimizer.reset_every": 250,
+            "schedule.cycle": 250,
+            "schedule.restart_warmup": 10,  # README: 2% of a cycle (100 of 5,000), rounded up
+        },
+    ),
+    Method(
+        name="sltrain",
+        layer="sltrain",
+        optimizer="adamw",
+        summary="A B^T plus a sparse matrix with a random fixed support",
+        source="Han et al. 2024, arXiv 2406.02214",
+        defaults={"optimizer.lr": 3e-3, "other.lr": 3e-3},  # the authors' rate, at all their sizes
+    ),
 )
 
 METHODS: dict[str, Method] = {row.name: row for row in _ROWS}

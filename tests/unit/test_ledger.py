@@ -16,7 +16,7 @@ from lowrise.layers import LAYERS, LatentLayer, param_groups
 from lowrise.ledger import count_parameters, flops_per_token, plan_memory
 from lowrise.model import LlamaConfig, build_model
 
-B, L = 2, 24
+B, L = 2, 32  # 64 tokens a pass: what a layer does once a pass comes out whole per token
 
 
 def config(**overrides: object) -> LlamaConfig:
@@ -34,7 +34,7 @@ def test_flops_equal_torchs_count(layer: str, kv_heads: int, recompute: str) -> 
         pytest.skip("the layer has no latents")
     rank = None if layer == "dense" else 8
     model = build_model(config(num_kv_heads=kv_heads, recompute=recompute), layer=layer, rank=rank)
-    planned = flops_per_token(model, L)
+    planned = flops_per_token(model, L, sequences=B)
     tokens = torch.randint(50, (B, L))
     with sdpa_kernel(SDPBackend.MATH), set_checkpoint_early_stop(False):
         with FlopCounterMode(display=False) as counter, torch.no_grad():

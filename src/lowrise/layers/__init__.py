@@ -6,10 +6,12 @@ from lowrise.layers.base import LatentLayer, LedgerEntry, LowRankLayer
 from lowrise.layers.cola import CoLALinear
 from lowrise.layers.factorize import factorize
 from lowrise.layers.inits import INITS
+from lowrise.layers.lora import LoRALinear
 from lowrise.layers.lowrank import LowRankLinear
 from lowrise.layers.registry import LAYERS
 from lowrise.layers.roles import ParamGroups, param_groups, parameter_roles
 from lowrise.layers.selfguided import SelfGuidedLinear
+from lowrise.layers.sltrain import SparseLowRankLinear
 
 __all__ = [
     "INITS",
@@ -17,10 +19,12 @@ __all__ = [
     "CoLALinear",
     "LatentLayer",
     "LedgerEntry",
+    "LoRALinear",
     "LowRankLayer",
     "LowRankLinear",
     "ParamGroups",
     "SelfGuidedLinear",
+    "SparseLowRankLinear",
     "factorize",
     "param_groups",
     "parameter_roles",

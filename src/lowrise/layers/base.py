@@ -31,6 +31,12 @@ class LedgerEntry:
     """
     guide_flops: int = 0
     """Forward FLOPs of one token that a temporary guide adds in the first half of a training run."""
+    training_flops: int | None = None
+    """FLOPs of forward and backward pass for one token; None: three times the forward pass."""
+    pass_flops: int = 0
+    """FLOPs of one forward pass that do not depend on its number of tokens (a weight that is formed)."""
+    pass_training_flops: int = 0
+    """The same for one forward and backward pass together."""
 
 
 class LowRankLayer(nn.Module, ABC):
@@ -89,6 +95,14 @@ class LowRankLayer(nn.Module, ABC):
 
     def after_update(self, number: int, total: int) -> None:
         """Called by a training loop after the optimizer step of update `number`; the same rules hold."""
+
+    @torch.no_grad()
+    def load_dense_(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        """Take over a dense weight (m x n) in place, as `from_dense` does at this layer's rank.
+
+        A layer whose options decide how it stores a weight writes its own.
+        """
+        self.load_state_dict(type(self).from_dense(weight, self.rank, bias=bias).state_dict())
 
     @classmethod
     @abstractmethod

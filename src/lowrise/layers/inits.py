@@ -38,6 +38,17 @@ def normal(
     return torch.randn(rows, columns, generator=generator, device=source).to(device).mul_(std)
 
 
+def uniform(
+    rows: int, columns: int, bound: float, generator: torch.Generator | None, device: torch.device
+) -> Tensor:
+    """rows x columns, uniform in +-bound, in float32: torch's `kaiming_uniform_(a=sqrt(5))` for
+    bound = 1 / sqrt(fan-in).
+    """
+    source = device if generator is None else generator.device
+    drawn = torch.rand(rows, columns, generator=generator, device=source)
+    return drawn.mul_(2 * bound).sub_(bound).to(device)
+
+
 def balanced_factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """The best rank-r approximation of a weight (m x n), split evenly: A = U sqrt(S), B = V sqrt(S), in
     float64.

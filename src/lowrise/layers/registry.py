@@ -10,13 +10,17 @@ import inspect
 from lowrise.errors import UsageError
 from lowrise.layers.base import LowRankLayer
 from lowrise.layers.cola import CoLALinear
+from lowrise.layers.lora import LoRALinear
 from lowrise.layers.lowrank import LowRankLinear
 from lowrise.layers.selfguided import SelfGuidedLinear
+from lowrise.layers.sltrain import SparseLowRankLinear
 
 LAYERS: dict[str, type[LowRankLayer]] = {
     "lowrank": LowRankLinear,
     "cola": CoLALinear,
     "selfguided": SelfGuidedLinear,
+    "lora": LoRALinear,
+    "sltrain": SparseLowRankLinear,
 }
 """Name in recipes -> class. Where a recipe may also say "dense", that means: leave `nn.Linear` as it is."""
 

@@ -8,10 +8,11 @@ Conventions, stated because the literature has several:
   nothing;
 - attention scores and their product with the values cost 4 L heads head_dim a token and layer at sequence
   length L: the full square, though a causal kernel may skip half;
-- training is 3 times the forward pass, plus one forward pass of the blocks if they are recomputed (torch may
-  stop that one product early); with `recompute="latents"` all of it but A of o_proj and down_proj, whose
-  inputs are kept;
-- a guide that takes part in the first half of training counts with half of its FLOPs.
+- training is 3 times the forward pass, less where weights are frozen (`LedgerEntry.training_flops`), plus one
+  forward pass of the blocks if they are recomputed (torch may stop that one product early); with
+  `recompute="latents"` all of it but A of o_proj and down_proj, whose inputs are kept;
+- a guide that takes part in the first half of training counts with half of its FLOPs;
+- a weight that is formed in each pass (SLTrain) is shared out over the tokens of the pass, to a whole number.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ class FlopsPerToken:
 
     linear: int
     """All linear maps of the blocks."""
+    linear_training: int
+    """The same for forward and backward pass."""
     attention: int
     """Scores and weighted values."""
     head: int
@@ -49,7 +52,7 @@ class FlopsPerToken:
     @property
     def training(self) -> int:
         """Forward and backward pass, recomputation and guides included."""
-        return 3 * self.forward + self.recomputed + self.guide
+        return self.linear_training + 3 * (self.attention + self.head) + self.recomputed + self.guide
 
 
 def linear_entry(module: nn.Module) -> LedgerEntry | None:
@@ -63,14 +66,19 @@ def linear_entry(module: nn.Module) -> LedgerEntry | None:
     return LedgerEntry(parameters=parameters, forward_flops=2 * weight.numel(), saved_elements=0)
 
 
-def flops_per_token(model: Llama, seq_len: int) -> FlopsPerToken:
-    """FLOPs of a token in a sequence of `seq_len` tokens, from shapes alone (a meta model will do)."""
+def flops_per_token(model: Llama, seq_len: int, *, sequences: int = 1) -> FlopsPerToken:
+    """FLOPs of a token in a sequence of `seq_len` tokens, from shapes alone (a meta model will do).
+
+    `sequences` is their number in one forward pass.
+    """
     if seq_len < 1:
         raise UsageError(f"The sequence length must be at least 1 token, not {seq_len}.")
     config = model.config
-    entries = [linear_entry(module) for module in model.model.modules()]
-    linear = sum(entry.forward_flops for entry in entries if entry is not None)
-    guide = sum(entry.guide_flops for entry in entries if entry is not None)
+    entries = [entry for entry in map(linear_entry, model.model.modules()) if entry is not None]
+    tokens = seq_len * sequences
+    linear = sum(e.forward_flops for e in entries) + round(sum(e.pass_flops for e in entries) / tokens)
+    training = sum(3 * e.forward_flops if e.training_flops is None else e.training_flops for e in entries)
+    guide = sum(entry.guide_flops for entry in entries)
     attention = config.num_layers * 4 * seq_len * config.num_heads * config.head_dim
     recomputed = 0 if config.recompute == "none" else linear + attention
     if config.recompute == "latents":
@@ -82,6 +90,7 @@ def flops_per_token(model: Llama, seq_len: int) -> FlopsPerToken:
                 recomputed -= 2 * A.numel()
     return FlopsPerToken(
         linear=linear,
+        linear_training=training + round(sum(e.pass_training_flops for e in entries) / tokens),
         attention=attention,
         head=2 * model.lm_head.weight.numel(),
         recomputed=recomputed,

@@ -4,13 +4,15 @@ from lowrise.optim.adamw import AdamW
 from lowrise.optim.base import Optimizer
 from lowrise.optim.loro import LORO
 from lowrise.optim.muon import Muon
+from lowrise.optim.relora import ReLoRAAdamW
 from lowrise.optim.spectron import Spectron
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {
     "adamw": AdamW,
     "loro": LORO,
     "muon": Muon,
+    "relora": ReLoRAAdamW,
     "spectron": Spectron,
 }
 
-__all__ = ["LORO", "OPTIMIZERS", "AdamW", "Muon", "Optimizer", "Spectron"]
+__all__ = ["LORO", "OPTIMIZERS", "AdamW", "Muon", "Optimizer", "ReLoRAAdamW", "Spectron"]

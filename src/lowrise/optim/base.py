@@ -206,6 +206,12 @@ class Optimizer(torch.optim.Optimizer):
             )
             yield Unit(tuple(params), grads, tuple(self.state[p] for p in params))
 
+    def after_update(self, number: int, total: int) -> None:
+        """Called by a training loop after the step of update `number` (1 to `total`) and the layers' own
+        `after_update`, for what goes by the loop's count. Must depend on its arguments, groups and state
+        alone.
+        """
+
     def resets(self, total_steps: int) -> tuple[int, ...]:
         """Steps after which this optimizer drops its moments, so that a schedule may dip there. None by
         default.

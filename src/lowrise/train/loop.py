@@ -7,6 +7,7 @@ One update, the same for every method (`Trainer.update`):
   4. global gradient norm, clipped
   5. if loss or norm is not finite: count it and leave weights and optimizer alone; else
      learning rates = peak rates x multiplier(update), optimizer step, `after_update` of the layers
+     and of the optimizer
 Around it (`Trainer.run`): resume, log, spectral telemetry, evaluation, checkpoints, stop signals, summary,
 report.
 """
@@ -45,6 +46,7 @@ from lowrise.train.plan import RunPlan, plan_of
 from lowrise.train.run_directory import RunDirectory
 from lowrise.train.schedule import multiplier, restarts_of
 from lowrise.train.telemetry import measure, snapshot
+from lowrise.train.warm_start import warm_start
 
 
 class Stopped(Exception):
@@ -71,6 +73,10 @@ class Progress:
     """Time in updates, over all starts of the run."""
     wall_seconds: float = 0.0
     """Time since the first start, pauses between starts left out."""
+    init_tokens: int = 0
+    """Tokens that the runs before this one spent on the weights it starts from."""
+    init_flops: int = 0
+    """FLOPs of the same."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +143,7 @@ class Trainer:
                 self.optimizer_ms.append(1e3 * (time.perf_counter() - started))
             for layer in self.low_rank_layers:
                 layer.after_update(number, train.steps)
+            self.optimizer.after_update(number, train.steps)
         self.optimizer.zero_grad(set_to_none=True)
         self._count(applied, batch.shape[0] * train.seq_len)
         return Update(loss_value, norm_value, self.peak_lrs[0] * scale, applied)
@@ -316,6 +323,9 @@ class Trainer:
         )
         if checkpoint is None:
             self.directory.rewind_metrics(-1)
+            if self.config.init.run is not None:
+                spent = warm_start(self.model, self.config, self.corpus.tokenizer, self.display.say)
+                self.progress.init_tokens, self.progress.init_flops = spent.tokens, spent.flops
             return
         if checkpoint.numbers["corpus"] != self.corpus.fingerprint:
             raise UsageError(
@@ -394,6 +404,8 @@ class Trainer:
             "flops_per_token": plan.flops_per_token,
             "optimizer_flops_per_step": plan.optimizer_flops_per_step,
             "train_flops": progress.step * plan.flops_per_step,
+            "init_tokens": progress.init_tokens,
+            "init_flops": progress.init_flops,
             "val_loss": None if result is None else result.loss,
             "val_perplexity": None if result is None else result.perplexity,
             "val_bits_per_byte": None if result is None else result.bits_per_byte,

@@ -47,12 +47,14 @@ def plan_run(config: RunConfig, vocab_size: int) -> RunPlan:
 def plan_of(config: RunConfig, model: Llama, optimizer: Optimizer) -> RunPlan:
     """Plan of a model and an optimizer that are there."""
     params = count_parameters(model)
+    train = config.train
+    pass_sequences = train.micro_sequences or train.sequences
     return RunPlan(
         steps=config.train.steps,
         tokens_per_step=config.train.sequences * config.train.seq_len,
         params_total=params.total - params.temporary,
         params_non_embedding=params.non_embedding - params.temporary,
-        flops_per_token=flops_per_token(model, config.train.seq_len).training,
+        flops_per_token=flops_per_token(model, train.seq_len, sequences=pass_sequences).training,
         optimizer_flops_per_step=optimizer.step_flops(),
         state_bytes=planned_state_bytes(optimizer),
     )

@@ -12,8 +12,10 @@ Dips: for a restart at update R the multiplier of updates R <= u < R + q is (u -
 + q, so it leaves the curve at R and is back on it, continuously, after q updates. This is the jagged cosine
 of ReLoRA (authors' training_utils.py, `get_cosine_schedule_with_multiple_warmups`) when restarts come every
 `cycle` updates. Restarts also follow from the optimizer: where it zeroes moments after update R, update R +
-1 begins a dip, whatever the cycle. Those dip within the warm-up too (where the shape is u / w), because the
-first updates after a reset are as long as the rate allows; restarts of the cycle wait for its end.
+1 begins a dip, whatever the cycle; unless update R itself begins one, as in ReLoRA, whose update R has
+multiplier 0 and is followed by merge and reset. Dips of resets come within the warm-up too (where the shape
+is u / w), because the first updates after a reset are as long as the rate allows; restarts of the cycle wait
+for its end.
 """
 
 from __future__ import annotations
@@ -31,12 +33,12 @@ def share_or_count(value: float, total: int) -> int:
 
 
 def restarts_of(section: ScheduleSection, resets: Sequence[int], total: int) -> tuple[int, ...]:
-    """Updates that begin a dip: multiples of the cycle, and each update after a reset of the optimizer's
-    moments."""
+    """Updates that begin a dip: multiples of the cycle (not the last update, which would be lost), and each
+    update after a reset of the optimizer's moments."""
     if not section.restart_warmup:
         return ()
-    cycle = range(section.cycle, total + 1, section.cycle) if section.cycle else ()
-    return tuple(sorted({*cycle, *(reset + 1 for reset in resets)}))
+    cycle = range(section.cycle, total, section.cycle) if section.cycle else range(0)
+    return tuple(sorted({*cycle, *(reset + 1 for reset in resets if reset not in cycle)}))
 
 
 def multiplier(update: int, total: int, section: ScheduleSection, restarts: Sequence[int] = ()) -> float:

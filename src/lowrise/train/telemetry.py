@@ -2,7 +2,8 @@
 
 For a factorized layer W = L R^T. With the factors before (L0, R0) and after (L1, R1) an update,
     dW = L1 R1^T - L0 R0^T = [dL, L0] [R1, dR]^T,   dL = L1 - L0, dR = R1 - R0,
-a product of rank 2r whose terms do not cancel. A dense matrix is measured by its own singular values.
+a product of rank 2r whose terms do not cancel. A dense matrix is measured by its own singular values, and so
+is a layer with a dense part (LoRA's W0, SLTrain's S).
 
   weight_spectral_norm   s_1
   update_spectral_norm   s_1 of dW
@@ -18,6 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lowrise.errors import UsageError
+from lowrise.layers.base import LowRankLayer
 from lowrise.linalg import product_singular_values
 
 Factors = tuple[Tensor, Tensor | None]
@@ -33,13 +36,22 @@ class Snapshot:
 def _factors(model: nn.Module, dense: set[str]) -> dict[str, Factors]:
     found: dict[str, Factors] = {}
     for name, module in model.named_modules():
-        if hasattr(module, "spectral_factors"):
+        if isinstance(module, LowRankLayer):
             factors = module.spectral_factors()
             if factors is not None:
                 found[name] = factors
+            elif (weight := _dense_form(module)) is not None:
+                found[name] = (weight, None)
         elif f"{name}.weight" in dense:
             found[name] = (module.weight, None)
     return found
+
+
+def _dense_form(layer: LowRankLayer) -> Tensor | None:
+    try:
+        return layer.dense()
+    except UsageError:  # no linear map
+        return None
 
 
 @torch.no_grad()

@@ -1,0 +1,165 @@
+"""`LoRALinear`: W = W0 + s A @ B.T with a frozen dense W0, and ReLoRA's merge of the product into it.
+
+Sources: LoRA (Hu et al. 2021, arXiv 2106.09685) as a pretraining baseline; ReLoRA (Lialin et al. 2023, arXiv
+2307.05695; code Guitaricet/relora, `peft_pretraining/relora.py`). Their letters: B A there is A @ B.T here.
+
+Shapes: W0 m x n, A m x r, B n x r, s = alpha / r.
+
+1. start:    W0 ~ N(0, init_std^2), the very matrix of the dense model; A = 0; B uniform in +-1/sqrt(n)
+2. forward:  y = x @ W0.T + bias + (s x @ B) @ A.T
+   (tokens x n) (n x m), (tokens x n) (n x r) (r x m); backward forms no dL/dW0
+3. merge, after updates merge_every, 2 merge_every, ... before the last:
+   W0 <- W0 + s A @ B.T;  A <- 0;  B drawn anew as in 1. The function stays as it was, to rounding.
+   Sums of j such products have rank up to min(j r, m, n).
+
+Where we differ from the released code:
+- it also zeroes the random factor when it wraps a layer; with A = B = 0 both gradients are exactly 0 and
+  nothing moves before the first merge (its issue #18). Here B is random from the start;
+- no `train_scaling` (a merge would set the scalar to 0 and kill the layer) and no dropout on the product
+  (0.1 in its script);
+- the merge is computed in float32 at least, with TF32 and autocast off, and rounded once to W0's dtype. In
+  bfloat16 W0 that still loses what is below 2^-9 of an entry: keep float32 weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lowrise.errors import UsageError
+from lowrise.layers.base import LedgerEntry, LowRankLayer, check_rank
+from lowrise.layers.inits import normal, uniform
+from lowrise.linalg.precision import full_precision_matmul
+
+
+class LoRALinear(LowRankLayer):
+    """Linear map in_features -> out_features: a frozen dense weight and a trained product of rank `rank`.
+
+    Parameters: `W0` (out x in, frozen), `A` (out x r), `B` (in x r), `bias` (out) or None; m n + r (m + n)
+    elements, of which the factors and the bias are trained. `merge_every` is the number of updates between
+    merges, 0 for never (LoRA); a training loop must call `after_update`. The factor drawn at a merge depends
+    on the saved `merge_seed` and the update's number alone. Raises `UsageError` for an impossible rank or
+    option.
+    """
+
+    role: ClassVar[str] = "factors"
+    merge_seed: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int,
+        bias: bool = False,
+        *,
+        alpha: float = 32.0,
+        merge_every: int = 0,
+        init_std: float = 0.02,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, rank)
+        if not alpha >= 0:
+            raise UsageError(f"layer.alpha = {alpha!r} cannot be: the scale alpha / rank is not negative.")
+        if merge_every < 0:
+            raise UsageError(f"layer.merge_every = {merge_every!r} cannot be: 0 (never) or more updates.")
+        if not init_std > 0:
+            raise UsageError(f"init_std must be positive, not {init_std!r}.")
+        self.alpha = alpha
+        self.merge_every = merge_every
+        self.init_std = init_std
+        frozen = torch.empty(out_features, in_features, device=device, dtype=dtype)
+        self.W0 = nn.Parameter(frozen, requires_grad=False)
+        self.A = nn.Parameter(torch.empty(out_features, rank, device=device, dtype=dtype))
+        self.B = nn.Parameter(torch.empty(in_features, rank, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
+        self.register_buffer("merge_seed", torch.zeros((), dtype=torch.int64, device=device))
+        if not self.A.is_meta:
+            self.reset_parameters()
+
+    @property
+    def scale(self) -> float:
+        """s = alpha / r."""
+        return self.alpha / self.rank
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        m, n = self.out_features, self.in_features
+        self.W0.copy_(normal(m, n, self.init_std, generator, self.W0.device))
+        self._reset_factors(generator)
+        source = "cpu" if generator is None else generator.device
+        self.merge_seed.copy_(torch.randint(2**62, (), generator=generator, device=source))
+        if self.bias is not None:
+            self.bias.zero_()
+
+    def _reset_factors(self, generator: torch.Generator | None) -> None:
+        n = self.in_features
+        self.A.zero_()
+        self.B.copy_(uniform(n, self.rank, 1 / math.sqrt(n), generator, self.B.device))
+
+    @classmethod
+    def from_dense(cls, weight: Tensor, rank: int, *, bias: Tensor | None = None, **options: Any) -> Self:
+        """W0 is `weight` (out x in), the product starts at 0: exact at any rank."""
+        out_features, in_features = weight.shape
+        check_rank(rank, out_features, in_features)
+        has_bias = bias is not None
+        made_on: dict[str, Any] = {"device": "meta", "dtype": weight.dtype}
+        layer = cls(in_features, out_features, rank, bias=has_bias, **made_on, **options)
+        layer.to_empty(device=weight.device)
+        layer.reset_parameters()
+        layer.load_dense_(weight, bias)
+        return layer
+
+    @torch.no_grad()
+    def load_dense_(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        """W0 <- weight, A <- 0; B and the seed of the merges stay."""
+        self.W0.copy_(weight)
+        self.A.zero_()
+        if self.bias is not None and bias is not None:
+            self.bias.copy_(bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.W0, self.bias) + F.linear(x @ self.B * self.scale, self.A)
+
+    def after_update(self, number: int, total: int) -> None:
+        """Step 3 where it is due. Not after the last update, which nothing follows."""
+        if self.merge_every and number % self.merge_every == 0 and number < total:
+            self.merge_(number)
+
+    @torch.no_grad()
+    def merge_(self, number: int) -> None:
+        """Add the product to W0 and start a new one, as a function of the state and `number` alone."""
+        wide = torch.promote_types(self.W0.dtype, torch.float32)
+        with full_precision_matmul(self.W0.device):
+            merged = torch.addmm(self.W0.to(wide), self.A.to(wide), self.B.to(wide).T, alpha=self.scale)
+        self.W0.copy_(merged)
+        key = f"{int(self.merge_seed)}:{number}"
+        digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+        self._reset_factors(torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1))
+
+    def dense(self) -> Tensor:
+        return self.W0 + self.scale * (self.A @ self.B.T)
+
+    def role_parameters(self) -> tuple[nn.Parameter, ...]:
+        return self.A, self.B
+
+    def spectral_factors(self) -> tuple[Tensor, Tensor] | None:
+        return None
+
+    def ledger(self) -> LedgerEntry:
+        dense = self.out_features * self.in_features
+        factors = self.rank * (self.out_features + self.in_features)
+        return LedgerEntry(
+            parameters=dense + factors + (self.out_features if self.bias is not None else 0),
+            forward_flops=2 * dense + 2 * factors,
+            saved_elements=self.rank,
+            training_flops=4 * dense + 6 * factors,  # no gradient of W0
+        )
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, alpha={self.alpha:g}, merge_every={self.merge_every}"
