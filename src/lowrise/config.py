@@ -248,8 +248,10 @@ def from_dict(values: Mapping[str, Any], *, source: str = "the configuration") -
     one."""
     values = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
     method = lookup(METHODS, values.get("method", RunConfig.method), "method", source)
+    chosen = values["layer"].get("name", method.layer) if isinstance(values.get("layer"), dict) else method.layer
     for key, value in method.defaults.items():
-        _set_dotted(values, key, value, only_if_absent=True)
+        if chosen == method.layer or not key.startswith("layer."):  # options of a layer that was not taken
+            _set_dotted(values, key, value, only_if_absent=True)
     sections = _sections(values, method, source)
     config = _build(RunConfig, values, source, where="", sections=sections)
     validate(config)

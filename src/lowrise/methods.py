@@ -61,6 +61,15 @@ _ROWS = (
         source="Janson, Oyallon & Belilovsky 2026, arXiv 2602.12429",
         defaults={"optimizer.lr": 0.1, "other.lr": 3e-3},
     ),
+    Method(
+        name="tsvd",
+        layer="svd",
+        optimizer="tsvd",
+        summary="W = U diag(s) V^T, U and V orthonormal throughout, rank chosen by energy during training",
+        source="after Kamali et al. 2026, arXiv 2605.28573; the algorithm is ours (docs/methods/tsvd.md)",
+        # ours: optimizer.lr and the threshold are those of the toy comparison in the docs page
+        defaults={"optimizer.lr": 3e-3, "other.lr": 3e-3, "layer.energy": 0.97},
+    ),
 )
 
 METHODS: dict[str, Method] = {row.name: row for row in _ROWS}

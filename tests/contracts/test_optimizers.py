@@ -19,6 +19,7 @@ from lowrise.optim.checks import UNIT_SIZE
 EXTRA: dict[str, list[dict[str, Any]]] = {
     "spectron": [{"variant": "certified", "norm_refresh": 3}, {"rebalance_every": 2}, {"renormalize": False}],
     "muon": [{"nesterov": False}],
+    "tsvd": [{"project": "both", "retraction": "polar", "transport": True}],
 }
 CASES = [
     pytest.param(name, role, options, id=f"{name}-{role}-{'-'.join(options) or 'default'}")

@@ -24,7 +24,7 @@ def replay() -> ModuleType:
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("method", ["muon", "spectron"])
+@pytest.mark.parametrize("method", ["muon", "spectron", "tsvd"])
 def test_fixture_is_reproduced(
     replay: ModuleType, shared: Path, capsys: pytest.CaptureFixture[str], method: str, dtype: str
 ) -> None:

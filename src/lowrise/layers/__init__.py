@@ -8,6 +8,7 @@ from lowrise.layers.inits import INITS
 from lowrise.layers.lowrank import LowRankLinear
 from lowrise.layers.registry import LAYERS
 from lowrise.layers.roles import ParamGroups, param_groups, parameter_roles
+from lowrise.layers.svd import SVDLinear
 
 __all__ = [
     "INITS",
@@ -16,6 +17,7 @@ __all__ = [
     "LowRankLayer",
     "LowRankLinear",
     "ParamGroups",
+    "SVDLinear",
     "factorize",
     "param_groups",
     "parameter_roles",

@@ -10,8 +10,9 @@ import inspect
 from lowrise.errors import UsageError
 from lowrise.layers.base import LowRankLayer
 from lowrise.layers.lowrank import LowRankLinear
+from lowrise.layers.svd import SVDLinear
 
-LAYERS: dict[str, type[LowRankLayer]] = {"lowrank": LowRankLinear}
+LAYERS: dict[str, type[LowRankLayer]] = {"lowrank": LowRankLinear, "svd": SVDLinear}
 """Name in recipes -> class. Where a recipe may also say "dense", that means: leave `nn.Linear` as it is."""
 
 

@@ -4,7 +4,8 @@ from lowrise.optim.adamw import AdamW
 from lowrise.optim.base import Optimizer
 from lowrise.optim.muon import Muon
 from lowrise.optim.spectron import Spectron
+from lowrise.optim.tsvd import TSVD
 
-OPTIMIZERS: dict[str, type[Optimizer]] = {"adamw": AdamW, "muon": Muon, "spectron": Spectron}
+OPTIMIZERS: dict[str, type[Optimizer]] = {"adamw": AdamW, "muon": Muon, "spectron": Spectron, "tsvd": TSVD}
 
-__all__ = ["OPTIMIZERS", "AdamW", "Muon", "Optimizer", "Spectron"]
+__all__ = ["OPTIMIZERS", "TSVD", "AdamW", "Muon", "Optimizer", "Spectron"]
