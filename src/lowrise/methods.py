@@ -141,6 +141,15 @@ _ROWS = (
         source="Han et al. 2024, arXiv 2406.02214",
         defaults={"optimizer.lr": 3e-3, "other.lr": 3e-3},  # the authors' rate, at all their sizes
     ),
+    Method(
+        name="tsvd",
+        layer="svd",
+        optimizer="tsvd",
+        summary="W = U diag(s) V^T, U and V orthonormal throughout, rank chosen by energy during training",
+        source="after Kamali et al. 2026, arXiv 2605.28573; the algorithm is ours (docs/methods/tsvd.md)",
+        # ours: optimizer.lr and the threshold are those of the toy comparison in the docs page
+        defaults={"optimizer.lr": 3e-3, "other.lr": 3e-3, "layer.energy": 0.97},
+    ),
 )
 
 METHODS: dict[str, Method] = {row.name: row for row in _ROWS}

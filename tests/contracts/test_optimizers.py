@@ -25,6 +25,7 @@ EXTRA: dict[str, list[dict[str, Any]]] = {
         {"exact_every": 2, "kth_update": "rebalance", "reset": "none", "transport": True},
         {"exact_every": 6, "stagger": True, "restart_warmup": 2},
     ],
+    "tsvd": [{"project": "both", "retraction": "polar", "transport": True}],
 }
 # Updates between two resets of all moments, by default; every other optimizer never resets.
 RESETS = {"loro": 500}

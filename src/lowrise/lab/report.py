@@ -56,6 +56,7 @@ _TELEMETRY: tuple[tuple[str, str, bool], ...] = (  # key, title, logarithmic axi
     ("stable_rank", "Stable rank ‖W‖²_F / ‖W‖₂²", False),
     ("effective_rank", "Effective rank (exponential of the spectral entropy)", False),
     ("orthonormality_error", "Orthonormality error of the bases", True),
+    ("rank", "Rank chosen by the energy of the singular values", False),
 )
 
 

@@ -12,6 +12,7 @@ from lowrise.layers.registry import LAYERS
 from lowrise.layers.roles import ParamGroups, param_groups, parameter_roles
 from lowrise.layers.selfguided import SelfGuidedLinear
 from lowrise.layers.sltrain import SparseLowRankLinear
+from lowrise.layers.svd import SVDLinear
 
 __all__ = [
     "INITS",
@@ -23,6 +24,7 @@ __all__ = [
     "LowRankLayer",
     "LowRankLinear",
     "ParamGroups",
+    "SVDLinear",
     "SelfGuidedLinear",
     "SparseLowRankLinear",
     "factorize",

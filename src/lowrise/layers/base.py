@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrise.errors import UsageError
+from lowrise.layers.ranks import RankChange
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +104,22 @@ class LowRankLayer(nn.Module, ABC):
         A layer whose options decide how it stores a weight writes its own.
         """
         self.load_state_dict(type(self).from_dense(weight, self.rank, bias=bias).state_dict())
+
+    def is_adaptive(self) -> bool:
+        """Whether the rank may change during training."""
+        return False
+
+    def resize(self, rank: int) -> None:
+        """Take empty parameters of another rank, for values that are loaded next. Only adaptive layers can."""
+        if rank != self.rank:
+            raise UsageError(f"a {type(self).__name__} of rank {self.rank} cannot take the rank {rank}.")
+
+    def change_rank(self, number: int, total: int, generator: torch.Generator) -> RankChange | None:
+        """Choose the columns anew after update `number`; None, and nothing done, where that is not due.
+
+        Where the rank changes, `role_parameters()` are new `Parameter` objects; else they are written in place.
+        """
+        return None
 
     @classmethod
     @abstractmethod

@@ -14,6 +14,7 @@ from lowrise.layers.lora import LoRALinear
 from lowrise.layers.lowrank import LowRankLinear
 from lowrise.layers.selfguided import SelfGuidedLinear
 from lowrise.layers.sltrain import SparseLowRankLinear
+from lowrise.layers.svd import SVDLinear
 
 LAYERS: dict[str, type[LowRankLayer]] = {
     "lowrank": LowRankLinear,
@@ -21,6 +22,7 @@ LAYERS: dict[str, type[LowRankLayer]] = {
     "selfguided": SelfGuidedLinear,
     "lora": LoRALinear,
     "sltrain": SparseLowRankLinear,
+    "svd": SVDLinear,
 }
 """Name in recipes -> class. Where a recipe may also say "dense", that means: leave `nn.Linear` as it is."""
 

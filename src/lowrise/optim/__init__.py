@@ -6,6 +6,7 @@ from lowrise.optim.loro import LORO
 from lowrise.optim.muon import Muon
 from lowrise.optim.relora import ReLoRAAdamW
 from lowrise.optim.spectron import Spectron
+from lowrise.optim.tsvd import TSVD
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {
     "adamw": AdamW,
@@ -13,6 +14,7 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
     "muon": Muon,
     "relora": ReLoRAAdamW,
     "spectron": Spectron,
+    "tsvd": TSVD,
 }
 
-__all__ = ["LORO", "OPTIMIZERS", "AdamW", "Muon", "Optimizer", "ReLoRAAdamW", "Spectron"]
+__all__ = ["LORO", "OPTIMIZERS", "TSVD", "AdamW", "Muon", "Optimizer", "ReLoRAAdamW", "Spectron"]

@@ -76,6 +76,7 @@ class Optimizer(torch.optim.Optimizer):
     """
 
     roles: ClassVar[frozenset[str]] = frozenset()
+    keeps_orthonormal: ClassVar[bool] = False  # whether U and V of role "svd" stay orthonormal
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         """`defaults` are the constructor's options; each may be overridden by a group. Raises `UsageError`.

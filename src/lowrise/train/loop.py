@@ -6,8 +6,8 @@ One update, the same for every method (`Trainer.update`):
   3. forward and backward over micro-batches; the loss is the mean over all predicted tokens of the batch
   4. global gradient norm, clipped
   5. if loss or norm is not finite: count it and leave weights and optimizer alone; else
-     learning rates = peak rates x multiplier(update), optimizer step, `after_update` of the layers
-     and of the optimizer
+     learning rates = peak rates x multiplier(update), optimizer step, `after_update` of the layers and of
+     the optimizer, and rank events of adaptive layers
 Around it (`Trainer.run`): resume, log, spectral telemetry, evaluation, checkpoints, stop signals, summary,
 report.
 """
@@ -43,6 +43,7 @@ from lowrise.train.build import build_optimizer, model_from
 from lowrise.train.display import Display
 from lowrise.train.environment import choose_device, describe, peak_memory_bytes
 from lowrise.train.plan import RunPlan, plan_of
+from lowrise.train.ranks import change_ranks, check_adaptive, fit_ranks
 from lowrise.train.run_directory import RunDirectory
 from lowrise.train.schedule import multiplier, restarts_of
 from lowrise.train.telemetry import measure, snapshot
@@ -67,6 +68,8 @@ class Progress:
 
     step: int = 0
     tokens: int = 0
+    train_flops: int = 0
+    """Of all updates, each at the ranks that it had."""
     skipped: int = 0
     skipped_in_a_row: int = 0
     train_seconds: float = 0.0
@@ -99,6 +102,7 @@ class Trainer:
         _set_numerics(config, self.device)
         self.model = model_from(config, corpus.tokenizer.vocab_size, self.device)
         self.optimizer = build_optimizer(config, self.model, show=display.table)
+        check_adaptive(self.model, self.optimizer)
         self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.restarts = restarts_of(config.schedule, self.optimizer.resets(train.steps), train.steps)
         self.plan: RunPlan = plan_of(config, self.model, self.optimizer)
@@ -114,8 +118,7 @@ class Trainer:
             for name in group["param_names"]
         }
         if train.compile:
-            for block in self.model.model.layers:
-                block.compile()
+            self._compile()
 
     # --- the update ---------------------------------------------------------------------------------------
 
@@ -144,6 +147,9 @@ class Trainer:
             for layer in self.low_rank_layers:
                 layer.after_update(number, train.steps)
             self.optimizer.after_update(number, train.steps)
+        self.progress.train_flops += self.plan.flops_per_step
+        if applied:
+            self._change_ranks(number)
         self.optimizer.zero_grad(set_to_none=True)
         self._count(applied, batch.shape[0] * train.seq_len)
         return Update(loss_value, norm_value, self.peak_lrs[0] * scale, applied)
@@ -171,6 +177,31 @@ class Trainer:
             p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None
         ]
         return nn.utils.clip_grad_norm_(parameters, self.config.train.clip or math.inf)
+
+    def _change_ranks(self, number: int) -> None:
+        """Rank events of this update; the plan and compiled blocks follow."""
+        event = change_ranks(self.model, self.optimizer, number, self.config.train.steps, self.config.seed)
+        if event is None:
+            return
+        self.display.say(f"step {number}: {event}.")
+        if event.changed:
+            self._ranks_changed()
+
+    def _ranks_changed(self) -> None:
+        self.plan = plan_of(self.config, self.model, self.optimizer)
+        if self.config.train.compile:
+            self._compile()
+
+    def _compile(self) -> None:
+        """Compile each block. Blocks of equal shapes share a graph; adaptive ranks make all of them differ, and
+        what was traced for the old ones is dropped."""
+        blocks = self.model.model.layers
+        if any(layer.is_adaptive() for layer in self.low_rank_layers):
+            torch._dynamo.reset()
+            limit = torch._dynamo.config.recompile_limit
+            torch._dynamo.config.recompile_limit = max(limit, 4 * len(blocks))
+        for block in blocks:
+            block.compile()
 
     def _count(self, applied: bool, tokens: int) -> None:
         progress = self.progress
@@ -334,6 +365,8 @@ class Trainer:
             )
         if checkpoint.step:
             self._tell_time(checkpoint.step)
+        if fit_ranks(self.model, checkpoint.parts["model"], self.optimizer):
+            self._ranks_changed()
         load_model_tensors(self.model, checkpoint.parts["model"])
         self.optimizer.load_named_state(checkpoint.parts["optimizer"])
         torch.set_rng_state(checkpoint.parts["random"]["cpu"])
@@ -403,7 +436,7 @@ class Trainer:
             "params_non_embedding": plan.params_non_embedding,
             "flops_per_token": plan.flops_per_token,
             "optimizer_flops_per_step": plan.optimizer_flops_per_step,
-            "train_flops": progress.step * plan.flops_per_step,
+            "train_flops": progress.train_flops,
             "init_tokens": progress.init_tokens,
             "init_flops": progress.init_flops,
             "val_loss": None if result is None else result.loss,
@@ -492,7 +525,9 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_model_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Copy saved tensors into the model; a sentence for names or shapes that do not fit."""
+    """Copy saved tensors into the model; a sentence for names or shapes that do not fit. Adaptive layers take the
+    saved ranks."""
+    fit_ranks(model, tensors)
     own = model_tensors(model)
     if own.keys() != tensors.keys():
         missing, extra = sorted(own.keys() - tensors.keys())[:3], sorted(tensors.keys() - own.keys())[:3]

@@ -2,13 +2,16 @@
 
 For a factorized layer W = L R^T. With the factors before (L0, R0) and after (L1, R1) an update,
     dW = L1 R1^T - L0 R0^T = [dL, L0] [R1, dR]^T,   dL = L1 - L0, dR = R1 - R0,
-a product of rank 2r whose terms do not cancel. A dense matrix is measured by its own singular values, and so
-is a layer with a dense part (LoRA's W0, SLTrain's S).
+a product of rank 2r whose terms do not cancel. Where the rank changed in between, dW is
+[L1, -L0] [R1, R0]^T, whose rounding is that of W and not of dW. A dense matrix is measured by its own
+singular values, and so is a layer with a dense part (LoRA's W0, SLTrain's S).
 
   weight_spectral_norm   s_1
   update_spectral_norm   s_1 of dW
   stable_rank            sum s_i^2 / s_1^2
   effective_rank         exp(entropy of s_i / sum s)   (Roy & Vetterli 2007)
+  orthonormality_error   largest entry of |U^T U - I| and |V^T V - I|, where a layer has such factors
+  rank                   number of columns, of a layer that may change it
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrise.errors import UsageError
-from lowrise.layers.base import LowRankLayer
+from lowrise.layers import LowRankLayer, SVDLinear
 from lowrise.linalg import product_singular_values
 
 Factors = tuple[Tensor, Tensor | None]
@@ -71,7 +74,14 @@ def measure(model: nn.Module, before: Snapshot) -> dict[str, dict[str, float]]:
     """Measurements of every matrix of the snapshot, now that the model was updated."""
     dense = {f"{name}.weight" for name, (_, right) in before.matrices.items() if right is None}
     now = _factors(model, dense)
-    return {name: _measure(now[name], old) for name, old in before.matrices.items()}
+    measured = {name: _measure(now[name], old) for name, old in before.matrices.items()}
+    for name, values in measured.items():
+        module = model.get_submodule(name)
+        if isinstance(module, SVDLinear):
+            values["orthonormality_error"] = module.orthonormality_error()
+        if isinstance(module, LowRankLayer) and module.is_adaptive():
+            values["rank"] = float(module.rank)
+    return measured
 
 
 def _measure(now: Factors, before: Factors) -> dict[str, float]:
@@ -82,10 +92,12 @@ def _measure(now: Factors, before: Factors) -> dict[str, float]:
     else:
         left, right, left0, right0 = (t.float() for t in (left, right, left0, right0))
         weight = product_singular_values(left, right)
-        update = product_singular_values(
-            torch.cat([left - left0, left0], dim=1),  # m x 2r
-            torch.cat([right, right - right0], dim=1),  # n x 2r
-        )
+        if left.shape == left0.shape:
+            update_left = torch.cat([left - left0, left0], dim=1)  # m x 2r
+            update_right = torch.cat([right, right - right0], dim=1)  # n x 2r
+        else:
+            update_left, update_right = torch.cat([left, -left0], dim=1), torch.cat([right, right0], dim=1)
+        update = product_singular_values(update_left, update_right)
     values = weight.double().tolist()
     largest, total = values[0], sum(values)
     if largest == 0:

@@ -1,0 +1,177 @@
+"""TSVD: Adam on U, s, V of W = U diag(s) V^T, with U and V orthonormal after every step.
+
+After Kamali, Schweighofer, Shahrzad, Francon, Hodjat and Miikkulainen 2026 (arXiv 2605.28573): truncated-SVD
+layers that stay exactly orthonormal through the whole run. Its method section was not available to us and no code
+is public, so everything more precise than that sentence is ours; there is no variant that claims to be the
+paper's.
+
+Per layer U (m x r), s (r), V (n x r), gradients g at the old factors, eta = lr at this update:
+
+1. tau <- tau + 1                                        (r): updates that column j has seen
+2. X in {U, V}, p rows: m <- b1 m + (1 - b1) g; v <- b2 v + (1 - b2) g g;
+   D_ij = [m_ij / (1 - b1^tau_j)] / [sqrt(v_ij / (1 - b2^tau_j)) + eps]                                  (p x r)
+3. Z = -eta factor_scale sqrt(reference_rows / p) D      (reference_rows = 0: no such factor)
+   A column of X has length 1, so sqrt(p) eta is an angle: the factor makes the angle of a step
+   eta factor_scale sqrt(reference_rows), 0.034 rad at eta = 3e-3, the same for every width.
+4. X <- qf(X + Z), the Q of its QR with positive diagonal, by Cholesky (`linalg.retract_qr`)
+5. s: the same Adam, eta_s = spectrum_scale eta: s <- s (1 - eta_s wd) - eta_s D_s
+   U and V have no decay: step 4 undoes a radial shrink. Decay of s is decay of W. s may become negative.
+
+Options: project="step": Z <- Z - X sym(X^T Z) before 4; "both": also g <- g - X sym(X^T g) before 2;
+retraction="polar": (X + Z) ((X + Z)^T (X + Z))^(-1/2); transport: m <- m - X' sym(X'^T m) with the new X'.
+
+No projection and QR by default because that trained best (docs/methods/tsvd.md): QR takes the rotation of each
+column against every less dominant one just as Adam asked for it, and lets the less dominant one follow. So s must
+start in descending order.
+
+Orthonormality is that of one retraction, it does not drift: max |X^T X - I| <= 1e-6 in float32 for ever. Where
+lr is 0 the factors are left as they are. Factors narrower than float32 are moved in float32 and rounded: then only
+what their format can hold is kept (4e-3 in bfloat16). The factors are expected orthonormal at the start
+(`SVDLinear`); others become so at the first step, unless their columns are dependent: then they never move.
+
+State per layer: `exp_avg`, `exp_avg_sq` of U, s, V (2 r (m + n + 1) elements), `updates` of s (tau, r elements),
+and `step`. FLOPs of a step for a p x r factor: 3 p r^2 + r^3 / 3 + 16 p r, plus 4 p r^2 a projection.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lowrise.errors import UsageError
+from lowrise.linalg.orthonormal import retract_polar, retract_qr, tangent
+from lowrise.linalg.precision import full_precision_matmul
+from lowrise.optim.base import Layout, Optimizer, Shape, Unit, buckets, state_dtype
+
+Project = Literal["none", "step", "both"]
+Retraction = Literal["qr", "polar"]
+
+
+class Member(NamedTuple):
+    """One parameter of a layer, with the tau of the layer's columns."""
+
+    param: Tensor
+    grad: Tensor
+    state: dict[str, Tensor]
+    tau: Tensor
+
+
+class TSVD(Optimizer):
+    """Adam with orthonormal factors; see the module's docstring. Other roles by built-in AdamW (betas, eps)."""
+
+    roles: ClassVar[frozenset[str]] = frozenset({"svd"})
+    keeps_orthonormal: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 3e-3,
+        *,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        factor_scale: float = 1.0,
+        spectrum_scale: float = 3.0,
+        reference_rows: float = 128.0,
+        project: Project = "none",
+        retraction: Retraction = "qr",
+        transport: bool = False,
+    ) -> None:
+        """weight_decay acts on s only. Raises `UsageError`."""
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "factor_scale": factor_scale,
+            "spectrum_scale": spectrum_scale,
+            "reference_rows": reference_rows,
+            "project": project,
+            "retraction": retraction,
+            "transport": transport,
+        }
+        super().__init__(params, defaults)
+
+    def _check_options(self, group: Mapping[str, Any]) -> None:
+        for key, choices in (("project", ("none", "step", "both")), ("retraction", ("qr", "polar"))):
+            if group[key] not in choices:
+                raise UsageError(f"TSVD has {key} = {group[key]!r}; choose one of {', '.join(choices)}.")
+        for key in ("factor_scale", "spectrum_scale", "reference_rows"):
+            if not 0.0 <= group[key] < math.inf:
+                raise UsageError(f"TSVD has {key} = {group[key]}; it must be a finite number, 0 or more.")
+
+    @classmethod
+    def _state_layout(
+        cls, role: str, shapes: tuple[Shape, ...], options: Mapping[str, Any]
+    ) -> tuple[Layout, ...]:
+        U, s, V = ({"exp_avg": shape, "exp_avg_sq": shape} for shape in shapes)
+        return U, s | {"updates": shapes[1]}, V
+
+    def _update(self, group: dict[str, Any], units: list[Unit]) -> None:
+        taus = [unit.states[1]["updates"] for unit in units]
+        torch._foreach_add_(taus, 1.0)  # 1
+        factors: list[Member] = []
+        spectra: list[Member] = []
+        for unit, tau in zip(units, taus, strict=True):
+            for place, member in enumerate(zip(unit.params, unit.grads, unit.states, strict=True)):
+                (spectra if place == 1 else factors).append(Member(*member, tau))
+        for bucket in buckets(factors, lambda member: member.param):
+            with full_precision_matmul(bucket[0].param.device):
+                _update_factors(group, bucket)
+        for bucket in buckets(spectra, lambda member: member.param):
+            _update_spectra(group, bucket)
+
+    @classmethod
+    def _unit_flops(cls, role: str, shapes: tuple[Shape, ...], options: Mapping[str, Any]) -> int:
+        (m, r), _, (n, _) = (tuple(shape) for shape in shapes)
+        projections = {"none": 0, "step": 1, "both": 2}[options["project"]] + int(options["transport"])
+        polar = 2 * r**3 + 20 * r**3 if options["retraction"] == "polar" else r**3 // 3
+        per_entry = (5 if options["retraction"] == "polar" else 3) * r + 4 * r * projections + 16
+        return (m + n) * r * per_entry + 2 * polar + 18 * r
+
+
+def _update_factors(group: Mapping[str, Any], bucket: Sequence[Member]) -> None:
+    """Steps 2 to 4 for factors (U and V alike) of one shape p x r."""
+    rows = bucket[0].param.shape[0]
+    X = torch.stack([member.param for member in bucket]).to(state_dtype(bucket[0].param))  # (batch, p, r)
+    G = torch.stack([member.grad for member in bucket])
+    if group["project"] == "both":
+        G = tangent(X, G)
+    D = _adam_direction(group, bucket, G)  # 2
+    reference = group["reference_rows"]
+    Z = D.mul_(
+        -group["lr"] * group["factor_scale"] * (math.sqrt(reference / rows) if reference else 1.0)
+    )  # 3
+    if group["project"] != "none":
+        Z = tangent(X, Z)
+    if group["lr"] != 0.0:
+        X = (retract_polar if group["retraction"] == "polar" else retract_qr)(X, Z)  # 4
+        torch._foreach_copy_([member.param for member in bucket], list(X.unbind()))
+    if group["transport"]:
+        moments = [member.state["exp_avg"] for member in bucket]
+        torch._foreach_copy_(moments, list(tangent(X, torch.stack(moments)).unbind()))
+
+
+def _update_spectra(group: Mapping[str, Any], bucket: Sequence[Member]) -> None:
+    """Step 5 for spectra of one rank."""
+    lr = group["spectrum_scale"] * group["lr"]
+    s = torch.stack([member.param for member in bucket]).to(state_dtype(bucket[0].param))  # (batch, r)
+    D = _adam_direction(group, bucket, torch.stack([member.grad for member in bucket]))
+    s.mul_(1.0 - lr * group["weight_decay"]).sub_(D, alpha=lr)
+    torch._foreach_copy_([member.param for member in bucket], list(s.unbind()))
+
+
+def _adam_direction(group: Mapping[str, Any], bucket: Sequence[Member], G: Tensor) -> Tensor:
+    """Step 2: update the moments by G (batch, ..., r) and return D, each column corrected by its own tau."""
+    b1, b2 = group["betas"]
+    m = torch.stack([member.state["exp_avg"] for member in bucket]).lerp_(G, 1.0 - b1)
+    v = torch.stack([member.state["exp_avg_sq"] for member in bucket]).mul_(b2).addcmul_(G, G, value=1.0 - b2)
+    torch._foreach_copy_([member.state["exp_avg"] for member in bucket], list(m.unbind()))
+    torch._foreach_copy_([member.state["exp_avg_sq"] for member in bucket], list(v.unbind()))
+    tau = torch.stack([member.tau for member in bucket])  # (batch, r)
+    tau = tau.unsqueeze(-2) if G.ndim == 3 else tau
+    return m.div_(1.0 - b1**tau).div_(v.div_(1.0 - b2**tau).sqrt_().add_(group["eps"]))
