@@ -16,23 +16,23 @@ f. W' = A' B'^T in the balanced gauge, A'^T A' = B'^T B' = diag(sigma)
 
 `tangent_step_reference` does this by QR, triangular solves and an SVD of 2r x 2r. `tangent_step` needs none
 of them: everything above is a function of six r x r Gram matrices. In the bases [U, Y_A] and [V, Y_B] (the
-second halves orthogonal to the first, not orthonormal), with N_A = Y_A^T Y_A, N_B = Y_B^T Y_B and C = R_A
-R_B^T - s K,
+second halves orthogonal to the first, not orthonormal), with N_A = Y_A^T Y_A, N_B = Y_B^T Y_B and
+C = R_A R_B^T - s K,
 
     W - s xi = [U, Y_A] [[C, -s I], [-s I, 0]] [V, Y_B]^T
 
 and its dominant subspaces are the graphs [I; Phi], [I; Psi] with Phi = -s S^-1, Psi = -s S_2^-1, where
 S = C + s^2 N_B S_2^-1 and S_2 = C^T + s^2 N_A S^-1. Repeating these two lines from S = S_2^T = C is subspace
 iteration: it converges to the r leading singular directions by (sigma_{r+1} / sigma_r)^2 a sweep. Without any
-sweep they are the orthographic retraction. What is left are matrix products, two Cholesky factorizations
-and one r x r eigenproblem: A' = A X_1 + D_A X_2.
+sweep they are the orthographic retraction. What is left are matrix products and small factorizations
+(Cholesky, an inverse, a symmetric r x r eigenproblem): A' = A X_1 + D_A X_2.
 
 Accuracy. W' = W for s = 0 whatever the error of R_A, R_B, because they cancel; a Gram matrix that is off by
-eps puts an error of eps / sin^2 into the step, where sin is the smallest angle between a column of a factor
-and those before it (independent of the columns' lengths, so balanced factors are harmless). Pairs with sin
-< 0.05 are repeated in float64, those with sin < 1e-4, or whose sweeps have not converged, by the reference
-in float64. Pairs without full rank have no tangent space of dimension r(m + n - r); they come back
-unchanged with ok = False.
+eps puts an error of eps / sin^2 into the step, sin being that of the smallest angle between a column of a
+factor and those before it (whatever the columns' lengths, so balanced factors are harmless). Pairs with
+sin < 0.05 are repeated in float64, those with sin < 1e-4, or whose sweeps have not converged, by the
+reference in float64. Pairs without full rank have no tangent space of dimension r (m + n - r); they come
+back unchanged with ok = False.
 
 Batched over the first dimension. Waits for the device (checks and eigensolver).
 """

@@ -238,9 +238,9 @@ def _check_basis(group: Mapping[str, Any]) -> None:
         return
     raise UsageError(
         f"LORO has kth_update = {group['kth_update']!r} every {group['exact_every']} updates with "
-        f"reset = {group['reset']!r} and reset_every = {group['reset_every']}: moments of the old columns of "
-        "the factors would be applied to new ones with arbitrary signs. Drop the factors' moments at "
-        "the same updates (reset = 'all' or 'factors', reset_every = 0), or carry them with transport = true."
+        f"reset = {group['reset']!r} and reset_every = {group['reset_every']}: moments of the old columns "
+        "of the factors would be applied to new ones with arbitrary signs. Drop the factors' moments at the "
+        "same updates (reset = 'all' or 'factors', reset_every = 0), or carry them over (transport = true)."
     )
 
 

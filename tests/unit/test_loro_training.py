@@ -1,0 +1,66 @@
+"""LORO in the trainer with a K that falls into the run (contract tests end after eight updates, K is 100)."""
+
+import pytest
+import torch
+from tiny import config_for, final_tensors, metrics, run_training, trainer_for
+
+from lowrise.train.build import build_optimizer
+from lowrise.train.loop import model_tensors
+
+SHORT = {"optimizer.exact_every": 3, "schedule.restart_warmup": 2, "schedule.warmup": 0.0}
+VARIANTS = pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"optimizer.exact_direction": "consistent", "optimizer.retraction": "orthographic"},
+        {"optimizer.stagger": True, "optimizer.reset": "factors"},
+        {"optimizer.kth_update": "rebalance", "optimizer.reset": "none", "optimizer.transport": True},
+    ],
+    ids=["authors", "consistent", "staggered", "rebalance"],
+)
+
+
+@VARIANTS
+def test_resume_is_exact(more, text_folder, tmp_path):
+    """Stopped after update 5, between the exact steps 3 and 6, continued from the checkpoint of update 4."""
+    config = config_for(text_folder, "loro", **SHORT, **more)
+    run_training(config, tmp_path / "whole")
+    trainer = trainer_for(config, tmp_path / "parts")
+    advance = trainer._advance
+
+    def advance_then_die(board):
+        advance(board)
+        if trainer.progress.step == 5:
+            raise InterruptedError
+
+    trainer._advance = advance_then_die
+    with pytest.raises(InterruptedError):
+        trainer.run()
+    run_training(config, tmp_path / "parts")
+    assert final_tensors(tmp_path / "whole", 8) == final_tensors(tmp_path / "parts", 8)
+
+
+@VARIANTS
+def test_accumulation_equals_the_big_batch(more, text_folder, tmp_path):
+    """float64; 1e-7 of the movement: Adam's first steps after a reset enlarge the rounding of small
+    gradients."""
+    moved = []
+    for micro in (0, 1):
+        config = config_for(text_folder, "loro", **SHORT, **more, **{"train.micro_sequences": micro})
+        trainer = trainer_for(config, tmp_path / str(micro))
+        trainer.model.double()
+        trainer.optimizer = build_optimizer(config, trainer.model)
+        start = {k: v.clone() for k, v in model_tensors(trainer.model).items()}
+        for _ in range(5):
+            trainer.update()
+        moved.append({k: v - start[k] for k, v in model_tensors(trainer.model).items()})
+    for name in moved[0]:
+        a, b = (m[name] for m in moved)
+        assert torch.linalg.vector_norm(a - b) <= 1e-7 * torch.linalg.vector_norm(a), name
+
+
+def test_the_rate_dips_after_every_reset(text_folder, tmp_path):
+    run_training(config_for(text_folder, "loro", **SHORT), tmp_path)
+    rates = {line["step"]: line["lr"] for line in metrics(tmp_path) if "loss" in line}
+    assert [step for step, rate in rates.items() if rate == 0] == [4, 7]
+    assert rates[5] == pytest.approx(rates[6] / 2)
