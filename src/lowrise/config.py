@@ -248,7 +248,8 @@ def from_dict(values: Mapping[str, Any], *, source: str = "the configuration") -
     one."""
     values = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
     method = lookup(METHODS, values.get("method", RunConfig.method), "method", source)
-    chosen = values["layer"].get("name", method.layer) if isinstance(values.get("layer"), dict) else method.layer
+    section = values.get("layer")
+    chosen = section.get("name", method.layer) if isinstance(section, dict) else method.layer
     for key, value in method.defaults.items():
         if chosen == method.layer or not key.startswith("layer."):  # options of a layer that was not taken
             _set_dotted(values, key, value, only_if_absent=True)

@@ -230,8 +230,8 @@ def _muon_bar(dtype: torch.dtype) -> float:
 def replay_tsvd(data: Fixture, dtype: torch.dtype) -> Iterator[Line]:
     """Layer, linear algebra, energy and every optimizer sequence of the file.
 
-    Bars (methods/tsvd.md, section 6): 1e-10 in float64, 1e-5 in float32, absolute, or of the largest value where
-    that is above 1. Counts and ranks are exact.
+    Bars (methods/tsvd.md, section 6): 1e-10 in float64, 1e-5 in float32, absolute, or of the largest value
+    where that is above 1. Counts and ranks are exact.
     """
     groups = sorted({key.split("/")[0] for key in data})
     if not any(f"{group}/G" in data for group in groups):
@@ -264,7 +264,14 @@ def _tsvd_layer(own: Fixture, dtype: torch.dtype) -> Iterator[tuple[str, float |
     x = _tensor(own["x"], dtype).requires_grad_()
     y = layer(x)
     y.backward(_tensor(own["gy"], dtype))
-    got = {"y": y, "W": layer.dense(), "gx": x.grad, "gU": layer.U.grad, "gs": layer.s.grad, "gV": layer.V.grad}
+    got = {
+        "y": y,
+        "W": layer.dense(),
+        "gx": x.grad,
+        "gU": layer.U.grad,
+        "gs": layer.s.grad,
+        "gV": layer.V.grad,
+    }
     for name, value in got.items():
         assert value is not None
         yield name, _tsvd_error(value, own[name])

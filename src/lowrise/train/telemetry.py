@@ -3,7 +3,8 @@
 For a factorized layer W = L R^T. With the factors before (L0, R0) and after (L1, R1) an update,
     dW = L1 R1^T - L0 R0^T = [dL, L0] [R1, dR]^T,   dL = L1 - L0, dR = R1 - R0,
 a product of rank 2r whose terms do not cancel. Where the rank changed in between, dW is
-[L1, -L0] [R1, R0]^T, whose rounding is that of W and not of dW. A dense matrix is measured by its own singular values.
+[L1, -L0] [R1, R0]^T, whose rounding is that of W and not of dW. A dense matrix is measured by its own
+singular values.
 
   weight_spectral_norm   s_1
   update_spectral_norm   s_1 of dW
