@@ -111,7 +111,7 @@ def test_complement_extends_the_basis(p: int, r: int, d: int) -> None:
 
 
 def test_cholesky_of_a_raw_gaussian_is_not_used_for_the_start() -> None:
-    """One float32 pass over a square Gaussian is off by 1e-3 or fails; the start is Householder in float64."""
+    """A float32 pass over a square Gaussian is off by 1e-3 or fails: the start is by Householder."""
     from lowrise.layers import SVDLinear
 
     with pytest.warns(UserWarning, match="no smaller"):

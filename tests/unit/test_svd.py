@@ -37,7 +37,7 @@ def test_gradients_are_the_chain_rule_of_the_dense_weight() -> None:
 @pytest.mark.filterwarnings("ignore:an SVD layer")
 def test_start_has_the_norm_of_the_dense_weight(init: str, m: int, n: int, r: int) -> None:
     layer = SVDLinear(n, m, r, init=init, init_std=0.05)
-    assert math.isclose(float(layer.dense().norm()), 0.05 * math.sqrt(m * n), rel_tol=1e-5)  # float32
+    assert math.isclose(layer.dense().norm().item(), 0.05 * math.sqrt(m * n), rel_tol=1e-5)  # float32
     assert layer.orthonormality_error() <= 1e-7
     assert torch.equal(layer.s, layer.s.sort(descending=True).values), "QR wants the dominant column first"
     assert (float(layer.s[0] - layer.s[-1]) > 1e-3) == (init == "gaussian")

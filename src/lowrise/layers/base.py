@@ -110,14 +110,14 @@ class LowRankLayer(nn.Module, ABC):
         return False
 
     def resize(self, rank: int) -> None:
-        """Take empty parameters of another rank, for values that are loaded next. Only adaptive layers can."""
+        """Take empty parameters of another rank, for values that are loaded next; adaptive layers can."""
         if rank != self.rank:
             raise UsageError(f"a {type(self).__name__} of rank {self.rank} cannot take the rank {rank}.")
 
     def change_rank(self, number: int, total: int, generator: torch.Generator) -> RankChange | None:
         """Choose the columns anew after update `number`; None, and nothing done, where that is not due.
 
-        Where the rank changes, `role_parameters()` are new `Parameter` objects; else they are written in place.
+        Where the rank changes, `role_parameters()` are new objects; else they are written in place.
         """
         return None
 

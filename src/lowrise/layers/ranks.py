@@ -5,8 +5,8 @@ O(r), no decomposition. An event (TSVD dossier, section 2.5):
 
 1. canonical form: s_j < 0 changes its sign together with U_:j; columns sorted by s, descending, ties in their
    old order. W stays as it is.
-2. shrink to r' = min(r, max(rank of the energy, (1 - max_drop) r rounded down to the multiple)) by keeping the
-   leading columns: the best approximation of rank r' (Eckart and Young),
+2. shrink to r' = min(r, max(rank of the energy, (1 - max_drop) r rounded down to the multiple)) by keeping
+   the leading columns: the best approximation of rank r' (Eckart and Young),
    ||dW||_F^2 <= (1 - energy) ||W||_F^2. The kept columns are orthonormal as they are.
 3. or, where nearly all columns are needed and growth is allowed: d = multiple ceil(r / (8 multiple)) new
    columns, orthonormal and orthogonal to the old, with s = 0. W stays as it is.

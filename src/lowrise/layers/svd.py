@@ -8,17 +8,19 @@ g_x = (a * s) V^T. Only x and h are saved; W and dL/dW are never formed.
 
 Start (our choice; the paper, Kamali et al. 2026, arXiv 2605.28573, does not publish its own):
 1. U = qf(N(0, 1)^(m x r)), V = qf(N(0, 1)^(n x r)), uniformly distributed, in float64.
-2. "gaussian": s = the r largest singular values of an m x n draw of N(0, std^2), descending; "constant": equal.
+2. "gaussian": s = the r largest singular values of an m x n draw of N(0, std^2), descending;
+   "constant": equal.
    Either is scaled by std sqrt(m n) / ||s||_2, so that ||W||_F^2 = m n std^2 as in the dense model.
-   Equal singular values are a singular point: symmetric off-diagonal changes of U^T W V are out of first-order
-   reach, and descending order is what the QR retraction wants. Hence "gaussian" by default.
+   Equal singular values are a singular point: symmetric off-diagonal changes of U^T W V are out of
+   first-order reach, and descending order is what the QR retraction wants. Hence "gaussian" by default.
 
 U and V stay orthonormal only under an optimizer that keeps them so (`TSVD`). Store them in float32: bfloat16
 storage alone costs 1e-3.
 
-**Cache.** Where x is narrower than the factors (autocast), the narrow copies are made once after each change of
-the factors and shared by all micro-batches and by forward and backward. Changes are recognized by the
-tensors' versions, which writes through `.data` do not raise. Inside `torch.compile` the cast is part of the graph.
+**Cache.** Where x is narrower than the factors (autocast), the narrow copies are made once after each change
+of the factors and shared by all micro-batches and by forward and backward. Changes are recognized by the
+tensors' versions, which writes through `.data` do not raise. Inside `torch.compile` the cast is part of the
+graph.
 """
 
 from __future__ import annotations
@@ -73,7 +75,7 @@ class SVDLinear(LowRankLayer):
     """Linear map in_features -> out_features, W = U diag(s) V^T, of a rank that may change with training.
 
     Parameters: `U` (out x r), `s` (r), `V` (in x r), `bias` (out) or None; r (m + n + 1) elements. Raises
-    `UsageError` for an impossible rank or option; warns where r (m + n) >= m n, more than the dense layer has.
+    `UsageError` for an impossible rank or option; warns where r (m + n) >= m n, as many as the dense one.
     """
 
     role: ClassVar[str] = "svd"
@@ -96,8 +98,8 @@ class SVDLinear(LowRankLayer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """energy: share of the sum of s^2 that an event keeps; 0: the rank is fixed. The next five matter with
-        it only.
+        """energy: share of the sum of s^2 that an event keeps; 0: the rank is fixed, and the next five are
+            without effect.
         rank_events: shares of all updates after which the rank is chosen anew. Thresholds compound: after k
             events `energy`^k is what is sure to be left.
         rank_multiple: ranks that are chosen are multiples of it.
@@ -109,7 +111,8 @@ class SVDLinear(LowRankLayer):
         _check(init, init_std, energy, rank_events, rank_multiple, min_rank, max_rank, max_drop)
         if rank * (in_features + out_features) >= in_features * out_features:
             warnings.warn(
-                f"an SVD layer of rank {rank} is no smaller than the dense {out_features} x {in_features} weight",
+                f"an SVD layer of rank {rank} is no smaller than the dense "
+                f"{out_features} x {in_features} weight",
                 stacklevel=2,
             )
         self.init = init
@@ -146,7 +149,7 @@ class SVDLinear(LowRankLayer):
 
     @classmethod
     def from_dense(cls, weight: Tensor, rank: int, *, bias: Tensor | None = None, **options: Any) -> Self:
-        """The best rank-r approximation of `weight` (out x in): its truncated SVD, in float64, s descending."""
+        """The best rank-r approximation of `weight` (out x in): its truncated SVD, s descending."""
         m, n = weight.shape
         check_rank(rank, m, n)
         layer = cls(n, m, rank, bias=bias is not None, device="meta", dtype=weight.dtype, **options)
@@ -169,15 +172,13 @@ class SVDLinear(LowRankLayer):
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def _narrow(self, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
-        """U and V in `dtype`, from the cache; None where they need no cast, or the cast belongs to the graph."""
+        """U and V in `dtype`, from the cache; None where no cast is needed or the graph does it."""
         if dtype == self.U.dtype or torch.compiler.is_compiling():
             return None, None
         key = (dtype, *((id(p), p._version, p.data_ptr(), p.dtype, p.device) for p in (self.U, self.V)))
         if self._cast is None or self._cast[0] != key:
-            with (
-                torch.inference_mode(False),
-                torch.no_grad(),
-            ):  # a copy made for evaluation serves training too
+            # Copies that are made during an evaluation serve the training step after it too.
+            with torch.inference_mode(False), torch.no_grad():
                 self._cast = (key, self.U.to(dtype), self.V.to(dtype))
         return self._cast[1:]
 
@@ -209,7 +210,7 @@ class SVDLinear(LowRankLayer):
     # ---- rank
 
     def resize(self, rank: int) -> None:
-        """Put empty parameters of another rank in the place of U, s and V, for values that are loaded next."""
+        """Put empty parameters of another rank in the place of U, s and V; values are loaded next."""
         check_rank(rank, self.out_features, self.in_features)
         if rank == self.rank:
             return
@@ -265,7 +266,7 @@ class SVDLinear(LowRankLayer):
 
 
 def starting_spectrum(m: int, n: int, r: int, std: float, init: str, draw: Draw) -> Tensor:
-    """s (r), descending, with ||s||_2 = std sqrt(m n); float64. Singular values by the smaller Gram matrix."""
+    """s (r), descending, with ||s||_2 = std sqrt(m n); float64, by the smaller Gram matrix."""
     W = draw(m, n, std).to(torch.float64)
     if init == "constant":
         s = W.new_ones(r)

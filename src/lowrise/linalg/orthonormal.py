@@ -44,8 +44,8 @@ def retract_qr(X: Tensor, Z: Tensor) -> Tensor:
     3. Where columns of Y are nearly dependent, qf has no stable value: the step is cut to a Frobenius norm of
        1/2, and X + a Z has singular values in [1/2, 3/2].
 
-    The choice between 2 and 3 is made per matrix and on the device. A CPU skips them where nothing needs them;
-    on other devices asking would mean waiting, so the second pass is always made.
+    The choice between 2 and 3 is made per matrix and on the device. A CPU skips them where nothing needs
+    them; on other devices asking would mean waiting, so the second pass is always made.
     """
     Y = X + Z
     Q, diagonal, longest = _cholesky_pass(Y)
@@ -75,8 +75,8 @@ def _cholesky_pass(Y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def retract_polar(X: Tensor, Z: Tensor) -> Tensor:
     """The polar factor of X + Z: eigenvectors of its Gram matrix, then one Newton-Schulz step.
 
-    Alone, eigenvectors leave an error of 2e-6 in float32; the step Q (3 I - Q^T Q) / 2 squares it away. For X + Z
-    of full column rank. Waits for the device.
+    Alone, eigenvectors leave an error of 2e-6 in float32; the step Q (3 I - Q^T Q) / 2 squares it away.
+    For X + Z of full column rank. Waits for the device.
     """
     Y = X + Z
     values, E = torch.linalg.eigh(Y.mT @ Y)
@@ -91,7 +91,7 @@ def tangent(X: Tensor, Z: Tensor) -> Tensor:
 
 
 def complement(X: Tensor, K: Tensor) -> Tensor:
-    """Orthonormal columns, orthogonal to those of X (p x r), from draws K (p x d), r + d <= p; float64 inside.
+    """Orthonormal columns, orthogonal to those of X (p x r), from draws K (p x d), r + d <= p. In float64.
 
     Twice K <- K - X (X^T K), qf, once more K - X (X^T K), qf: one projection alone leaves what cancellation
     leaves.

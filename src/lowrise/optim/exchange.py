@@ -1,7 +1,7 @@
 """Give an optimizer other `Parameter` objects in the place of those it has, with their state.
 
-For layers whose shapes change during training: assigning a tensor of another shape to `.data` would fail in the
-next backward pass.
+For layers whose shapes change during training: assigning a tensor of another shape to `.data` would fail in
+the next backward pass.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
 """TSVD: Adam on U, s, V of W = U diag(s) V^T, with U and V orthonormal after every step.
 
 After Kamali, Schweighofer, Shahrzad, Francon, Hodjat and Miikkulainen 2026 (arXiv 2605.28573): truncated-SVD
-layers that stay exactly orthonormal through the whole run. Its method section was not available to us and no code
-is public, so everything more precise than that sentence is ours; there is no variant that claims to be the
-paper's.
+layers that stay exactly orthonormal through the whole run. Its method section was not available to us and no
+code is public, so everything more precise than that sentence is ours; there is no variant that claims to be
+the paper's.
 
 Per layer U (m x r), s (r), V (n x r), gradients g at the old factors, eta = lr at this update:
 
 1. tau <- tau + 1                                        (r): updates that column j has seen
 2. X in {U, V}, p rows: m <- b1 m + (1 - b1) g; v <- b2 v + (1 - b2) g g;
-   D_ij = [m_ij / (1 - b1^tau_j)] / [sqrt(v_ij / (1 - b2^tau_j)) + eps]                                  (p x r)
+   D_ij = [m_ij / (1 - b1^tau_j)] / [sqrt(v_ij / (1 - b2^tau_j)) + eps]                        (p x r)
 3. Z = -eta factor_scale sqrt(reference_rows / p) D      (reference_rows = 0: no such factor)
    A column of X has length 1, so sqrt(p) eta is an angle: the factor makes the angle of a step
    eta factor_scale sqrt(reference_rows), 0.034 rad at eta = 3e-3, the same for every width.
@@ -20,17 +20,19 @@ Per layer U (m x r), s (r), V (n x r), gradients g at the old factors, eta = lr 
 Options: project="step": Z <- Z - X sym(X^T Z) before 4; "both": also g <- g - X sym(X^T g) before 2;
 retraction="polar": (X + Z) ((X + Z)^T (X + Z))^(-1/2); transport: m <- m - X' sym(X'^T m) with the new X'.
 
-No projection and QR by default because that trained best (docs/methods/tsvd.md): QR takes the rotation of each
-column against every less dominant one just as Adam asked for it, and lets the less dominant one follow. So s must
-start in descending order.
+No projection and QR by default because that trained best (docs/methods/tsvd.md): QR takes the rotation of
+each column against every less dominant one just as Adam asked for it, and lets the less dominant one follow.
+So s must start in descending order.
 
-Orthonormality is that of one retraction, it does not drift: max |X^T X - I| <= 1e-6 in float32 for ever. Where
-lr is 0 the factors are left as they are. Factors narrower than float32 are moved in float32 and rounded: then only
-what their format can hold is kept (4e-3 in bfloat16). The factors are expected orthonormal at the start
-(`SVDLinear`); others become so at the first step, unless their columns are dependent: then they never move.
+Orthonormality is that of one retraction, it does not drift: max |X^T X - I| <= 1e-6 in float32 for ever.
+Where lr is 0 the factors are left as they are. Factors narrower than float32 are moved in float32 and
+rounded: then only what their format can hold is kept (4e-3 in bfloat16). The factors are expected orthonormal
+at the start (`SVDLinear`); others become so at the first step, unless their columns are dependent: then they
+never move.
 
-State per layer: `exp_avg`, `exp_avg_sq` of U, s, V (2 r (m + n + 1) elements), `updates` of s (tau, r elements),
-and `step`. FLOPs of a step for a p x r factor: 3 p r^2 + r^3 / 3 + 16 p r, plus 4 p r^2 a projection.
+State per layer: `exp_avg`, `exp_avg_sq` of U, s, V (2 r (m + n + 1) elements), `updates` of s (tau, r
+elements), and `step`. FLOPs of a step for a p x r factor: 3 p r^2 + r^3 / 3 + 16 p r, plus 4 p r^2 a
+projection.
 """
 
 from __future__ import annotations
@@ -61,7 +63,9 @@ class Member(NamedTuple):
 
 
 class TSVD(Optimizer):
-    """Adam with orthonormal factors; see the module's docstring. Other roles by built-in AdamW (betas, eps)."""
+    """Adam with orthonormal factors; see the module's docstring. Other roles by built-in AdamW (betas,
+    eps).
+    """
 
     roles: ClassVar[frozenset[str]] = frozenset({"svd"})
     keeps_orthonormal: ClassVar[bool] = True
@@ -143,9 +147,8 @@ def _update_factors(group: Mapping[str, Any], bucket: Sequence[Member]) -> None:
         G = tangent(X, G)
     D = _adam_direction(group, bucket, G)  # 2
     reference = group["reference_rows"]
-    Z = D.mul_(
-        -group["lr"] * group["factor_scale"] * (math.sqrt(reference / rows) if reference else 1.0)
-    )  # 3
+    scale = group["factor_scale"] * (math.sqrt(reference / rows) if reference else 1.0)
+    Z = D.mul_(-group["lr"] * scale)  # 3
     if group["project"] != "none":
         Z = tangent(X, Z)
     if group["lr"] != 0.0:

@@ -193,8 +193,9 @@ class Trainer:
             self._compile()
 
     def _compile(self) -> None:
-        """Compile each block. Blocks of equal shapes share a graph; adaptive ranks make all of them differ, and
-        what was traced for the old ones is dropped."""
+        """Compile each block. Blocks of equal shapes share a graph; adaptive ranks make all of them differ,
+        and what was traced for the old ones is dropped.
+        """
         blocks = self.model.model.layers
         if any(layer.is_adaptive() for layer in self.low_rank_layers):
             torch._dynamo.reset()
@@ -525,8 +526,9 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_model_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Copy saved tensors into the model; a sentence for names or shapes that do not fit. Adaptive layers take the
-    saved ranks."""
+    """Copy saved tensors into the model; a sentence for names or shapes that do not fit. Adaptive layers take
+    the saved ranks.
+    """
     fit_ranks(model, tensors)
     own = model_tensors(model)
     if own.keys() != tensors.keys():
