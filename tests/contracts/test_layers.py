@@ -94,6 +94,19 @@ def test_full_rank_round_trip(name: str, shape: tuple[int, int], x: Tensor) -> N
     torch.testing.assert_close(layer.bias, nn.Parameter(bias))
 
 
+def test_a_dense_weight_can_be_taken_over_in_place(name: str) -> None:
+    layer = layer_class(name)(IN, OUT, IN, bias=True)  # type: ignore[call-arg]
+    if not has_dense_form(layer):
+        pytest.skip("the layer is not a linear map")
+    held = {key: id(p) for key, p in layer.named_parameters()}
+    weight, bias = torch.randn(OUT, IN), torch.randn(OUT)
+    layer.load_dense_(weight, bias)
+    # float32 rounding, as in the round trip above
+    torch.testing.assert_close(layer.dense(), weight, rtol=0, atol=5e-6)
+    torch.testing.assert_close(layer.bias, nn.Parameter(bias))
+    assert {key: id(p) for key, p in layer.named_parameters()} == held, "an optimizer still holds them"
+
+
 def test_every_trainable_parameter_gets_a_gradient_and_float64_is_exact(name: str) -> None:
     layer = make(name, bias=True).double()
     y = torch.randn(4, IN, dtype=torch.float64, requires_grad=True)
