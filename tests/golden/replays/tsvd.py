@@ -19,8 +19,8 @@ from lowrise.train.ranks import follow
 def replay_tsvd(data: Fixture, dtype: torch.dtype) -> Iterator[Line]:
     """Layer, linear algebra, energy and every optimizer sequence of the file.
 
-    Bars (methods/tsvd.md, section 6): 1e-10 in float64, 1e-5 in float32, absolute, or of the largest value where
-    that is above 1. Counts and ranks are exact.
+    Bars (methods/tsvd.md, section 6): 1e-10 in float64, 1e-5 in float32, absolute, or of the largest value
+    where that is above 1. Counts and ranks are exact.
     """
     groups = sorted({key.split("/")[0] for key in data})
     if not any(f"{group}/G" in data for group in groups):

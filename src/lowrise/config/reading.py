@@ -1,0 +1,95 @@
+"""A configuration from TOML, dotted settings and a method's defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import typing
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from lowrise.config.derived import layer_section, model_section, optimizer_section
+from lowrise.config.rules import validate
+from lowrise.config.sections import DENSE
+from lowrise.config.tree import RunConfig
+from lowrise.config.values import coerce, lookup, nearest, set_dotted
+from lowrise.errors import UsageError
+from lowrise.layers import LAYERS
+from lowrise.methods import METHODS, Method
+from lowrise.optim import OPTIMIZERS
+
+
+def load(path: str | Path | None, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+    """Configuration from a TOML file (none: the defaults) with dotted overrides such as `{"optimizer.lr":
+    0.01}`."""
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UsageError(f"There is no recipe at {path}: give the path of a TOML file.") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path} is not valid TOML: {error}.") from None
+    for key, value in (overrides or {}).items():
+        set_dotted(values, key, value)
+    return from_dict(values, source=str(path) if path is not None else "the command line")
+
+
+def from_dict(values: Mapping[str, Any], *, source: str = "the configuration") -> RunConfig:
+    """Build and validate a configuration from nested plain values; an unknown key names the nearest known
+    one."""
+    values = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    method = lookup(METHODS, values.get("method", RunConfig.method), "method", source)
+    sections = _sections(values, method, source)
+    for key, value in method.defaults.items():
+        # Defaults of the method's own layer and optimizer mean nothing to another class.
+        section = key.split(".")[0]
+        if section not in ("layer", "optimizer") or values[section]["name"] == getattr(method, section):
+            set_dotted(values, key, value, only_if_absent=True)
+    config = _build(RunConfig, values, source, where="", sections=sections)
+    validate(config)
+    return config
+
+
+def _sections(values: dict[str, Any], method: Method, source: str) -> dict[str, type]:
+    """The classes of the three sections whose fields depend on a name; fills in the names."""
+    layer = values.setdefault("layer", {})
+    optimizer = values.setdefault("optimizer", {})
+    for section, name in ((layer, method.layer), (optimizer, method.optimizer)):
+        if not isinstance(section, dict):
+            raise UsageError(
+                f"{source}: layer and optimizer are tables, [layer] and [optimizer], not {section!r}."
+            )
+        section.setdefault("name", name)
+    if layer["name"] != DENSE:
+        lookup({DENSE: None, **LAYERS}, layer["name"], "layer", source)
+    lookup(OPTIMIZERS, optimizer["name"], "optimizer", source)
+    return {
+        "model": model_section(),
+        "layer": layer_section(layer["name"]),
+        "optimizer": optimizer_section(optimizer["name"]),
+    }
+
+
+def _build(
+    cls: type, values: Any, source: str, where: str, sections: Mapping[str, type] | None = None
+) -> Any:
+    if not isinstance(values, Mapping):
+        raise UsageError(f"{source}: {where} is a table, not {values!r}.")
+    known = {f.name: f for f in fields(cls)}
+    hints = typing.get_type_hints(cls)
+    arguments = {}
+    for key, value in values.items():
+        full = f"{where}.{key}" if where else key
+        if key not in known:
+            raise UsageError(f"{source}: unknown key {full!r}{nearest(key, known, prefix=where)}.")
+        kind = (sections or {}).get(key, hints[key])
+        if dataclasses.is_dataclass(kind):
+            arguments[key] = _build(typing.cast(type, kind), value, source, full)
+        else:
+            arguments[key] = coerce(value, kind, source, full)
+    for key, kind in (sections or {}).items():
+        arguments.setdefault(key, kind())
+    return cls(**arguments)

@@ -1,0 +1,97 @@
+"""What cannot be right, whatever the data and the machine."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from lowrise.config.tree import RunConfig
+from lowrise.config.values import lookup
+from lowrise.errors import UsageError
+from lowrise.model.config import PRESETS
+
+
+def validate(config: RunConfig) -> None:
+    """Refuse what cannot be right, whatever the data and the machine; sentences name the key and the
+    value."""
+
+    def require(condition: bool, key: str, value: Any, rule: str) -> None:
+        if not condition:
+            raise UsageError(f"{key} = {value!r} cannot be: {rule}.")
+
+    train, schedule = config.train, config.schedule
+    lookup(PRESETS, config.model.preset, "model preset", "model.preset")
+    require(train.steps >= 1, "train.steps", train.steps, "a run needs at least one update")
+    require(train.sequences >= 1, "train.sequences", train.sequences, "an update needs at least one sequence")
+    require(train.seq_len >= 1, "train.seq_len", train.seq_len, "a sequence has at least one predicted token")
+    require(
+        train.micro_sequences >= 0, "train.micro_sequences", train.micro_sequences, "it is 0 (all) or more"
+    )
+    require(
+        train.micro_sequences == 0 or train.sequences % train.micro_sequences == 0,
+        "train.micro_sequences",
+        train.micro_sequences,
+        f"it must divide train.sequences = {train.sequences}",
+    )
+    require(train.clip >= 0, "train.clip", train.clip, "it is a norm, 0 for none")
+    require(train.nonfinite_limit >= 1, "train.nonfinite_limit", train.nonfinite_limit, "at least one")
+    require(
+        schedule.warmup >= 0, "schedule.warmup", schedule.warmup, "a share below 1 or a number of updates"
+    )
+    require(0 <= schedule.final <= 1, "schedule.final", schedule.final, "a multiplier between 0 and 1")
+    require(schedule.cycle >= 0, "schedule.cycle", schedule.cycle, "0 (never) or a number of updates")
+    require(
+        schedule.restart_warmup >= 0, "schedule.restart_warmup", schedule.restart_warmup, "0 or more updates"
+    )
+    require(
+        not schedule.cycle or 0 < schedule.restart_warmup < schedule.cycle,
+        "schedule.restart_warmup",
+        schedule.restart_warmup,
+        f"with schedule.cycle = {schedule.cycle} it lies between 1 and {schedule.cycle - 1}",
+    )
+    _require_one_cadence(config)
+    require(
+        config.init.step is None or config.init.run is not None,
+        "init.step",
+        config.init.step,
+        "it is a checkpoint of the run that init.run names, and there is none",
+    )
+    require(
+        config.eval.sequences >= 1, "eval.sequences", config.eval.sequences, "at least one sequence a pass"
+    )
+    require(
+        config.checkpoint.keep >= 1,
+        "checkpoint.keep",
+        config.checkpoint.keep,
+        "one is needed to continue from",
+    )
+    require(config.log.every >= 1, "log.every", config.log.every, "at least one update")
+    for key, value in (
+        ("eval.every", config.eval.every),
+        ("eval.tokens", config.eval.tokens),
+        ("checkpoint.every", config.checkpoint.every),
+        ("checkpoint.keep_every", config.checkpoint.keep_every),
+        ("log.telemetry_every", config.log.telemetry_every),
+        ("sample.tokens", config.sample.tokens),
+        ("train.threads", train.threads),
+    ):
+        require(value >= 0, key, value, "0 (off) or a positive number")
+    for key, rate in (("optimizer.lr", config.optimizer.lr), ("other.lr", config.other.lr)):
+        require(
+            rate is None or (rate >= 0 and math.isfinite(rate)), key, rate, "a learning rate is not negative"
+        )
+
+
+def _require_one_cadence(config: RunConfig) -> None:
+    """Where a layer merges, moments that are reset and restarts of the schedule come with the merges."""
+    merge = getattr(config.layer, "merge_every", 0)
+    others = {
+        "optimizer.reset_every": getattr(config.optimizer, "reset_every", 0),
+        "schedule.cycle": config.schedule.cycle,
+    }
+    for key, every in others.items():
+        if merge and every and every != merge:
+            raise UsageError(
+                f"{key} = {every} and layer.merge_every = {merge} do not go together: give both the same "
+                "number of updates, or switch one off with 0."
+            )

@@ -1,0 +1,167 @@
+"""The sections of a configuration: dataclasses with one line of help under each field."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+DENSE = "dense"
+
+
+@dataclass(kw_only=True)
+class ModelSection:
+    """The decoder. Fields left out take the preset's value."""
+
+    preset: str = "tiny"
+    """Named size; the others override single numbers of it."""
+
+
+@dataclass(kw_only=True)
+class LayerSection:
+    """How the matrices of the blocks are stored."""
+
+    name: str = DENSE
+    """Layer class, or "dense" for ordinary linear layers."""
+
+
+@dataclass(kw_only=True)
+class FactorizedSection(LayerSection):
+    """How the matrices of the blocks are stored."""
+
+    rank: int | float | dict[str, int | float] = 0.25
+    """Rank (1 or more), ratio of min(rows, columns) (below 1), or a table of name patterns to either."""
+    targets: tuple[str, ...] = ()
+    """Patterns of module names to factorize; empty: every linear layer but the head."""
+    skip: tuple[str, ...] = ()
+    """Patterns of module names to leave dense."""
+
+
+@dataclass(kw_only=True)
+class OptimizerSection:
+    """The rule that moves the matrices."""
+
+    name: str = "adamw"
+    """Optimizer class."""
+    lr: float = 1e-3
+    """Peak learning rate of the matrices."""
+
+
+@dataclass(kw_only=True)
+class OtherSection:
+    """AdamW for what is not a matrix of the optimizer: embedding, head, norms, biases, layers left dense."""
+
+    lr: float | None = None
+    """Peak learning rate; none: the matrices' rate."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of the first and second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+
+
+@dataclass(kw_only=True)
+class ScheduleSection:
+    """Learning-rate multiplier over the updates."""
+
+    name: Literal["cosine", "wsd", "linear", "constant"] = "cosine"
+    """Shape after the warm-up."""
+    warmup: float = 0.05
+    """Warm-up: a share of all updates (below 1) or a number of updates."""
+    final: float = 0.1
+    """Multiplier at the last update."""
+    decay: float = 0.2
+    """wsd: share of the updates (or number of updates) of the final linear decay."""
+    cycle: int = 0
+    """Restart the warm-up every so many updates; 0: never."""
+    restart_warmup: int = 0
+    """Updates of the warm-up after a restart or after the optimizer reset its moments; 0: no dip."""
+
+
+@dataclass(kw_only=True)
+class InitSection:
+    """Where the first weights come from; fresh ones unless a run is named."""
+
+    run: str | None = None
+    """Folder of a run whose weights this one starts from; dense ones are taken over by any layer."""
+    step: int | None = None
+    """Checkpoint of that run; none: its newest."""
+
+
+@dataclass(kw_only=True)
+class TrainSection:
+    """The loop."""
+
+    steps: int = 1000
+    """Updates of the weights."""
+    sequences: int = 16
+    """Sequences an update (the global batch)."""
+    micro_sequences: int = 0
+    """Sequences a forward pass; gradients are accumulated over sequences / micro_sequences passes. 0: all
+    at once."""
+    seq_len: int = 128
+    """Predicted tokens a sequence."""
+    clip: float = 1.0
+    """Largest global gradient norm; 0: no clipping."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """bfloat16: autocast over float32 master weights. auto: bfloat16 on a GPU, float32 on a CPU."""
+    compile: bool = False
+    """torch.compile each block."""
+    threads: int = 0
+    """CPU threads; 0: torch's choice."""
+    deterministic: bool = True
+    """Ask torch for deterministic kernels, so that the same recipe gives the same bits."""
+    nonfinite_limit: int = 10
+    """Stop after so many updates in a row were skipped for a loss or gradient that is not finite."""
+
+
+@dataclass(kw_only=True)
+class EvalSection:
+    """Validation. The last evaluation always covers the whole held-out split."""
+
+    every: int = 100
+    """Updates between evaluations; 0: only at the end."""
+    tokens: int = 0
+    """Held-out tokens of an evaluation during training; 0: the whole split."""
+    sequences: int = 32
+    """Sequences a forward pass."""
+
+
+@dataclass(kw_only=True)
+class CheckpointSection:
+    """What is kept to continue from."""
+
+    every: int = 200
+    """Updates between checkpoints; 0: only at the end or when stopped."""
+    keep: int = 2
+    """Newest checkpoints kept."""
+    keep_every: int = 0
+    """Also keep every checkpoint whose step is a multiple of this; 0: none."""
+
+
+@dataclass(kw_only=True)
+class LogSection:
+    """What is written while training."""
+
+    every: int = 10
+    """Updates between lines of metrics.jsonl."""
+    telemetry_every: int = 100
+    """Updates between spectral measurements of every matrix; 0: never."""
+    tensorboard: bool = True
+    """Write TensorBoard events."""
+
+
+@dataclass(kw_only=True)
+class SampleSection:
+    """The text generated at the end."""
+
+    prompt: str | None = None
+    """Beginning of the sample; none: the document separator."""
+    tokens: int = 120
+    """Tokens to generate; 0: no sample."""
+    temperature: float = 0.8
+    """Softmax temperature; 0: greedy."""
+    top_p: float = 0.95
+    """Nucleus: the smallest set of tokens with this probability."""
