@@ -24,7 +24,7 @@ from lowrise.model import next_token_loss
 from lowrise.optim import Optimizer
 from lowrise.train.build import build_optimizer, model_from
 from lowrise.train.environment import choose_device
-from lowrise.train.loop import autocast_for
+from lowrise.train.evaluation import autocast_for
 
 ROWS = {
     "AdamW (not orthonormal)": {"optimizer.name": "adamw"},

@@ -14,7 +14,8 @@ from lowrise.errors import LowriseError, UsageError
 from lowrise.methods import METHODS
 from lowrise.train import RunDirectory
 from lowrise.train.build import build_optimizer
-from lowrise.train.loop import Interrupted, Trainer, model_tensors
+from lowrise.train.loop import Interrupted, Trainer
+from lowrise.train.weights import model_tensors
 
 SUMMARY_KEYS = [
     "method",

@@ -5,7 +5,7 @@ import torch
 from tiny import config_for, final_tensors, metrics, run_training, trainer_for
 
 from lowrise.train.build import build_optimizer
-from lowrise.train.loop import model_tensors
+from lowrise.train.weights import model_tensors
 
 SHORT = {"optimizer.exact_every": 3, "schedule.restart_warmup": 2, "schedule.warmup": 0.0}
 VARIANTS = pytest.mark.parametrize(

@@ -21,9 +21,9 @@ from lowrise.layers.ranks import canonical, grown, grown_rank, shrunken_rank
 from lowrise.linalg import energy_count, energy_rank
 from lowrise.model import next_token_loss
 from lowrise.optim import TSVD
-from lowrise.train.loop import load_model_tensors, model_tensors
 from lowrise.train.plan import plan_of
 from lowrise.train.ranks import change_ranks, follow
+from lowrise.train.weights import load_model_tensors, model_tensors
 
 SHRINK = {  # of 16 columns, every event may drop half
     "layer.energy": 0.5,

@@ -13,8 +13,8 @@ from lowrise.errors import UsageError
 from lowrise.layers import LoRALinear
 from lowrise.optim import ReLoRAAdamW
 from lowrise.optim.relora import small_entries
-from lowrise.train.loop import model_tensors
 from lowrise.train.schedule import multiplier
+from lowrise.train.weights import model_tensors
 
 
 def optimizer_of(params: list[nn.Parameter], **options: object) -> ReLoRAAdamW:

@@ -11,7 +11,8 @@ import torch
 from tiny import config_for, final_tensors, run_training, trainer_for
 
 from lowrise.errors import UsageError
-from lowrise.train.loop import Trainer, model_tensors
+from lowrise.train.loop import Trainer
+from lowrise.train.weights import model_tensors
 
 
 @pytest.fixture(scope="module")

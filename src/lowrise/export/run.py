@@ -20,8 +20,9 @@ from lowrise.layers import LowRankLayer
 from lowrise.model import Llama
 from lowrise.train.build import model_from
 from lowrise.train.environment import choose_device
-from lowrise.train.loop import autocast_for, evaluate_split, load_model_tensors
+from lowrise.train.evaluation import autocast_for, evaluate_split
 from lowrise.train.run_directory import open_run
+from lowrise.train.weights import load_model_tensors
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,13 @@ report.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 import os
-import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor, nn
@@ -33,7 +30,7 @@ from torch.utils.tensorboard import SummaryWriter
 from lowrise.config import RunConfig
 from lowrise.data import Corpus
 from lowrise.errors import LowriseError, UsageError
-from lowrise.export.evaluate import EvalResult, evaluate
+from lowrise.export.evaluate import EvalResult
 from lowrise.export.generate import generate
 from lowrise.lab.report import write_report
 from lowrise.layers.base import LowRankLayer
@@ -41,17 +38,16 @@ from lowrise.model import next_token_loss
 from lowrise.signals import StopRequest
 from lowrise.train.build import build_optimizer, model_from
 from lowrise.train.display import Display
-from lowrise.train.environment import choose_device, describe, peak_memory_bytes
+from lowrise.train.environment import choose_device, describe
+from lowrise.train.evaluation import Stopped, autocast_for, evaluate_split
 from lowrise.train.plan import RunPlan, plan_of
 from lowrise.train.ranks import change_ranks, check_adaptive, fit_ranks
 from lowrise.train.run_directory import RunDirectory
 from lowrise.train.schedule import multiplier, restarts_of
+from lowrise.train.summary import Progress, summarize
 from lowrise.train.telemetry import measure, snapshot
 from lowrise.train.warm_start import warm_start
-
-
-class Stopped(Exception):
-    """A stop signal came while a split was evaluated."""
+from lowrise.train.weights import load_model_tensors, model_tensors
 
 
 class Interrupted(LowriseError):
@@ -60,26 +56,6 @@ class Interrupted(LowriseError):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
-
-
-@dataclasses.dataclass
-class Progress:
-    """The trainer's own state; with weights, optimizer and random state it is all that a checkpoint needs."""
-
-    step: int = 0
-    tokens: int = 0
-    train_flops: int = 0
-    """Of all updates, each at the ranks that it had."""
-    skipped: int = 0
-    skipped_in_a_row: int = 0
-    train_seconds: float = 0.0
-    """Time in updates, over all starts of the run."""
-    wall_seconds: float = 0.0
-    """Time since the first start, pauses between starts left out."""
-    init_tokens: int = 0
-    """Tokens that the runs before this one spent on the weights it starts from."""
-    init_flops: int = 0
-    """FLOPs of the same."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +82,8 @@ class Trainer:
         self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.restarts = restarts_of(config.schedule, self.optimizer.resets(train.steps), train.steps)
         self.plan: RunPlan = plan_of(config, self.model, self.optimizer)
-        self.state_bytes = self.optimizer.state_bytes()  # at its largest: layers only ever drop parameters
         self.progress = Progress()
+        self._note_state()
         self.stop = StopRequest()
         self.optimizer_ms: list[float] = []
         self.low_rank_layers = [m for m in self.model.modules() if isinstance(m, LowRankLayer)]
@@ -189,6 +165,7 @@ class Trainer:
 
     def _ranks_changed(self) -> None:
         self.plan = plan_of(self.config, self.model, self.optimizer)
+        self._note_state()
         if self.config.train.compile:
             self._compile()
 
@@ -419,39 +396,22 @@ class Trainer:
             return (settings.prompt or "") + tokenizer.decode(new)
 
     def summary(self, result: EvalResult | None, status: str) -> dict[str, Any]:
-        config, progress, plan = self.config, self.progress, self.plan
-        return {
-            "method": config.method,
-            "layer": config.layer.name,
-            "optimizer": config.optimizer.name,
-            "seed": config.seed,
-            "config_hash": config.hash,
-            "corpus": self.corpus.fingerprint,
-            "tokens": progress.tokens,
-            "steps": progress.step,
-            "skipped_steps": progress.skipped,
-            "epochs": self.corpus.train.epochs(
-                progress.step, sequences=config.train.sequences, seq_len=config.train.seq_len
-            ),
-            "params_total": plan.params_total,
-            "params_non_embedding": plan.params_non_embedding,
-            "flops_per_token": plan.flops_per_token,
-            "optimizer_flops_per_step": plan.optimizer_flops_per_step,
-            "train_flops": progress.train_flops,
-            "init_tokens": progress.init_tokens,
-            "init_flops": progress.init_flops,
-            "val_loss": None if result is None else result.loss,
-            "val_perplexity": None if result is None else result.perplexity,
-            "val_bits_per_byte": None if result is None else result.bits_per_byte,
-            "val_tokens": None if result is None else result.tokens,
-            "tokens_per_second": progress.tokens / progress.train_seconds if progress.train_seconds else None,
-            "wall_seconds": progress.wall_seconds,
-            "optimizer_step_ms": statistics.median(self.optimizer_ms) if self.optimizer_ms else None,
-            "state_bytes_planned": plan.state_bytes,
-            "state_bytes_measured": self.state_bytes,
-            "peak_memory_bytes": peak_memory_bytes(self.device),
-            "status": status,
-        }
+        return summarize(
+            self.config,
+            self.progress,
+            self.plan,
+            result,
+            corpus=self.corpus,
+            optimizer_ms=self.optimizer_ms,
+            device=self.device,
+            status=status,
+        )
+
+    def _note_state(self) -> None:
+        """Layers may drop parameters or change their rank: what counts is the largest state of the run."""
+        progress = self.progress
+        progress.state_bytes_planned = max(progress.state_bytes_planned, self.plan.state_bytes)
+        progress.state_bytes_measured = max(progress.state_bytes_measured, self.optimizer.state_bytes())
 
     # --- small things -------------------------------------------------------------------------------------
 
@@ -486,64 +446,6 @@ def train(config: RunConfig, corpus: Corpus, directory: RunDirectory, console: C
                     f"{config.train.micro_sequences or config.train.sequences}), or set model.recompute."
                 ) from error
             raise
-
-
-def autocast_for(config: RunConfig, device: torch.device) -> torch.autocast:
-    """bfloat16 arithmetic over float32 weights where the configuration asks for it."""
-    precision = config.train.precision
-    enabled = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
-
-
-def evaluate_split(
-    model: nn.Module, corpus: Corpus, config: RunConfig, tokens: int = 0, stop: StopRequest | None = None
-) -> EvalResult:
-    """Token-weighted loss over the held-out split, or over about its first `tokens` tokens.
-
-    Bits per byte of a part take the bytes of a token to be those of the whole split. Raises `Stopped` soon
-    after a stop was requested.
-    """
-    seq_len, sequences = config.train.seq_len, config.eval.sequences
-    passes = max(1, tokens // (seq_len * sequences)) if tokens else None
-
-    def windows() -> Iterator[np.ndarray]:
-        for batch in itertools.islice(corpus.valid.windows(seq_len, sequences), passes):
-            if stop:
-                raise Stopped
-            yield batch
-
-    result = evaluate(model, windows(), text_bytes=corpus.valid.text_bytes)
-    share = result.tokens / len(corpus.valid)
-    return dataclasses.replace(result, bits_per_byte=result.bits_per_byte / share)
-
-
-def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter once (tied ones under their first name) and every persistent buffer."""
-    parameters = dict(model.named_parameters())
-    saved = model.state_dict().keys()
-    return parameters | {name: b for name, b in model.named_buffers() if name in saved}
-
-
-@torch.no_grad()
-def load_model_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Copy saved tensors into the model; a sentence for names or shapes that do not fit. Adaptive layers take
-    the saved ranks.
-    """
-    fit_ranks(model, tensors)
-    own = model_tensors(model)
-    if own.keys() != tensors.keys():
-        missing, extra = sorted(own.keys() - tensors.keys())[:3], sorted(tensors.keys() - own.keys())[:3]
-        raise LowriseError(
-            f"The checkpoint is of another model: it lacks {missing or 'nothing'}, and has "
-            f"{extra or 'nothing'} more."
-        )
-    for name, tensor in own.items():
-        if tensor.shape != tensors[name].shape:
-            raise LowriseError(
-                f"The checkpoint is of another model: {name} is {tuple(tensors[name].shape)} there, "
-                f"{tuple(tensor.shape)} here."
-            )
-        tensor.copy_(tensors[name])
 
 
 def _due(number: int, every: int) -> bool:

@@ -1,0 +1,86 @@
+"""What a run has done so far, and the content of summary.json."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lowrise.config import RunConfig
+from lowrise.data import Corpus
+from lowrise.export.evaluate import EvalResult
+from lowrise.train.environment import peak_memory_bytes
+from lowrise.train.plan import RunPlan
+
+
+@dataclass
+class Progress:
+    """The trainer's own state; with weights, optimizer and random state it is all that a checkpoint needs."""
+
+    step: int = 0
+    tokens: int = 0
+    train_flops: int = 0
+    """Of all updates, each at the ranks that it had."""
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    train_seconds: float = 0.0
+    """Time in updates, over all starts of the run."""
+    wall_seconds: float = 0.0
+    """Time since the first start, pauses between starts left out."""
+    state_bytes_planned: int = 0
+    """Largest optimizer state so far, by the formulas."""
+    state_bytes_measured: int = 0
+    """Largest optimizer state so far, in its storages."""
+    init_tokens: int = 0
+    """Tokens that the runs before this one spent on the weights it starts from."""
+    init_flops: int = 0
+    """FLOPs of the same."""
+
+
+def summarize(
+    config: RunConfig,
+    progress: Progress,
+    plan: RunPlan,
+    result: EvalResult | None,
+    *,
+    corpus: Corpus,
+    optimizer_ms: Sequence[float],
+    device: torch.device,
+    status: str,
+) -> dict[str, Any]:
+    """summary.json; the keys are described in docs/runs.md. `result` is None where the run has not ended."""
+    return {
+        "method": config.method,
+        "layer": config.layer.name,
+        "optimizer": config.optimizer.name,
+        "seed": config.seed,
+        "config_hash": config.hash,
+        "corpus": corpus.fingerprint,
+        "tokens": progress.tokens,
+        "steps": progress.step,
+        "skipped_steps": progress.skipped,
+        "epochs": corpus.train.epochs(
+            progress.step, sequences=config.train.sequences, seq_len=config.train.seq_len
+        ),
+        "params_total": plan.params_total,
+        "params_non_embedding": plan.params_non_embedding,
+        "flops_per_token": plan.flops_per_token,
+        "optimizer_flops_per_step": plan.optimizer_flops_per_step,
+        "train_flops": progress.train_flops,
+        "init_tokens": progress.init_tokens,
+        "init_flops": progress.init_flops,
+        "val_loss": None if result is None else result.loss,
+        "val_perplexity": None if result is None else result.perplexity,
+        "val_bits_per_byte": None if result is None else result.bits_per_byte,
+        "val_tokens": None if result is None else result.tokens,
+        "tokens_per_second": progress.tokens / progress.train_seconds if progress.train_seconds else None,
+        "wall_seconds": progress.wall_seconds,
+        "optimizer_step_ms": statistics.median(optimizer_ms) if optimizer_ms else None,
+        "state_bytes_planned": progress.state_bytes_planned,
+        "state_bytes_measured": progress.state_bytes_measured,
+        "peak_memory_bytes": peak_memory_bytes(device),
+        "status": status,
+    }
