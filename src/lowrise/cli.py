@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failure, 2 usage, 128 + N stopped by signal N with everyth
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import signal
 import sys
@@ -265,7 +266,7 @@ def _base_config(arguments: Arguments) -> RunConfig:
     recipe = next((word for i, word in enumerate(arguments) if _is_recipe(i, word)), None)
     names: dict[str, str] = {}
     for key in ("method", "layer.name", "optimizer.name"):
-        for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        for word, following in itertools.pairwise([*arguments, ""]):
             if word == f"--{key}":
                 names[key] = following
             elif word.startswith(f"--{key}="):

@@ -46,7 +46,7 @@ _ROWS = (
         optimizer="adamw",
         summary="dense weights, AdamW: the baseline that every paper quotes",
         source="Loshchilov & Hutter 2019, arXiv 1711.05101",
-        defaults={"optimizer.lr": 1e-3, "other.lr": 3e-3},
+        defaults={"optimizer.lr": 4e-4, "other.lr": 3e-3},
     ),
     Method(
         name="muon",
@@ -84,7 +84,7 @@ _ROWS = (
         optimizer="spectron",
         summary="factorized weights, orthogonalized momenta, update norm bounded by the learning rate",
         source="Janson, Oyallon & Belilovsky 2026, arXiv 2602.12429",
-        defaults={"optimizer.lr": 0.05, "other.lr": 3e-3},
+        defaults={"optimizer.lr": 0.02, "other.lr": 3e-3},
     ),
     Method(
         name="cola",

@@ -216,7 +216,7 @@ def test_a_stop_signal_saves_and_the_same_command_continues(text_folder, tmp_pat
 
 def test_another_recipe_in_the_same_folder_is_refused(text_folder, tmp_path):
     run_training(config_for(text_folder, "adamw"), tmp_path)
-    with pytest.raises(UsageError, match=r"optimizer\.lr: 0.001 there, 0.5 here"):
+    with pytest.raises(UsageError, match=r"optimizer\.lr: 0.0004 there, 0.5 here"):
         run_training(config_for(text_folder, "adamw", **{"optimizer.lr": 0.5}), tmp_path)
 
 

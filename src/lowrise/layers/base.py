@@ -105,6 +105,10 @@ class LowRankLayer(nn.Module, ABC):
         """
         self.load_state_dict(type(self).from_dense(weight, self.rank, bias=bias).state_dict())
 
+    def orthonormality_error(self) -> float | None:
+        """How far factors that should be orthonormal are from it; None where none should be."""
+        return None
+
     def is_adaptive(self) -> bool:
         """Whether the rank may change during training."""
         return False

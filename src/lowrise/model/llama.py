@@ -88,7 +88,7 @@ class Attention(nn.Module):
         if past and L > 1:
             mask = torch.ones(L, past + L, dtype=torch.bool, device=q.device).tril(past)
         y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=past == 0 and L > 1, enable_gqa=q.shape[1] != k.shape[1]
+            q, k, v, attn_mask=mask, is_causal=past == 0, enable_gqa=q.shape[1] != k.shape[1]
         )
         return y.transpose(1, 2).reshape(B, L, -1)
 
