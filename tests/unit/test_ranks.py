@@ -229,7 +229,7 @@ def test_loss_changes_by_no_more_than_the_energy_that_is_cut(text_folder: Path, 
             dropped = layer.s.detach()[half:].square().sum()
             layer.apply_change(canonical(*(p.detach() for p in layer.role_parameters()), half))
             discarded = (W - layer.dense().detach()).square().sum()
-            torch.testing.assert_close(discarded, dropped, rtol=1e-9, atol=0)
+            torch.testing.assert_close(discarded, dropped, rtol=1e-6, atol=0)  # trained in float32
         changes.append(abs(loss(cut) - before))
     assert changes[0] > 0
     for i, delta in ((1, 1e-1), (2, 1e-2), (3, 1e-3)):
