@@ -120,9 +120,12 @@ def tangent_step_reference(
     Y_A and Y_B, as in LORO's Algorithm 1 and code (the listing of its Algorithm 2 has R_A there, a misprint).
     """
     r = A.shape[-1]
+    ok = _finite(A) & _finite(B) & _finite(D_A) & _finite(D_B)
+    unchanged = A, B
+    A, B, D_A, D_B = (_where(ok, X, torch.zeros_like(X)) for X in (A, B, D_A, D_B))  # SVD raises for NaN
     U, R_A = torch.linalg.qr(A)
     V, R_B = torch.linalg.qr(B)
-    ok = _full_rank(R_A) & _full_rank(R_B)
+    ok = ok & _full_rank(R_A) & _full_rank(R_B)
     identity = torch.eye(r, dtype=A.dtype, device=A.device)
     R_A, R_B = (torch.where(ok[:, None, None], R, identity) for R in (R_A, R_B))
     Z_A = torch.linalg.solve_triangular(R_B, D_A, upper=True, left=False)  # a
@@ -154,7 +157,7 @@ def tangent_step_reference(
     new_A, new_B = left * root, right * root
     T_A = torch.linalg.solve_triangular(R_A, U.mT @ new_A, upper=True)
     T_B = torch.linalg.solve_triangular(R_B, V.mT @ new_B, upper=True)
-    return _or_unchanged(Moved(new_A, new_B, T_A, T_B, ok), A, B)
+    return _or_unchanged(Moved(new_A, new_B, T_A, T_B, ok), *unchanged)
 
 
 def _by_grams(
