@@ -80,6 +80,10 @@ class LowRankLayer(nn.Module, ABC):
     def after_update(self, number: int, total: int) -> None:
         """Called by a training loop after the optimizer step of update `number`; the same rules hold."""
 
+    def orthonormality_error(self) -> float | None:
+        """How far factors that should be orthonormal are from it; None where none should be."""
+        return None
+
     def is_adaptive(self) -> bool:
         """Whether the rank may change during training."""
         return False

@@ -67,9 +67,12 @@ def measure(model: nn.Module, before: Snapshot) -> dict[str, dict[str, float]]:
     measured = {name: _measure(now[name], old) for name, old in before.matrices.items()}
     for name, values in measured.items():
         module = model.get_submodule(name)
-        if hasattr(module, "orthonormality_error"):
-            values["orthonormality_error"] = module.orthonormality_error()
-        if isinstance(module, LowRankLayer) and module.is_adaptive():
+        if not isinstance(module, LowRankLayer):
+            continue
+        error = module.orthonormality_error()
+        if error is not None:
+            values["orthonormality_error"] = error
+        if module.is_adaptive():
             values["rank"] = float(module.rank)
     return measured
 
