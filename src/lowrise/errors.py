@@ -3,6 +3,9 @@
 A message names the value, the place (file and line for data) and the remedy.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class LowriseError(Exception):
     """The work could not be done. The command ends with exit code 1."""
@@ -10,3 +13,10 @@ class LowriseError(Exception):
 
 class UsageError(LowriseError, ValueError):
     """The request cannot be right, whatever the machine does. The command ends with exit code 2."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: the nearest known one, or all of them."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(known)}."

@@ -4,10 +4,9 @@ table.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 
-from lowrise.errors import UsageError
+from lowrise.errors import UsageError, did_you_mean
 from lowrise.layers.base import LowRankLayer
 from lowrise.layers.cola import CoLALinear
 from lowrise.layers.lora import LoRALinear
@@ -31,9 +30,7 @@ def layer_class(name: str) -> type[LowRankLayer]:
     """The class behind a layer's name; `UsageError` names the nearest known one."""
     if name in LAYERS:
         return LAYERS[name]
-    near = difflib.get_close_matches(name, LAYERS, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(LAYERS)}."
-    raise UsageError(f"There is no low-rank layer {name!r}; {hint}")
+    raise UsageError(f"There is no low-rank layer {name!r}; {did_you_mean(name, LAYERS)}")
 
 
 def option_names(new_class: type[LowRankLayer]) -> list[str]:

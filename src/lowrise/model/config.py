@@ -11,11 +11,10 @@ CoLA, SLTrain, APOLLO |
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from dataclasses import dataclass
 from typing import Any, Self
 
-from lowrise.errors import UsageError
+from lowrise.errors import UsageError, did_you_mean
 
 RECOMPUTE = ("none", "block", "latents")
 MLP_ACTIVATIONS = ("silu", "none")
@@ -110,17 +109,12 @@ class LlamaConfig:
         field.
         """
         if name not in PRESETS:
-            raise UsageError(f"There is no model preset {name!r}; {_nearest(name, list(PRESETS))}")
+            raise UsageError(f"There is no model preset {name!r}; {did_you_mean(name, PRESETS)}")
         fields = [field.name for field in dataclasses.fields(cls)]
         for key in overrides:
             if key not in fields:
-                raise UsageError(f"The model has no setting {key!r}; {_nearest(key, fields)}")
+                raise UsageError(f"The model has no setting {key!r}; {did_you_mean(key, fields)}")
         return cls(**{**PRESETS[name], **overrides})
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(known)}."
 
 
 def _size(hidden: int, mlp: int, layers: int, heads: int, vocab: int = 32_000) -> dict[str, Any]:
