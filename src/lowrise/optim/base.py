@@ -63,6 +63,7 @@ from lowrise.optim.formats import (
     format_of,
     opened,
     stored_layout,
+    uncompressed,
 )
 from lowrise.optim.views import CHOICE, check_view, matrices_of, split, split_state, write_back
 
@@ -161,7 +162,7 @@ class Optimizer(torch.optim.Optimizer):
         index = sum(_num_matrices(p, g) for g in self.param_groups[:-1] for p in g["params"])
         for param in group["params"]:
             matrices = split(param.detach() if group["view"] else param, group["view"])
-            states = split_state(self.state[param], len(matrices), group["view"])
+            states = split_state(uncompressed(self.state[param]), len(matrices), group["view"])
             for matrix, state in zip(matrices, states, strict=True):
                 self._start_state(group, matrix, index, state)
                 index += 1

@@ -163,6 +163,15 @@ def opened(states: Sequence[dict[str, Tensor]], places: Sequence[str]) -> Iterat
         _store(buffer, keys)
 
 
+def uncompressed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The part of a state that no format concerns."""
+    return {
+        key: tensor
+        for key, tensor in state.items()
+        if tensor.dtype != torch.bfloat16 and not key.endswith((CODES, SCALES))
+    }
+
+
 def loaded(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """One state with every moment in float32, to be read."""
     return _with_moments([state], _load([state]))[0]
@@ -287,12 +296,12 @@ def to_8bit(values: Tensor, lanes: Tensor, *, signed: bool) -> tuple[Tensor, Ten
     table = value_map(signed, values.device)
     scaled, scales = _torchao().scale_tensor(values, BLOCK)
     lower = torch.bucketize(scaled, table, right=True, out_int32=True).sub_(1).clamp_(0, 254)
-    low = table[lower]
-    share = scaled.sub(low).div_(table[lower + 1].sub_(low))
+    low = table.index_select(0, lower)
+    share = scaled.sub(low).div_(table.index_select(0, lower + 1).sub_(low))
     draws = lanes.to(torch.float32).add_(0.5).mul_(2.0**-16)
     codes = lower.add_(draws < share)
     if not signed:
-        codes = torch.where(values > 0, codes.clamp_(min=1), codes)
+        codes = torch.maximum(codes, values > 0)  # at least 1 above 0
     return codes.to(torch.uint8), scales
 
 
