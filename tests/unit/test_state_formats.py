@@ -109,6 +109,16 @@ def test_8_bits_round_to_a_neighbour_of_the_map(signed: bool) -> None:
     assert (nearest.int() - codes.int()).abs().max() == 1, "the nearest, or the neighbour on the other side"
 
 
+@pytest.mark.parametrize("signed", [True, False])
+def test_codes_are_found_as_by_bisection(signed: bool) -> None:
+    table = F.value_map(signed, torch.device("cpu"))
+    edges = torch.cat([table, -table, torch.tensor([0.0, -0.0, 1.0, -1.0])])
+    near = [torch.nextafter(edges, torch.full_like(edges, end)) for end in (-2.0, 2.0)]
+    x = torch.cat([edges, *near, torch.rand(100_000) * 2 - 1, torch.logspace(-12, 0, 100_000)]).clamp(-1, 1)
+    expected = (torch.bucketize(x, table, right=True) - 1).clamp(0, 254)
+    assert torch.equal(F.codes_below(x, signed=signed).long(), expected)
+
+
 @pytest.mark.parametrize(("signed", "x"), [(True, 0.3), (True, -0.0123), (False, 0.3), (False, 2e-5)])
 def test_8_bits_have_the_number_as_their_mean(signed: bool, x: float) -> None:
     n = 1 << 18

@@ -295,7 +295,7 @@ def to_8bit(values: Tensor, lanes: Tensor, *, signed: bool) -> tuple[Tensor, Ten
     """Codes (uint8, as long as `values`) and scales (one each BLOCK elements) of flat float32 `values`."""
     table = value_map(signed, values.device)
     scaled, scales = _torchao().scale_tensor(values, BLOCK)
-    lower = torch.bucketize(scaled, table, right=True, out_int32=True).sub_(1).clamp_(0, 254)
+    lower = codes_below(scaled, signed=signed)
     low = table.index_select(0, lower)
     share = scaled.sub(low).div_(table.index_select(0, lower + 1).sub_(low))
     draws = lanes.to(torch.float32).add_(0.5).mul_(2.0**-16)
@@ -303,6 +303,27 @@ def to_8bit(values: Tensor, lanes: Tensor, *, signed: bool) -> tuple[Tensor, Ten
     if not signed:
         codes = torch.maximum(codes, values > 0)  # at least 1 above 0
     return codes.to(torch.uint8), scales
+
+
+def codes_below(scaled: Tensor, *, signed: bool) -> Tensor:
+    """The largest code in [0, 254] whose value is at most that of flat `scaled`, or 0; int32.
+
+    What torch.bucketize finds by bisection, at a tenth of its time on a CPU: the upper 16 bits of a number
+    leave at most one value of the map open.
+    """
+    upper = scaled.view(torch.int32).bitwise_right_shift(16).add_(1 << 15)
+    codes = _codes_by_upper_bits(signed, scaled.device).index_select(0, upper)
+    next_value = value_map(signed, scaled.device).index_select(0, codes + 1)
+    return codes.add_(scaled >= next_value).clamp_(max=254)
+
+
+@cache
+def _codes_by_upper_bits(signed: bool, device: torch.device) -> Tensor:
+    """For each upper half in [-2^15, 2^15): `codes_below` of the smallest float32 that has it."""
+    halves = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32)
+    smallest = ((halves << 16) | torch.where(halves < 0, 0xFFFF, 0)).to(torch.int32).view(torch.float32)
+    found = torch.bucketize(smallest.nan_to_num(), value_map(signed, torch.device("cpu")), right=True)
+    return found.sub_(1).clamp_(0, 254).to(torch.int32).to(device)
 
 
 @cache
@@ -319,12 +340,12 @@ class _Functions(NamedTuple):
 
 @cache
 def _torchao() -> _Functions:
-    """torchao's functions for plain tensors."""
+    """torchao's functions for plain tensors. Importing it takes seconds, hence only where it is used."""
     try:
         from torchao.optim import quant_utils
     except ImportError:
         raise UsageError(
-            'state_format = "8bit" needs torchao, which is not installed: pip install "lowrise[lowbit]", '
+            'state_format = "8bit" needs torchao 0.11 or newer: pip install "lowrise[lowbit]", '
             'or use state_format = "bfloat16".'
         ) from None
     return _Functions(quant_utils.create_dynamic_map, quant_utils.scale_tensor, quant_utils.dequant_with_qmap)
