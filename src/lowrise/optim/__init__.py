@@ -7,6 +7,7 @@ from lowrise.optim.fira import Fira
 from lowrise.optim.galore import GaLore
 from lowrise.optim.loro import LORO
 from lowrise.optim.muon import Muon
+from lowrise.optim.per_layer import step_in_backward
 from lowrise.optim.relora import ReLoRAAdamW
 from lowrise.optim.spectron import Spectron
 from lowrise.optim.tsvd import TSVD
@@ -35,4 +36,5 @@ __all__ = [
     "Optimizer",
     "ReLoRAAdamW",
     "Spectron",
+    "step_in_backward",
 ]
