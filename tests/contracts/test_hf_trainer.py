@@ -19,9 +19,14 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate", reason="the Trainer of transformers needs accelerate")
 
 # The layer that an optimizer moves: that of the first method which uses it.
-LAYER = {name: next(m.layer for m in METHODS.values() if m.optimizer == name) for name in OPTIMIZERS}
+LAYER = {
+    name: next((m.layer for m in METHODS.values() if m.optimizer == name), "dense") for name in OPTIMIZERS
+}
 # What happens now and then should happen within six updates, before and after the checkpoint.
-OPTIONS: dict[str, dict[str, Any]] = {"loro": {"exact_every": 2}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "loro": {"exact_every": 2},
+    **{name: {"rank": 4, "update_proj_gap": 2} for name in ("apollo", "fira", "galore")},
+}
 
 
 def llama(seed: int) -> nn.Module:
@@ -143,32 +148,33 @@ def test_state_follows_a_model_that_was_moved_after_the_optimizer_was_built() ->
     assert all(torch.equal(t, torch.zeros_like(t)) for t in optimizer.named_state().values())
 
 
-class WithFunction(Muon):
-    """An optimizer one of whose options is a function."""
-
-    def __init__(self, params: Any, lr: float = 1e-3, *, projection: Any = "svd", **options: Any) -> None:
-        super().__init__(params, lr, **options)
-        for group in self.param_groups:
-            group["projection"] = projection
-
-
-def first(x: Tensor) -> Tensor:
-    return x
+def leading(G: Tensor, rank: int, side: str, step: int) -> Tensor:
+    """A basis of one's own."""
+    return torch.linalg.qr((G if side == "left" else G.mT)[:, :rank]).Q
 
 
 def test_options_that_are_functions_resume(tmp_path) -> None:
-    groups = lowrise.param_groups(llama(1), lr=1e-2)
-    optimizer = WithFunction(groups, projection=first)
-    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
-    saved = torch.load(tmp_path / "optimizer.pt", weights_only=True)
-    assert saved["param_groups"][0]["projection"].endswith("test_hf_trainer.first")
-    optimizer.load_state_dict(saved)
-    assert optimizer.param_groups[0]["projection"] is first
+    def fira(seed: int, **options: Any) -> tuple[nn.Module, Optimizer]:
+        model = llama(seed)
+        return model, build("fira", model, **options)
 
-    plain = WithFunction(lowrise.param_groups(llama(1), lr=1e-2))
-    with pytest.raises(UsageError, match=r"projection = 'function .*first', this one 'svd'"):
+    model, optimizer = fira(1, projection=leading)
+    trainer = trainer_of(model, optimizer, tmp_path)
+    trainer.train()
+    whole = state_of(trainer, optimizer)
+    saved = torch.load(tmp_path / "checkpoint-3" / "optimizer.pt", weights_only=True)
+    assert saved["param_groups"][0]["projection"] == f"function {__name__}.leading"
+    model, optimizer = fira(2, projection=leading)
+    trainer = trainer_of(model, optimizer, tmp_path)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    parts = state_of(trainer, optimizer)
+    assert all(torch.equal(whole[k], parts[k]) for k in whole)
+    assert optimizer.param_groups[0]["projection"] is leading
+
+    _, plain = fira(1)
+    with pytest.raises(UsageError, match=r"projection = 'function .*leading', this one 'svd'"):
         plain.load_state_dict(saved)
-    with pytest.raises(UsageError, match=r"projection = 'svd', this one 'function .*first'"):
+    with pytest.raises(UsageError, match=r"projection = 'svd', this one 'function .*leading'"):
         optimizer.load_state_dict(plain.state_dict())
 
 
