@@ -8,8 +8,8 @@ out); `guide_parameters()` of low-rank layers |
 | embedding, head | weights that map tokens in or out; a tied weight is an embedding |
 | other | all else: norms, biases, convolutions, bare parameters |
 
-`parameter_roles` tells these; `param_groups` gives an optimizer "factors", "svd" and "matrix" as it can move
-them, and "other" for the rest.
+`parameter_roles` tells these; `param_groups` gives an optimizer those that it can move by its own rule (most
+take "factors", "svd" or "matrix"; SCALE also "embedding" and "head"), and "other" for the rest.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from lowrise.errors import UsageError
 from lowrise.layers.base import LowRankLayer, dense_weight, head_and_embedding_weights
 from lowrise.layers.patterns import select_targets
 
-MOVABLE = ("factors", "svd", "matrix")
-"""The roles that a matrix optimizer may claim; every other parameter is "other" in its groups."""
+MOVABLE = ("factors", "svd", "matrix", "embedding", "head")
+"""The roles that an optimizer may claim; every other parameter is "other" in its groups."""
 
 
 class ParamGroups(list[dict[str, Any]]):
@@ -107,7 +107,8 @@ def param_groups(
     "factors" and "svd" if the model has such layers, else "matrix". All other parameters form the group
     "other", which carries `other_lr` (None: `lr`), `other_weight_decay`, `other_betas` and `other_eps` for
     the built-in AdamW rule. Layers stay whole and in module order: "factors" holds A0, B0, A1, B1, ... and
-    "svd" U0, s0, V0, .... Empty groups are left out.
+    "svd" U0, s0, V0, .... A weight that is embedding and head at once is "embedding". Empty groups are left
+    out.
 
     `targets` and `skip` choose by module name among the linear maps (low-rank and dense, no head) those that
     the optimizer moves by its own rule; the weights of the rest go to "other". They take patterns as
@@ -127,8 +128,9 @@ def param_groups(
     other: list[tuple[str, nn.Parameter]] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and id(parameter) not in claimed:
-            own = "matrix" in wanted and declared[name] == "matrix" and id(parameter) not in left_out
-            (members["matrix"] if own else other).append((name, parameter))
+            # A low-rank layer that was not claimed whole is not claimed in parts either.
+            single = declared[name] in ("matrix", "embedding", "head") and id(parameter) not in left_out
+            members.get(declared[name] if single else "other", other).append((name, parameter))
 
     groups = ParamGroups(
         {"params": pairs, "role": role, "lr": lr, "weight_decay": weight_decay}

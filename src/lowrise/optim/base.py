@@ -1,8 +1,8 @@
 """The part that all optimizers share: groups, roles, state, saving and loading. It contains no update rule of
 its own.
 
-A **unit** is what a rule moves at once: one parameter for the roles "matrix" and "other", a pair (A, B) for
-"factors", a triple (U, s, V) for "svd". A step is:
+A **unit** is what a rule moves at once: a pair (A, B) for the role "factors", a triple (U, s, V) for "svd",
+one parameter for every other role. A step is:
 
 1. call the closure, if there is one;
 2. per group, collect the units that have a gradient. A unit without any is left alone and its counter stands
