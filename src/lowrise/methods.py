@@ -39,6 +39,10 @@ _COLA = {
     "train.clip": 0.5,
 }
 
+# Released scripts (jiaweizzhao/GaLore, xichen-fy/Fira, zhuhanqing/APOLLO): one rate at 60M to 1B, and a
+# quarter of the width as rank at 60M; other.lr as in the other rows.
+_PROJECTED = {"optimizer.lr": 0.01, "optimizer.rank": 0.25, "other.lr": 3e-3}
+
 _ROWS = (
     Method(
         name="adamw",
@@ -149,6 +153,81 @@ _ROWS = (
         source="after Kamali et al. 2026, arXiv 2605.28573; the algorithm is ours (docs/methods/tsvd.md)",
         # ours: optimizer.lr and the threshold are those of the toy comparison in the docs page
         defaults={"optimizer.lr": 3e-3, "other.lr": 3e-3, "layer.energy": 0.97},
+    ),
+    Method(
+        name="galore",
+        layer="dense",
+        optimizer="galore",
+        summary="dense weights, Adam in the leading singular subspace of the gradient",
+        source="Zhao et al. 2024, arXiv 2403.03507; released code",
+        defaults=_PROJECTED,
+    ),
+    Method(
+        name="fira",
+        layer="dense",
+        optimizer="fira",
+        summary="GaLore plus the rest of the gradient, scaled as Adam scales the inside",
+        source="Chen et al. 2024, arXiv 2410.01623; released code",
+        defaults=_PROJECTED,
+    ),
+    Method(
+        name="apollo",
+        layer="dense",
+        optimizer="apollo",
+        summary="the gradient, scaled per channel by what Adam does in a random projection",
+        source="Zhu et al. 2024, arXiv 2412.05270 (MLSys 2025)",
+        defaults=_PROJECTED,
+    ),
+    Method(
+        name="apollo-mini",
+        layer="dense",
+        optimizer="apollo",
+        summary="the gradient, scaled as a whole by what Adam does in one random direction",
+        source="Zhu et al. 2024, arXiv 2412.05270 (MLSys 2025)",
+        defaults={
+            **_PROJECTED,
+            "optimizer.rank": 1,
+            "optimizer.scale_type": "tensor",
+            "optimizer.scale": 128.0,
+        },
+    ),
+    Method(
+        name="gwt",
+        layer="dense",
+        optimizer="gwt",
+        summary="dense weights, Adam on Haar approximations of the gradient: a quarter of the moments",
+        source="Wen et al. 2025, arXiv 2501.07237; released code",
+        defaults={"optimizer.lr": 1e-2, "other.lr": 3e-3},  # the authors' scripts; as in the other rows
+    ),
+    Method(
+        name="swan",
+        layer="dense",
+        optimizer="swan",
+        summary="dense weights, gradients normalized and whitened: no state for matrices",
+        source="Ma et al. 2024, arXiv 2412.13148 (ICML 2025); no code is public",
+        defaults={
+            "optimizer.lr": 1e-3,  # 0.02 x 0.05, sibling papers and re-implementations
+            "other.lr": 3e-3,  # as in the other rows
+        },
+    ),
+    Method(
+        name="sinkgd",
+        layer="dense",
+        optimizer="sinkgd",
+        summary="dense weights, rows and columns of gradients normalized in turn: no state for matrices",
+        source="Scetbon et al. 2025, arXiv 2502.06742 (NeurIPS 2025); no code is public",
+        defaults={
+            "optimizer.lr": 1e-3,  # 0.02 x 0.05, re-implementations
+            "other.lr": 3e-3,  # as in the other rows
+        },
+    ),
+    Method(
+        name="scale",
+        layer="dense",
+        optimizer="scale",
+        summary="dense weights, gradients normalized once, momentum for the head alone",
+        source="Glentis et al. 2025, arXiv 2506.16659; released code",
+        defaults={"optimizer.lr": 1e-3, "other.lr": 3e-3},  # the authors' scripts; as in the other rows
     ),
 )
 

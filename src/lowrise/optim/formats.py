@@ -18,7 +18,7 @@ stored as 0 in 8 bits but at least as the map's smallest value, 3.25e-7 s, since
 throw the weight away.
 
 u has 16 bits, a pure function of (place of the parameter, name of the moment, step, element): a 64-bit
-counter through the finalizer of MurmurHash3 (Appleby, public domain), four lanes a word. No generator is
+counter through the finalizer of SplitMix64 (`linalg/counter_normal.py`), four lanes a word. No generator is
 involved, so a resumed run draws the same on any device.
 
 What is compressed: state tensors named in `MOMENTS` with at least 4096 elements, the rule of bitsandbytes.
@@ -33,7 +33,6 @@ cannot save.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -46,6 +45,7 @@ import torch
 from torch import Tensor
 
 from lowrise.errors import UsageError
+from lowrise.linalg.counter_normal import key_of, mix_
 
 StateFormat = Literal["float32", "bfloat16", "8bit"]
 STATE_FORMATS: tuple[StateFormat, ...] = ("float32", "bfloat16", "8bit")
@@ -57,8 +57,9 @@ LEAST_ELEMENTS = 4096
 BLOCK = 256
 
 # Most elements of moments that are open at once (64 MiB in float32; one unit at least), and most that are
-# rounded at once. Multiples of BLOCK.
+# rounded at once: few launches on a GPU, what fits the caches on a CPU. Multiples of BLOCK.
 OPEN_ELEMENTS = 1 << 24
+ROUND_ELEMENTS_CPU = 1 << 18
 ROUND_ELEMENTS = 1 << 22
 
 CODES, SCALES = "_codes", "_scales"
@@ -225,9 +226,10 @@ def _decode(buffer: Buffer) -> None:
     torch._foreach_copy_(buffer.parts(codes), [m.values for m in buffer.moments])
     scales = torch.cat([m.scales for m in buffer.moments if m.scales is not None])
     table = value_map(buffer.signed, codes.device)
-    for at in range(0, codes.numel(), ROUND_ELEMENTS):
-        values = buffer.values[at : at + ROUND_ELEMENTS]
-        part = codes[at : at + ROUND_ELEMENTS]
+    size = round_elements(codes.device)
+    for at in range(0, codes.numel(), size):
+        values = buffer.values[at : at + size]
+        part = codes[at : at + size]
         block_scales = scales[at // BLOCK : (at + values.numel()) // BLOCK]
         values.copy_(_torchao().dequant_with_qmap(part, table, block_scales))
 
@@ -243,11 +245,12 @@ def _store(buffer: Buffer, keys: Sequence[int]) -> None:
         )
     result = torch.empty(values.shape, dtype=torch.uint8 if eight else torch.bfloat16, device=values.device)
     scales = torch.empty(values.numel() // BLOCK, dtype=torch.float32, device=values.device)
-    for at in range(0, values.numel(), ROUND_ELEMENTS):
-        part = slice(at, at + ROUND_ELEMENTS)
-        lanes = lanes_of_(words[at // 4 : (at + ROUND_ELEMENTS) // 4])
+    size = round_elements(values.device)
+    for at in range(0, values.numel(), size):
+        part = slice(at, at + size)
+        lanes = lanes_of_(words[at // 4 : (at + size) // 4])
         if eight:
-            blocks = slice(at // BLOCK, (at + ROUND_ELEMENTS) // BLOCK)
+            blocks = slice(at // BLOCK, (at + size) // BLOCK)
             result[part], scales[blocks] = to_8bit(values[part], lanes, signed=buffer.signed)
         else:
             result[part] = to_bfloat16(values[part], lanes)
@@ -257,29 +260,26 @@ def _store(buffer: Buffer, keys: Sequence[int]) -> None:
         torch._foreach_copy_([m.scales for m in moments if m.scales is not None], cuts)
 
 
+def round_elements(device: torch.device) -> int:
+    """Elements that are rounded at once; any number gives the same result."""
+    return ROUND_ELEMENTS_CPU if device.type == "cpu" else ROUND_ELEMENTS
+
+
 # ---- draws
 
 
 def draw_key(place: str, name: str, step: int) -> int:
-    """First counter of one moment at one step, in [0, 2^62)."""
-    digest = hashlib.blake2b(f"{place}/{name}/{step}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 2
-
-
-_MIX = (0xFF51AFD7ED558CCD - (1 << 64), 0xC4CEB9FE1A85EC53 - (1 << 64))
+    """First counter of one moment at one step, in [-2^61, 2^61), so that counting on does not wrap."""
+    return key_of("round", place, name, step) >> 2
 
 
 def lanes_of_(counters: Tensor) -> Tensor:
     """16 uniform bits in int32 for four times as many elements; the int64 `counters` are used up.
 
-    Products wrap around, as int64 does on every device. Lanes are taken from the low end on.
+    Lanes are taken from the low end on.
     """
-    for factor in _MIX:
-        counters ^= (counters >> 33) & 0x7FFFFFFF
-        counters *= factor
-    counters ^= (counters >> 33) & 0x7FFFFFFF
     assert sys.byteorder == "little"
-    return counters.view(torch.int16).to(torch.int32).bitwise_and_(0xFFFF)
+    return mix_(counters).view(torch.int16).to(torch.int32).bitwise_and_(0xFFFF)
 
 
 # ---- rounding

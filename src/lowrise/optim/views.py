@@ -61,6 +61,20 @@ def split(tensor: Tensor, view: str | None) -> tuple[Tensor, ...]:
     return tensor.reshape(count, *shape).unbind() if view == "stack" else (tensor.reshape(shape),)
 
 
+def as_matrices(group: Mapping[str, Any], matrices: Mapping[int, tuple[Tensor, ...]]) -> dict[str, Any]:
+    """What a rule is handed for a group with a view: its matrices (`id` of a parameter -> its own) for its
+    tensors, NAME[e] for the names of a stack's, and the group itself as "viewed_group".
+    """
+    seen = {**group, "params": [m for p in group["params"] for m in matrices[id(p)]], "viewed_group": group}
+    if "param_names" in group:
+        seen["param_names"] = [
+            f"{name}[{e}]" if group["view"] == "stack" else name
+            for name, p in zip(group["param_names"], group["params"], strict=True)
+            for e in range(len(matrices[id(p)]))
+        ]
+    return seen
+
+
 def split_state(state: dict[str, Tensor], count: int, view: str | None) -> list[dict[str, Tensor]]:
     """The state of each matrix, as views. `step` belongs to the parameter and is the same tensor in all."""
     if view != "stack":
