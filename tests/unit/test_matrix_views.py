@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lowrise.errors import UsageError
 from lowrise.layers import param_groups
-from lowrise.optim import OPTIMIZERS, AdamW, Muon, Optimizer, Spectron, formats
+from lowrise.optim import OPTIMIZERS, AdamW, Muon, Optimizer, Spectron, formats, step_in_backward
 
 MOVES_MATRICES = sorted(name for name, cls in OPTIMIZERS.items() if "matrix" in cls.roles)
 CONV, EXPERTS = (8, 3, 2, 2), (4, 6, 5)
@@ -254,3 +254,22 @@ def test_param_groups_gives_formats() -> None:
     assert "state format" in str(groups).splitlines()[0]
     groups = param_groups(model(), lr=0.01, roles=AdamW.roles, state_format="bfloat16")
     assert {g["state_format"] for g in groups} == {"bfloat16"}
+
+
+@pytest.mark.parametrize("state_format", FORMATS)
+@pytest.mark.parametrize(("view", "shape"), [("flatten", CONV), ("stack", EXPERTS)])
+def test_per_layer_updates_are_the_same(view: str, shape: tuple[int, ...], state_format: str) -> None:
+    ends = []
+    for in_backward in (False, True):
+        p = nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+        optimizer = build("apollo", [("w", p)], view, state_format)
+        for _ in range(3):
+            if in_backward:
+                with step_in_backward(optimizer):
+                    p.square().sum().backward()
+            else:
+                p.square().sum().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        ends.append(p.detach())
+    assert torch.equal(*ends)
