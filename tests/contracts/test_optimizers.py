@@ -26,6 +26,7 @@ EXTRA: dict[str, list[dict[str, Any]]] = {
         {"exact_every": 2, "kth_update": "rebalance", "reset": "none", "transport": True},
         {"exact_every": 6, "stagger": True, "restart_warmup": 2},
     ],
+    "galore": [{"rank": 4, "update_proj_gap": 2, "state_format": "8bit"}],
     "gwt": [{"level": 0}, {"level": 3, "limiter": "reference", "correct_details": False}],
     "sinkgd": [{"rows_first": False}],
     "swan": [{"axis": 0, "method": "nsds"}, {"method": "exact", "center": False, "rescale": False}],

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lowrise.errors import UsageError
-from lowrise.optim import AdamW, Muon, Optimizer, ReLoRAAdamW
+from lowrise.optim import OPTIMIZERS, AdamW, Muon, Optimizer, ReLoRAAdamW
 from lowrise.optim import formats as F
+from lowrise.optim.base import option_defaults
 from lowrise.optim.exchange import Exchange, exchange
 
 COMPACT = ["bfloat16", "8bit"]
@@ -428,3 +429,15 @@ def test_states_saved_before_there_were_formats_are_float32() -> None:
     optimizer.step()
     with pytest.raises(UsageError, match="'float32' and is '8bit'"):
         built(AdamW, "8bit", p).load_state_dict(saved)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_moments_of_every_optimizer_are_known(name: str) -> None:
+    """A state as large as its matrix is a moment: a new name for one needs its line in MOMENTS."""
+    cls = OPTIMIZERS[name]
+    shapes = {"factors": ((24, 6), (18, 6)), "svd": ((24, 6), (6,), (18, 6))}
+    for role in cls.roles:
+        unit = shapes.get(role, ((24, 18),))
+        for shape, layout in zip(unit, cls._state_layout(role, unit, option_defaults(cls)), strict=True):
+            if len(shape) == 2:
+                assert {key for key, stored in layout.items() if stored == shape} <= F.MOMENTS.keys()
