@@ -1,8 +1,8 @@
 """Orthonormality over a long training run: TSVD on real text, U and V measured in float64 as it goes.
 
 The built-in corpus, float32, adaptive ranks with their three events and the recipe's other settings; a model
-of width 64 (or another preset). The table has the largest entry of |X^T X - I| over all U and V, at the start,
-within each tenth of the run and at the end; the bar is 1e-6.
+of width 64 (or another preset). The table has the largest entry of |X^T X - I| over all U and V, at the
+start and within each tenth of the run; the bar is 1e-6.
 
     python benchmarks/tsvd_long_run.py [--preset nano] [--steps 10000] [--every 50]
 """
@@ -86,8 +86,9 @@ def report(options: argparse.Namespace, measured: list[dict[str, float]], traine
             )
         )
     worst = max(entry["error"] for entry in measured)
+    tokens = options.sequences * options.seq_len
     title = (
-        f"{options.preset}, {options.steps} updates of {options.sequences * options.seq_len} tokens, float32: "
+        f"{options.preset}, {options.steps} updates of {tokens} tokens, float32: "
         f"largest error {worst:.1e}, at the end {measured[-1]['error']:.1e}; bar {BAR:.0e}"
     )
     record = {"options": vars(options), "worst": worst, "bar": BAR, "measured": measured}

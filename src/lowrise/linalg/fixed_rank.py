@@ -207,8 +207,9 @@ def _by_grams(
     else:
         X_2 = torch.linalg.inv_ex(S_20).inverse
         converged = _finite(X_2)
-    inner = X_2.mT @ (s * s * (g.N_Z @ X_2))  # 4
-    S = S_0 + s * s * (g.p @ (g.N_Z @ X_2)) if retraction == "svd" else S_0
+    normal = s * s * (g.N_Z @ X_2)
+    inner = X_2.mT @ normal  # 4
+    S = torch.baddbmm(S_0, g.p, normal) if retraction == "svd" else S_0
     J = torch.baddbmm(s * s * g.N_Y, S.mT, g.P @ S)
     ok = g.ok & converged & _finite(inner) & _finite(J)
     H, failed = torch.linalg.cholesky_ex(_where(ok, g.Q + inner, g.Q))

@@ -185,16 +185,17 @@ class LORO(Optimizer):
     ) -> tuple[Layout, ...]:
         return adamw_layout(shapes)
 
-    def resets(self, total_steps: int) -> tuple[int, ...]:
-        """Updates after which moments are dropped for all parameters of a role at once; staggered pairs are
-        not among them, they return to their learning rate by themselves.
+    def resets(self, total_steps: int, skipped: int = 0) -> tuple[int, ...]:
+        """Updates after which moments are dropped for all parameters of a role at once, `skipped` later than
+        by the count of own steps; staggered pairs are not among them, they return to their learning rate by
+        themselves.
         """
         steps: set[int] = set()
         for group in self.param_groups:
             together = group["role"] in self.roles and not (group["stagger"] and group["role"] == "factors")
             if together and _reset_period(group):
-                steps.update(range(_reset_period(group), total_steps, _reset_period(group)))
-        return tuple(sorted(steps))
+                steps.update(range(_reset_period(group), total_steps - skipped, _reset_period(group)))
+        return tuple(sorted(step + skipped for step in steps))
 
     def _update(self, group: dict[str, Any], units: list[Unit]) -> None:
         members = [Member(unit, clock) for unit, clock in zip(units, _clocks(group, units), strict=True)]
