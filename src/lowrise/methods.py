@@ -39,6 +39,10 @@ _COLA = {
     "train.clip": 0.5,
 }
 
+# Released scripts (jiaweizzhao/GaLore, xichen-fy/Fira, zhuhanqing/APOLLO): one rate at 60M to 1B, and a
+# quarter of the width as rank at 60M; other.lr as in the other rows.
+_PROJECTED = {"optimizer.lr": 0.01, "optimizer.rank": 0.25, "other.lr": 3e-3}
+
 _ROWS = (
     Method(
         name="adamw",
@@ -149,6 +153,43 @@ _ROWS = (
         source="after Kamali et al. 2026, arXiv 2605.28573; the algorithm is ours (docs/methods/tsvd.md)",
         # ours: optimizer.lr and the threshold are those of the toy comparison in the docs page
         defaults={"optimizer.lr": 3e-3, "other.lr": 3e-3, "layer.energy": 0.97},
+    ),
+    Method(
+        name="galore",
+        layer="dense",
+        optimizer="galore",
+        summary="dense weights, Adam in the leading singular subspace of the gradient",
+        source="Zhao et al. 2024, arXiv 2403.03507; released code",
+        defaults=_PROJECTED,
+    ),
+    Method(
+        name="fira",
+        layer="dense",
+        optimizer="fira",
+        summary="GaLore plus the rest of the gradient, scaled as Adam scales the inside",
+        source="Chen et al. 2024, arXiv 2410.01623; released code",
+        defaults=_PROJECTED,
+    ),
+    Method(
+        name="apollo",
+        layer="dense",
+        optimizer="apollo",
+        summary="the gradient, scaled per channel by what Adam does in a random projection",
+        source="Zhu et al. 2024, arXiv 2412.05270 (MLSys 2025)",
+        defaults=_PROJECTED,
+    ),
+    Method(
+        name="apollo-mini",
+        layer="dense",
+        optimizer="apollo",
+        summary="the gradient, scaled as a whole by what Adam does in one random direction",
+        source="Zhu et al. 2024, arXiv 2412.05270 (MLSys 2025)",
+        defaults={
+            **_PROJECTED,
+            "optimizer.rank": 1,
+            "optimizer.scale_type": "tensor",
+            "optimizer.scale": 128.0,
+        },
     ),
 )
 

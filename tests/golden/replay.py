@@ -25,12 +25,16 @@ from replays.cola import replay_cola
 from replays.common import Fixture, Line
 from replays.loro import replay_loro
 from replays.muon import replay_muon
+from replays.projected import replay_projected
 from replays.relora import replay_relora
 from replays.spectron import replay_spectron
 from replays.tsvd import replay_tsvd
 
 REPLAYS: dict[str, Callable[[Fixture, torch.dtype], Iterator[Line]]] = {
+    "apollo": replay_projected,
     "cola": replay_cola,
+    "fira": replay_projected,
+    "galore": replay_projected,
     "loro": replay_loro,
     "muon": replay_muon,
     "relora": replay_relora,

@@ -24,7 +24,9 @@ def replay() -> ModuleType:
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("method", ["cola", "loro", "muon", "relora", "spectron", "tsvd"])
+@pytest.mark.parametrize(
+    "method", ["apollo", "cola", "fira", "galore", "loro", "muon", "relora", "spectron", "tsvd"]
+)
 def test_fixture_is_reproduced(
     replay: ModuleType, shared: Path, capsys: pytest.CaptureFixture[str], method: str, dtype: str
 ) -> None:

@@ -5,11 +5,15 @@ twice: `[model]` from `LlamaConfig`, `[layer]` and `[optimizer]` from the constr
 from __future__ import annotations
 
 import ast
+import collections.abc
 import dataclasses
+import functools
 import inspect
 import itertools
+import operator
 import re
 import textwrap
+import types
 import typing
 from collections.abc import Callable
 from dataclasses import field, fields
@@ -58,13 +62,21 @@ def optimizer_section(name: str) -> type[OptimizerSection]:
 def _section_of(target: Callable[..., Any], base: type, skip: set[str]) -> type:
     hints, help_texts = typing.get_type_hints(target.__init__), _argument_help(target)
     options = [
-        (p.name, _with_help(hints[p.name], help_texts.get(p.name)), field(default=p.default))
+        (p.name, _with_help(_writable(hints[p.name]), help_texts.get(p.name)), field(default=p.default))
         for p in inspect.signature(target).parameters.values()
         if p.kind is p.KEYWORD_ONLY and p.name not in skip
     ]
     return dataclasses.make_dataclass(
         getattr(target, "__name__", "Options"), options, bases=(base,), kw_only=True
     )
+
+
+def _writable(kind: Any) -> Any:
+    """The annotation without functions, which a file or a flag cannot hold."""
+    if typing.get_origin(kind) not in (typing.Union, types.UnionType):
+        return kind
+    kinds = [k for k in typing.get_args(kind) if typing.get_origin(k) is not collections.abc.Callable]
+    return functools.reduce(operator.or_, kinds)
 
 
 def _with_help(kind: Any, text: str | None) -> Any:

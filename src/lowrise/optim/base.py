@@ -38,6 +38,7 @@ from lowrise.errors import UsageError
 from lowrise.optim.adamw_rule import (
     ADAMW_DEFAULTS,
     ADAMW_FLOPS_PER_ELEMENT,
+    Form,
     adamw_layout,
     adamw_update_,
 )
@@ -77,6 +78,7 @@ class Optimizer(torch.optim.Optimizer):
 
     roles: ClassVar[frozenset[str]] = frozenset()
     keeps_orthonormal: ClassVar[bool] = False  # whether U and V of role "svd" stay orthonormal
+    adamw_form: ClassVar[Form] = "torch"  # of the built-in AdamW
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         """`defaults` are the constructor's options; each may be overridden by a group. Raises `UsageError`.
@@ -189,7 +191,7 @@ class Optimizer(torch.optim.Optimizer):
             if group["role"] in self.roles:
                 self._update(group, units)
             else:
-                update_by_adamw(group, units)
+                update_by_adamw(group, units, form=self.adamw_form)
         return loss
 
     def _ready_units(self, group: dict[str, Any]) -> Iterator[Unit]:
@@ -359,7 +361,7 @@ class Optimizer(torch.optim.Optimizer):
                 tensor.copy_(named[key])
 
 
-def update_by_adamw(group: Mapping[str, Any], units: Sequence[Unit]) -> None:
+def update_by_adamw(group: Mapping[str, Any], units: Sequence[Unit], *, form: Form = "torch") -> None:
     """The rule for every role that a class does not move itself, with the group's lr, betas, eps and
     weight_decay.
     """
@@ -376,6 +378,7 @@ def update_by_adamw(group: Mapping[str, Any], units: Sequence[Unit]) -> None:
             betas=tuple(group["betas"]),
             eps=group["eps"],
             weight_decay=group["weight_decay"],
+            form=form,
         )
 
 

@@ -1,14 +1,14 @@
-"""The norm-growth limiter of Fira (arXiv 2410.01623, section 4.3), also in APOLLO and GWT: the norm of an update may grow
-by at most the factor gamma a step over the norm that was last applied, and fall freely.
+"""The norm-growth limiter of Fira (arXiv 2410.01623, section 4.3), also in APOLLO and GWT: the norm of an
+update may grow by at most the factor gamma a step over the norm that was last applied, and fall freely.
 
 With n the norm of this update and q the remembered one:
 
     f = max(n / (q + 1e-8), gamma) / gamma        (1 at the first update)
     update <- update / f,  q <- n / f
 
-In the authors' code a single zero gradient sets q = 0, after which the update is capped at 1.01e-8 and grows by
-1% a step: about 1,500 steps until it is back to half its size. A non-finite one makes q NaN for good. The rule
-"safe" leaves q alone where n is 0 or not finite, and takes q = 0 as "no update yet".
+In the authors' code a single zero gradient sets q = 0, after which the update is capped at 1.01e-8 and grows
+by 1% a step: about 1,500 steps until it is back to half its size. A non-finite one makes q NaN for good. The
+rule "safe" leaves q alone where n is 0 or not finite, and takes q = 0 as "no update yet".
 """
 
 from __future__ import annotations

@@ -54,6 +54,8 @@ def build_optimizer(
     optimizer_class = OPTIMIZERS[config.optimizer.name]
     construct: Callable[..., Optimizer] = optimizer_class
     options = options_of(config.optimizer)
+    if "seed" in options and options["seed"] is None:
+        options["seed"] = config.seed
     groups = param_groups(
         model,
         lr=config.optimizer.lr,

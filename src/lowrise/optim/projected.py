@@ -1,0 +1,293 @@
+"""Adam in a subspace of the gradient: the part that GaLore, Fira and APOLLO share.
+
+Per matrix W (m x n) with gradient G, t = number of this update from 1, basis P on one side (`projection.py`;
+written here for "left", P m x r):
+
+1. renew P if it is due
+2. R = P^T G                                            (r x n)
+3. M <- b1 M + (1 - b1) R;  V <- b2 V + (1 - b2) R R    (moments are kept when P is renewed)
+4. N = M / (sqrt(V) + eps)                              (eps on the uncorrected root)
+5. U = the method's direction from G, R, N, P           (m x n)
+6. W <- (W - s U)(1 - lr wd),  s = lr sqrt(1 - b2^t) / (1 - b1^t)   (s = lr without `correct_bias`)
+
+Parameters of other roles: the same with R = G, U = N, that is AdamW in the form "hf" (`adamw_rule.py`).
+
+State per matrix, r = rank clipped to min(m, n), one side: the basis `left` or `right` (r times the projected
+dimension), `exp_avg` and `exp_avg_sq` (2 r times the other), what the method adds, and `step`. With
+proj_type "full": both bases and 2 r^2.
+
+Where we differ from the authors' code: bases are plain tensors of their own (not views of a whole U, not
+pickled objects), complete from construction, float32 for bfloat16 weights; signs are aligned; options of a
+group may be changed at any time (except rank and proj_type, which shape the state).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lowrise.errors import UsageError
+from lowrise.optim.adamw_rule import Form
+from lowrise.optim.base import Layout, Optimizer, Shape, Unit, buckets, decay_and_subtract_
+from lowrise.optim.growth_limit import LIMITERS, limit_growth
+from lowrise.optim.projection import (
+    PROJ_TYPES,
+    PROJECTIONS,
+    keys_of,
+    last_renewal,
+    normal_basis,
+    offsets_of,
+    project,
+    rank_of,
+    renewed,
+    sides_of,
+)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A matrix of the group with what its basis depends on."""
+
+    unit: Unit
+    key: str
+    step: int
+    """0-based number of this update."""
+    renewal: int
+    """0-based number of the update that this basis is from."""
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        return self.unit.states[0]
+
+
+class ProjectedAdam(Optimizer):
+    """Steps 1 to 6 of the module's docstring; a subclass gives step 5 and what it keeps for it."""
+
+    roles: ClassVar[frozenset[str]] = frozenset({"matrix"})
+    adamw_form: ClassVar[Form] = "hf"
+    alias: ClassVar[tuple[str, str]] = ("alpha", "scale")
+    """Another name that groups may use for an option, and the option's own."""
+
+    @abstractmethod
+    def _direction(
+        self, group: dict[str, Any], members: Sequence[Member], G: Tensor, R: Tensor, N: Tensor,
+        bases: dict[str, Tensor],
+    ) -> Tensor:  # fmt: skip
+        """Step 5 for a batch, U (batch, m, n); may be written over G, which is a copy."""
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As the base; a group may use the other name of the scale (`alpha` for `scale`, or the reverse)."""
+        other, own = self.alias
+        group = dict(param_group)
+        if other in group:
+            group[own] = group.pop(other)
+        super().add_param_group(group)
+
+    def _check_options(self, group: Mapping[str, Any]) -> None:
+        who = type(self).__name__
+        rank, gap = group["rank"], group["update_proj_gap"]
+        if not (rank >= 1 and rank == int(rank)) and not 0 < rank < 1:
+            raise UsageError(
+                f"{who} has rank = {rank}; give a whole number of at least 1, or a share of min(m, n) "
+                "between 0 and 1."
+            )
+        if gap < 1 or gap != int(gap):
+            raise UsageError(f"{who} has update_proj_gap = {gap}; it must be a whole number of at least 1.")
+        if group["proj_type"] not in PROJ_TYPES:
+            raise UsageError(
+                f"{who} has proj_type = {group['proj_type']!r}; choose one of {', '.join(PROJ_TYPES)}."
+            )
+        if not callable(group["projection"]) and group["projection"] not in PROJECTIONS:
+            raise UsageError(
+                f"{who} has projection = {group['projection']!r}; choose one of {', '.join(PROJECTIONS)}, "
+                "or give a callable (G, rank, side, step) -> basis."
+            )
+
+    # ---- state
+
+    @classmethod
+    def _rank(cls, shape: Shape, options: Mapping[str, Any]) -> int:
+        return rank_of(options["rank"], shape)
+
+    @classmethod
+    def _stores_basis(cls, options: Mapping[str, Any]) -> bool:
+        return True
+
+    @classmethod
+    def _state_layout(
+        cls, role: str, shapes: tuple[Shape, ...], options: Mapping[str, Any]
+    ) -> tuple[Layout, ...]:
+        (m, n), r = shapes[0], cls._rank(shapes[0], options)
+        sides = sides_of(options["proj_type"], (m, n))
+        layout: Layout = {}
+        if cls._stores_basis(options):
+            layout |= {side: (m if side == "left" else n, r) for side in sides}
+        moments = (r if "left" in sides else m, r if "right" in sides else n)
+        return ({**layout, "exp_avg": moments, "exp_avg_sq": moments},)
+
+    def _start_state(
+        self, group: dict[str, Any], param: Tensor, index: int, state: dict[str, Tensor]
+    ) -> None:
+        for side in {"left", "right"} & state.keys():
+            torch.nn.init.eye_(state[side])
+
+    # ---- the step
+
+    def _update(self, group: dict[str, Any], units: list[Unit]) -> None:
+        b1, b2 = group["betas"]
+        for bucket in buckets(self._members(group, units), lambda member: member.unit.params[0]):
+            G = torch.stack([member.unit.grads[0] for member in bucket])  # (batch, m, n)
+            bases = self._bases(group, bucket, G)
+            R = project(G, bases)
+            ms, vs = ([member.state[name] for member in bucket] for name in ("exp_avg", "exp_avg_sq"))
+            rows = list(R.unbind())
+            torch._foreach_lerp_(ms, rows, 1.0 - b1)
+            torch._foreach_mul_(vs, b2)
+            torch._foreach_addcmul_(vs, rows, rows, 1.0 - b2)
+            N = torch.stack(ms).div_(torch.stack(vs).sqrt_().add_(group["eps"]))
+            U = self._direction(group, bucket, G, R, N, bases)
+            keep = 1.0 - group["lr"] * group["weight_decay"]
+            updates = list(U.unbind())
+            torch._foreach_mul_(updates, [keep * self._step_size(group, member) for member in bucket])
+            params = [member.unit.params[0] for member in bucket]
+            decay_and_subtract_(params, updates, keep if group["weight_decay"] else None)
+
+    @staticmethod
+    def _step_size(group: dict[str, Any], member: Member) -> float:
+        if not group["correct_bias"]:
+            return float(group["lr"])
+        (b1, b2), t = group["betas"], member.step + 1
+        return float(group["lr"] * math.sqrt(1.0 - b2**t) / (1.0 - b1**t))
+
+    def _members(self, group: dict[str, Any], units: Sequence[Unit]) -> list[Member]:
+        place = {id(p): i for i, p in enumerate(group["params"])}
+        first = 0
+        for g in self.param_groups:
+            if g is group:
+                break
+            first += len(g["params"])
+        indices = [place[id(unit.params[0])] for unit in units]
+        offsets = offsets_of(group)
+        members = []
+        for unit, i, key in zip(units, indices, keys_of(group, first, indices), strict=True):
+            step = int(unit.states[0]["step"].item()) - 1  # on the CPU: no wait for the device
+            renewal = last_renewal(step, group["update_proj_gap"], offsets[i])
+            members.append(Member(unit, key, step, renewal))
+        return members
+
+    def _bases(self, group: dict[str, Any], members: Sequence[Member], G: Tensor) -> dict[str, Tensor]:
+        """Step 1: side -> (batch, d, r)."""
+        sides = sides_of(group["proj_type"], G.shape)
+        due = [i for i, member in enumerate(members) if member.step == member.renewal]
+        for side in sides if due else ():
+            chosen = [members[i] for i in due]
+            olds = [member.state[side] for member in chosen]
+            normal = functools.partial(self._normal, group, chosen, side, G)
+            steps = [member.step for member in chosen]
+            P = renewed(group["projection"], G[due], torch.stack(olds), side, normal, steps)
+            torch._foreach_copy_(olds, list(P.unbind()))
+        return {side: torch.stack([member.state[side] for member in members]) for side in sides}
+
+    @staticmethod
+    def _normal(
+        group: dict[str, Any], members: Sequence[Member], side: str, like: Tensor, d: int, k: int
+    ) -> Tensor:
+        keys, renewals = [m.key for m in members], [m.renewal for m in members]
+        return normal_basis(group["seed"] or 0, keys, renewals, side, d, k, like)
+
+    # ---- the ledger
+
+    @classmethod
+    def _unit_flops(cls, role: str, shapes: tuple[Shape, ...], options: Mapping[str, Any]) -> int:
+        """Per matrix: projection, 14 an element of R and 3 an element of G, the direction, and the renewals
+        spread over their period."""
+        (m, n) = shapes[0]
+        r = cls._rank(shapes[0], options)
+        moments = math.prod(cls._state_layout(role, shapes, options)[0]["exp_avg"])
+        plain = cls._projection_flops(m, n, r, options) + 14 * moments + 3 * m * n
+        per_renewal = sum(
+            cls._renewal_flops(m if side == "left" else n, n if side == "left" else m, r, options)
+            for side in sides_of(options["proj_type"], (m, n))
+        )
+        return plain + cls._direction_flops(m, n, r, options) + per_renewal // int(options["update_proj_gap"])
+
+    @staticmethod
+    def _projection_flops(m: int, n: int, r: int, options: Mapping[str, Any]) -> int:
+        """R = P^T G, or G P, or both; the same for P N."""
+        left, right = 2 * m * n * r, 2 * r * n * r
+        return left + right if options["proj_type"] == "full" else 2 * m * n * r
+
+    @classmethod
+    @abstractmethod
+    def _direction_flops(cls, m: int, n: int, r: int, options: Mapping[str, Any]) -> int:
+        """FLOPs of step 5."""
+
+    @staticmethod
+    def _renewal_flops(d: int, other: int, r: int, options: Mapping[str, Any]) -> int:
+        """Of one basis d x r; a symmetric eigenproblem of order p is counted as 9 p^3 (Golub and Van Loan,
+        4th edition, section 8.3.3), QR of d x r as 4 d r^2."""
+        if options["projection"] == "svd":
+            p = min(d, other)
+            return 2 * p * d * other + 9 * p**3 + (0 if d <= other else 2 * d * other * r + 4 * d * r * r)
+        if options["projection"] == "range_finder":
+            return 12 * d * other * r + 20 * max(d, other) * r * r
+        return 4 * d * r * r
+
+    # ---- saving and loading
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's; a callable `projection` is left out, as nothing that loads safely can hold it."""
+        saved = super().state_dict()
+        saved["param_groups"] = [
+            {k: v for k, v in group.items() if k != "projection" or not callable(v)}
+            for group in saved["param_groups"]
+        ]
+        return saved
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As the base; a callable `projection` stays the one that this optimizer was built with."""
+        own = [group["projection"] for group in self.param_groups]
+        super().load_state_dict(state_dict)
+        for group, projection in zip(self.param_groups, own, strict=True):
+            if callable(projection) or "projection" not in group:
+                group["projection"] = projection
+
+
+def frobenius(X: Tensor) -> Tensor:
+    """(batch,) norms of (batch, m, n)."""
+    return torch.linalg.vector_norm(X, dim=(-2, -1))
+
+
+def channel_factors(N: Tensor, R: Tensor, side: str) -> Tensor:
+    """||N_j|| / (||R_j|| + 1e-8), one per vector of the dimension that was not projected: per column for
+    "left" (batch, 1, n), per row for "right" (batch, m, 1).
+    """
+    dim = -2 if side == "left" else -1
+    norms = [torch.linalg.vector_norm(X, dim=dim, keepdim=True) for X in (N, R)]
+    return norms[0] / (norms[1] + 1e-8)
+
+
+def limit_(U: Tensor, group: Mapping[str, Any], members: Sequence[Member]) -> None:
+    """Divide U (batch, m, n) as the norm-growth limiter says; remember the norms in the states."""
+    states = [member.state["norm"] for member in members]
+    first = torch.tensor([member.step == 0 for member in members]).to(U.device, non_blocking=True)
+    divisors, norms = limit_growth(
+        frobenius(U), torch.stack(states), first, gamma=group["gamma"], rule=group["limiter"]
+    )
+    U.div_(divisors[:, None, None])
+    torch._foreach_copy_(states, list(norms.unbind()))
+
+
+def check_limiter(who: str, group: Mapping[str, Any]) -> None:
+    """Raise `UsageError` for options that the limiter cannot run with."""
+    if group["limiter"] not in LIMITERS:
+        raise UsageError(f"{who} has limiter = {group['limiter']!r}; choose one of {', '.join(LIMITERS)}.")
+    if not group["gamma"] >= 1:
+        raise UsageError(f"{who} has gamma = {group['gamma']}; a norm may grow by a factor of at least 1.")
