@@ -3,10 +3,10 @@
 All optimizers step in turn within each round, so that a slow minute of the machine hits every row; the table
 shows medians over the rounds, their ratios to torch.optim.AdamW's default, how many times faster than the
 published exact step each is, and what a step costs on average with one exact step in K, relative to this
-project's AdamW (the step of the `lowrank` method). "published" is the exact step as the authors wrote it (four
-QRs, an SVD of 2r x 2r, pair by pair, written after their code). Gradients are fresh normal numbers, moments
-are 30 updates old, by when those of such gradients have the size that they keep. Time is wall clock and, on
-a CPU, also process time: on a shared machine the latter is the one to compare, with one thread.
+project's AdamW (the step of the `lowrank` method). "published" is the exact step as the authors wrote it
+(four QRs, an SVD of 2r x 2r, pair by pair, written after their code). Gradients are fresh normal numbers,
+moments are 30 updates old, by when those of such gradients have the size that they keep. Time is wall clock
+and, on a CPU, also process time: on a shared machine the latter is the one to compare, with one thread.
 
 The authors' optimizer, measured the same way on a shared CPU (process time with one thread, wall with two):
 lazy 1.17 to 1.18 times AdamW, exact 78 (60m) and 147 (130m) times with one thread, 163 and 211 with two.

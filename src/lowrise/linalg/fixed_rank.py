@@ -12,7 +12,7 @@ d. the tangent vector xi = U K V^T + Y_A V^T + U Y_B^T; for one G it is the proj
 e. back to rank r: "svd" W' = svd_r(W - s xi), the nearest matrix of rank r (metric projection), or
    "orthographic" W' = (U - s Y_A S^-1) S (V - s Y_B S^-T)^T with S = R_A R_B^T - s K, another second-order
    retraction
-f. W' = A' B'^T in the balanced gauge, A'^T A' = B'^T B' = diag(sigma)
+f. W' = A' B'^T in the balanced gauge, A'^T A' = B'^T B' = diag(sigma), with the signs of `column_signs`
 
 `tangent_step_reference` does this by QR, triangular solves and an SVD of 2r x 2r. `tangent_step` needs none
 of them: all is a function of six r x r Gram matrices, in the coordinates of the factors themselves.
@@ -37,7 +37,8 @@ factor, a symmetric r x r eigenproblem).
 Accuracy. A' B'^T = A H w w^T H^-1 B^T for s = 0: W stays, to the rounding of H H^-1, whatever the errors of P
 and Q. A Gram matrix that is off by eps puts an error of eps / sin^2 into the step, sin being that of the
 smallest angle between a column of a factor and those before it (whatever the columns' lengths, so balanced
-factors are harmless). Pairs with sin < 0.05 are repeated in float64, those with sin < 1e-4, or whose sweeps
+factors are harmless). Pairs with sin < 0.05 are repeated in float64 (and orthographic ones whose X_2 is not
+accurate), those with sin < 1e-4, or whose sweeps
 have not converged, by the reference in float64. Pairs without full rank have no tangent space of dimension
 r (m + n - r); they come back unchanged with ok = False.
 
@@ -46,17 +47,22 @@ Batched over the first dimension. Waits for the device (checks and eigensolver).
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lowrise.linalg.balance import column_signs
 from lowrise.linalg.precision import full_precision_matmul
 
 Core = Literal["B", "mean"]
 Retraction = Literal["svd", "orthographic"]
 
 MAX_SWEEPS = 12
+# Relative error of the inverse in an orthographic step, which multiplies all that is left of small singular
+# values; about 100 for the condition of W in float32.
+LEAST_ACCURACY = 1e-5
 
 
 class Moved(NamedTuple):
@@ -164,7 +170,8 @@ def tangent_step_reference(
     new_A, new_B = left * root, right * root
     T_A = torch.linalg.solve_triangular(R_A, U.mT @ new_A, upper=True)
     T_B = torch.linalg.solve_triangular(R_B, V.mT @ new_B, upper=True)
-    return _or_unchanged(Moved(new_A, new_B, T_A, T_B, ok), *unchanged)
+    signs = column_signs(T_B)
+    return _or_unchanged(Moved(new_A * signs, new_B * signs, T_A * signs, T_B * signs, ok), *unchanged)
 
 
 class _Grams(NamedTuple):
@@ -206,7 +213,8 @@ def _by_grams(
         X_2, converged = _right_graph(g, s, S_0, S_20, by_newton=by_newton)  # 3
     else:
         X_2 = torch.linalg.inv_ex(S_20).inverse
-        converged = _finite(X_2)
+        converged = torch.ones_like(g.ok)
+        g = g._replace(ok=g.ok & (_inverse_error(S_20, X_2) <= LEAST_ACCURACY))
     normal = s * s * (g.N_Z @ X_2)
     inner = X_2.mT @ normal  # 4
     S = torch.baddbmm(S_0, g.p, normal) if retraction == "svd" else S_0
@@ -221,6 +229,8 @@ def _by_grams(
     middle = _where(ok, half.mT @ J @ half, identity)
     w = torch.linalg.eigh(middle).eigenvectors.flip(-1)  # largest first
     b = h.mT @ w
+    signs = column_signs(b)
+    b, w = b * signs, w * signs
     a = b if retraction == "svd" else half @ w
     change = s * (g.pE - g.pK)
     if retraction == "svd":
@@ -284,7 +294,7 @@ def _right_graph(
         residual = torch.baddbmm(identity, S_2, X_2, alpha=-1)
         X_2 = torch.baddbmm(X_2, X_2, residual) if by_newton else torch.linalg.inv_ex(S_2).inverse
         change = torch.linalg.matrix_norm(residual)
-        floor = eps * torch.linalg.matrix_norm(S_2) * torch.linalg.matrix_norm(X_2) / S_0.shape[-1] ** 0.5
+        floor = _inverse_error(S_2, X_2)
         rate = change / last
         left = torch.maximum(rate, change) * change  # the next change, or what Newton has left
         converged = ((rate < 0.5) & (left <= enough)) | (change <= floor)
@@ -292,6 +302,12 @@ def _right_graph(
         if bool(converged.all()):
             break
     return X_2, converged
+
+
+def _inverse_error(S: Tensor, X: Tensor) -> Tensor:
+    """The rounding of I - S X for X = S^-1, in the Frobenius norm, and so the relative error of X (b,)."""
+    norms = torch.linalg.matrix_norm(S) * torch.linalg.matrix_norm(X)
+    return torch.finfo(S.dtype).eps * norms / math.sqrt(S.shape[-1])
 
 
 def _inverse(S: Tensor, X: Tensor, identity: Tensor, *, by_newton: bool) -> Tensor:

@@ -216,11 +216,11 @@ class Optimizer(torch.optim.Optimizer):
         """
 
     def resets(self, total_steps: int, skipped: int = 0) -> tuple[int, ...]:
-        """Updates of a training loop, 1 to `total_steps`, after which this optimizer drops its moments, so that
-        a schedule may dip there. None by default.
+        """Updates of a training loop, 1 to `total_steps`, after which this optimizer drops its moments, so
+        that a schedule may dip there. None by default.
 
-        `skipped`: updates so far for which the loop did not call `step`. A rule that counts its own steps comes
-        that many updates later from then on.
+        `skipped`: updates so far for which the loop did not call `step`. A rule that counts its own steps
+        comes that many updates later from then on.
         """
         return ()
 
