@@ -25,6 +25,9 @@ EXTRA: dict[str, list[dict[str, Any]]] = {
         {"exact_every": 2, "kth_update": "rebalance", "reset": "none", "transport": True},
         {"exact_every": 6, "stagger": True, "restart_warmup": 2},
     ],
+    "gwt": [{"level": 0}, {"level": 3, "limiter": "reference", "correct_details": False}],
+    "sinkgd": [{"rows_first": False}],
+    "swan": [{"axis": 0, "method": "nsds"}, {"method": "exact", "center": False, "rescale": False}],
     "tsvd": [{"project": "both", "retraction": "polar", "transport": True}],
 }
 # Updates between two resets of all moments, by default; every other optimizer never resets.
@@ -40,6 +43,8 @@ SHAPES = {
     "factors": [(8, 3), (6, 3), (8, 3), (6, 3), (6, 2), (10, 2)],
     "svd": [(8, 3), (3,), (6, 3)],
     "other": [(8, 6), (7,), ()],
+    "embedding": [(12, 6), (9, 6)],
+    "head": [(12, 6), (12, 6)],
 }
 
 

@@ -13,6 +13,8 @@ from lowrise.layers import LowRankLinear, factorize, param_groups, parameter_rol
 from lowrise.layers.patterns import matches
 from lowrise.model import Llama, LlamaConfig
 
+MAPS = [*(f"self_attn.{p}_proj" for p in "qkvo"), *(f"mlp.{p}_proj" for p in ("gate", "up", "down"))]
+
 
 def llama(**overrides: object) -> Llama:
     return Llama(LlamaConfig.preset("nano", vocab_size=50, **overrides))
@@ -172,6 +174,39 @@ def test_default_roles_and_settings() -> None:
     names = [name for name, _ in groups[0]["params"]]
     assert names[:4] == [f"model.layers.0.mlp.{p}_proj.{f}" for p in ("gate", "up") for f in "AB"]
     assert "model.layers.0.self_attn.q_proj.weight" in {n for n, _ in groups[1]["params"]}
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        ("all-linear", {f"{i}.{name}" for i in (0, 1) for name in MAPS}),
+        (["self_attn.q_proj", "v_proj"], {f"{i}.self_attn.{p}_proj" for i in (0, 1) for p in "qv"}),
+        (["model.layers.1.mlp.up_proj"], {"1.mlp.up_proj"}),
+        ("layers.1", {f"1.{name}" for name in MAPS}),
+        ([r"model\.layers\.0\..*\.(q|k)_proj"], {"0.self_attn.q_proj", "0.self_attn.k_proj"}),
+        (r".*\.mlp\.(gate|up)_proj", {f"{i}.mlp.{p}_proj" for i in (0, 1) for p in ("gate", "up")}),
+        (["attn"], {f"{i}.self_attn.{p}_proj" for i in (0, 1) for p in "qkvo"}),
+        ("*.down_proj", {"0.mlp.down_proj", "1.mlp.down_proj"}),
+    ],
+)
+def test_targets_of_groups_in_the_forms_of_the_trainer(targets: str | list[str], expected: set[str]) -> None:
+    """The rest of the weights is moved by the built-in AdamW, and nothing is lost."""
+    model = llama()
+    groups = param_groups(model, lr=0.1, other_lr=0.2, targets=targets)
+    assert {n for n, _ in groups[0]["params"]} == {f"model.layers.{name}.weight" for name in expected}
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    without = param_groups(model, lr=0.1, skip=targets, roles={"matrix"})
+    assert not {n for n, _ in groups[0]["params"]} & {
+        n for group in without if group["role"] == "matrix" for n, _ in group["params"]
+    }
+    layers = param_groups(factorize(model, rank=4), lr=0.1, targets=targets)
+    assert len(layers[0]["params"]) == 2 * len(expected)
+
+
+@pytest.mark.parametrize("targets", ["q_porj", ["q_proj", "nothing"], r".*\.(q_proj", "lm_head", "query"])
+def test_targets_that_name_nothing_are_refused(targets: str | list[str]) -> None:
+    with pytest.raises(UsageError, match=r"targets: the pattern .* matches no linear layer"):
+        param_groups(llama(), lr=0.1, targets=targets)
 
 
 def test_roles_of_a_tied_model_and_of_odd_parameters() -> None:

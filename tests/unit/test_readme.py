@@ -43,6 +43,16 @@ def test_each_command_is_one(words, monkeypatch):
         _parse(Train, words[2:], "train", default=Train(config=_base_config(words[2:])))
 
 
+def test_the_command_of_per_layer_updates_parses(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    page = (ROOT / "docs" / "per_layer.md").read_text()
+    (line,) = (line for line in page.splitlines() if line.startswith("lowrise train "))
+    words = shlex.split(line)
+    config = _parse(Train, words[2:], "train", default=Train(config=_base_config(words[2:]))).config
+    assert config.train.per_layer
+    assert config.train.clip == 0
+
+
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert (ROOT / target).exists(), target

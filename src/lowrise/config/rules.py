@@ -34,6 +34,13 @@ def validate(config: RunConfig) -> None:
         f"it must divide train.sequences = {train.sequences}",
     )
     require(train.clip >= 0, "train.clip", train.clip, "it is a norm, 0 for none")
+    require(
+        not (train.per_layer and train.clip),
+        "train.clip",
+        train.clip,
+        "train.per_layer moves the first matrices before the norm of all gradients is known; set train.clip "
+        "= 0 (grad_norm is measured all the same), or train.per_layer = false",
+    )
     require(train.nonfinite_limit >= 1, "train.nonfinite_limit", train.nonfinite_limit, "at least one")
     require(
         schedule.warmup >= 0, "schedule.warmup", schedule.warmup, "a share below 1 or a number of updates"

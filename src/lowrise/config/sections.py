@@ -103,6 +103,8 @@ class TrainSection:
     """Predicted tokens a sequence."""
     clip: float = 1.0
     """Largest global gradient norm; 0: no clipping."""
+    per_layer: bool = False
+    """Move every matrix within the backward pass and free its gradient at once; goes without clipping."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -3,11 +3,15 @@
 With a wildcard (`*`, `?`, `[`) a pattern is matched against the full name as by `fnmatch`. Without one it
 matches every name in which its dotted components stand together: "q_proj", "self_attn", "layers.0" and
 "mlp.up_proj" all do what they look like.
+
+`select_targets`, used by `param_groups`, also takes the forms of `optim_target_modules` in Hugging Face's
+Trainer.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
@@ -31,6 +35,39 @@ def select(patterns: str | Iterable[str], names: Iterable[str], *, what: str) ->
         if not any(matches(pattern, name) for name in candidates):
             raise no_match(pattern, candidates, what=what)
     return [name for name in candidates if any(matches(pattern, name) for pattern in wanted)]
+
+
+def select_targets(patterns: str | Iterable[str], names: Iterable[str], *, what: str) -> list[str]:
+    """As `select`, and in the Trainer's forms: "all-linear", regular expressions, parts of names.
+
+    An entry has the first of these readings that names anything: a pattern of this module; a regular
+    expression that matches a whole name; a part of a name ("attn" of "self_attn"). "all-linear", which stands
+    alone, is every name.
+    """
+    candidates = list(names)
+    if patterns in ("all-linear", "all_linear"):
+        return candidates
+    chosen: set[str] = set()
+    for entry in [patterns] if isinstance(patterns, str) else list(patterns):
+        for reading in (matches, _matches_whole, _is_part):
+            named = {name for name in candidates if reading(entry, name)}
+            if named:
+                break
+        else:
+            raise no_match(entry, candidates, what=what)
+        chosen |= named
+    return [name for name in candidates if name in chosen]
+
+
+def _matches_whole(expression: str, name: str) -> bool:
+    try:
+        return re.fullmatch(expression, name) is not None
+    except re.error:
+        return False
+
+
+def _is_part(part: str, name: str) -> bool:
+    return part in name
 
 
 def no_match(pattern: str, names: Iterable[str], *, what: str) -> UsageError:

@@ -8,8 +8,8 @@ out); `guide_parameters()` of low-rank layers |
 | embedding, head | weights that map tokens in or out; a tied weight is an embedding |
 | other | all else: norms, biases, convolutions, bare parameters |
 
-`parameter_roles` tells these; `param_groups` gives an optimizer "factors", "svd" and "matrix" as it can move
-them, and "other" for the rest.
+`parameter_roles` tells these; `param_groups` gives an optimizer those that it can move by its own rule (most
+take "factors", "svd" or "matrix"; SCALE also "embedding" and "head"), and "other" for the rest.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from lowrise.errors import UsageError
 from lowrise.layers.base import LowRankLayer, dense_weight, head_and_embedding_weights
+from lowrise.layers.patterns import select_targets
 
-MOVABLE = ("factors", "svd", "matrix")
-"""The roles that a matrix optimizer may claim; every other parameter is "other" in its groups."""
+MOVABLE = ("factors", "svd", "matrix", "embedding", "head")
+"""The roles that an optimizer may claim; every other parameter is "other" in its groups."""
 
 
 class ParamGroups(list[dict[str, Any]]):
@@ -96,6 +97,8 @@ def param_groups(
     other_betas: tuple[float, float] = (0.9, 0.95),
     other_eps: float = 1e-8,
     roles: Collection[str] | None = None,
+    targets: str | Iterable[str] | None = None,
+    skip: str | Iterable[str] | None = None,
 ) -> ParamGroups:
     """Every trainable parameter in exactly one group `{"params": [(name, p), ...], "role", "lr",
     "weight_decay"}`.
@@ -104,22 +107,30 @@ def param_groups(
     "factors" and "svd" if the model has such layers, else "matrix". All other parameters form the group
     "other", which carries `other_lr` (None: `lr`), `other_weight_decay`, `other_betas` and `other_eps` for
     the built-in AdamW rule. Layers stay whole and in module order: "factors" holds A0, B0, A1, B1, ... and
-    "svd" U0, s0, V0, .... Empty groups are left out.
+    "svd" U0, s0, V0, .... A weight that is embedding and head at once is "embedding". Empty groups are left
+    out.
 
-    Raises `UsageError` for an unknown role, a model without trainable parameters, and a low-rank layer that
-    cannot be moved as a whole (half frozen, or sharing a factor with another layer).
+    `targets` and `skip` choose by module name among the linear maps (low-rank and dense, no head) those that
+    the optimizer moves by its own rule; the weights of the rest go to "other". They take patterns as
+    `factorize` does, and the forms of Hugging Face's `optim_target_modules`: a list of names, parts of names
+    or regular expressions, one regular expression, or "all-linear", which is also what None means.
+
+    Raises `UsageError` for an unknown role, a model without trainable parameters, a pattern that matches
+    nothing, and a low-rank layer that cannot be moved as a whole (half frozen, or sharing a factor with
+    another layer).
     """
     wanted = _wanted_roles(model, roles)
+    left_out = _left_out(model, targets, skip)
     members: dict[str, list[tuple[str, nn.Parameter]]] = {role: [] for role in MOVABLE if role in wanted}
-    members.update(_whole_layers(model, wanted))
+    members.update(_whole_layers(model, wanted, left_out))
     claimed = {id(p) for pairs in members.values() for _, p in pairs}
     declared = parameter_roles(model)
     other: list[tuple[str, nn.Parameter]] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and id(parameter) not in claimed:
-            (members["matrix"] if "matrix" in wanted and declared[name] == "matrix" else other).append(
-                (name, parameter)
-            )
+            # A low-rank layer that was not claimed whole is not claimed in parts either.
+            single = declared[name] in ("matrix", "embedding", "head") and id(parameter) not in left_out
+            members.get(declared[name] if single else "other", other).append((name, parameter))
 
     groups = ParamGroups(
         {"params": pairs, "role": role, "lr": lr, "weight_decay": weight_decay}
@@ -142,6 +153,23 @@ def param_groups(
     return groups
 
 
+def _left_out(
+    model: nn.Module, targets: str | Iterable[str] | None, skip: str | Iterable[str] | None
+) -> set[int]:
+    """`id` of the parameters of every linear map that `targets` and `skip` leave to the group "other"."""
+    heads = head_and_embedding_weights(model)
+    maps = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, LowRankLayer)
+        or (dense_weight(module) is not None and id(module.weight) not in heads)
+    }
+    chosen = set(maps if targets is None else select_targets(targets, maps, what="targets"))
+    if skip is not None:
+        chosen -= set(select_targets(skip, maps, what="skip"))
+    return {id(p) for name in maps.keys() - chosen for p in maps[name].parameters()}
+
+
 def _wanted_roles(model: nn.Module, roles: Collection[str] | None) -> set[str]:
     if roles is None:
         low_rank = any(isinstance(m, LowRankLayer) for m in model.modules())
@@ -154,7 +182,9 @@ def _wanted_roles(model: nn.Module, roles: Collection[str] | None) -> set[str]:
     return set(roles)
 
 
-def _whole_layers(model: nn.Module, wanted: Iterable[str]) -> dict[str, list[tuple[str, nn.Parameter]]]:
+def _whole_layers(
+    model: nn.Module, wanted: Iterable[str], left_out: set[int]
+) -> dict[str, list[tuple[str, nn.Parameter]]]:
     """Role -> (name, parameter) of all low-rank layers of the wanted roles, layer by layer."""
     names = {id(p): name for name, p in model.named_parameters()}
     members: dict[str, list[tuple[str, nn.Parameter]]] = {}
@@ -163,7 +193,7 @@ def _whole_layers(model: nn.Module, wanted: Iterable[str]) -> dict[str, list[tup
         if not isinstance(layer, LowRankLayer) or layer.role not in wanted:
             continue
         parameters = layer.role_parameters()
-        if not any(p.requires_grad for p in parameters):
+        if not any(p.requires_grad and id(p) not in left_out for p in parameters):
             continue
         if not all(p.requires_grad for p in parameters):
             raise UsageError(f"{layer_name} is half frozen: freeze all of its factors or none.")

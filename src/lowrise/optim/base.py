@@ -1,8 +1,8 @@
 """The part that all optimizers share: groups, roles, state, saving and loading. It contains no update rule of
 its own.
 
-A **unit** is what a rule moves at once: one parameter for the roles "matrix" and "other", a pair (A, B) for
-"factors", a triple (U, s, V) for "svd". A step is:
+A **unit** is what a rule moves at once: a pair (A, B) for the role "factors", a triple (U, s, V) for "svd",
+one parameter for every other role. A step is:
 
 1. call the closure, if there is one;
 2. per group, collect the units that have a gradient. A unit without any is left alone and its counter stands
@@ -184,30 +184,34 @@ class Optimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            units = list(self._ready_units(group))
-            if not units:
-                continue
-            torch._foreach_add_([s["step"] for unit in units for s in unit.states], 1.0)
-            if group["role"] in self.roles:
-                self._update(group, units)
-            else:
-                update_by_adamw(group, units, form=self.adamw_form)
+            ready = (self._ready_unit(params) for params in _units(group))
+            self._move(group, [unit for unit in ready if unit is not None])
         return loss
 
-    def _ready_units(self, group: dict[str, Any]) -> Iterator[Unit]:
-        for params in _units(group):
-            if all(p.grad is None for p in params):
-                continue
-            if any(p.grad is not None and p.grad.is_sparse for p in params):
-                raise UsageError(
-                    f"{type(self).__name__} met a sparse gradient of shape {tuple(params[0].shape)}; "
-                    "build the embedding with sparse=False."
-                )
-            grads = tuple(
-                torch.zeros_like(p, dtype=state_dtype(p)) if p.grad is None else p.grad.to(state_dtype(p))
-                for p in params
+    def _move(self, group: dict[str, Any], units: list[Unit]) -> None:
+        """Steps 3 and 4 for units of one group."""
+        if not units:
+            return
+        torch._foreach_add_([s["step"] for unit in units for s in unit.states], 1.0)
+        if group["role"] in self.roles:
+            self._update(group, units)
+        else:
+            update_by_adamw(group, units, form=self.adamw_form)
+
+    def _ready_unit(self, params: tuple[Tensor, ...]) -> Unit | None:
+        """Step 2 for one unit; None where it has no gradient."""
+        if all(p.grad is None for p in params):
+            return None
+        if any(p.grad is not None and p.grad.is_sparse for p in params):
+            raise UsageError(
+                f"{type(self).__name__} met a sparse gradient of shape {tuple(params[0].shape)}; "
+                "build the embedding with sparse=False."
             )
-            yield Unit(tuple(params), grads, tuple(self.state[p] for p in params))
+        grads = tuple(
+            torch.zeros_like(p, dtype=state_dtype(p)) if p.grad is None else p.grad.to(state_dtype(p))
+            for p in params
+        )
+        return Unit(params, grads, tuple(self.state[p] for p in params))
 
     def after_update(self, number: int, total: int) -> None:
         """Called by a training loop after the step of update `number` (1 to `total`) and the layers' own
@@ -300,13 +304,25 @@ class Optimizer(torch.optim.Optimizer):
 
     # ---- saving and loading
 
+    def state_dict(self) -> dict[str, Any]:
+        """torch's, in which an option that is a function has the text "function MODULE.NAME" in its place.
+
+        So it loads with `weights_only=True`; the function itself is given again when the optimizer is built.
+        """
+        saved = super().state_dict()
+        for group in saved["param_groups"]:
+            group.update({key: _function_text(value) for key, value in group.items() if callable(value)})
+        return saved
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict()` gave, also through `torch.load(..., weights_only=True)`.
 
         torch's own method casts moments to the dtype of the parameter, which turns float32 moments of
-        bfloat16 weights into bfloat16. Here values are copied into the tensors that exist, which keep dtype
-        and device. Load hooks run, but see an empty "state". Raises `UsageError`, changing nothing, if
-        groups, roles, state names or shapes differ.
+        bfloat16 weights into bfloat16. Here values are copied into the tensors that exist, which keep their
+        dtype; where a parameter has moved to another device since construction, its state follows. Options
+        are the saved ones; functions stay those of this optimizer. Load hooks run, but see an empty "state".
+        Raises `UsageError`, changing nothing, if groups, roles, state names or shapes differ, or if an option
+        is a function on one side only.
         """
         mine, saved = self.param_groups, state_dict["param_groups"]
         if [len(g["params"]) for g in mine] != [len(g["params"]) for g in saved]:
@@ -314,25 +330,33 @@ class Optimizer(torch.optim.Optimizer):
                 f"the saved optimizer has groups of {[len(g['params']) for g in saved]} parameters, this one "
                 f"of {[len(g['params']) for g in mine]}; build the optimizer from the same model and groups."
             )
-        copies: list[tuple[Tensor, Tensor]] = []
+        copies: list[tuple[dict[str, Tensor], str, Tensor, torch.device]] = []
+        groups = []
         for number, (own_group, saved_group) in enumerate(zip(mine, saved, strict=True)):
             if saved_group.get("role", own_group["role"]) != own_group["role"]:
                 raise UsageError(
                     f"parameter group {number} was saved with the role {saved_group['role']!r} and is "
                     f"{own_group['role']!r} here; build the groups as they were."
                 )
+            groups.append(_with_own_functions(saved_group, own_group))
             for i, key in enumerate(saved_group["params"]):
-                name = parameter_name(own_group, i)
-                own = {f"{name}.{k}": t for k, t in self.state[own_group["params"][i]].items()}
-                new = {f"{name}.{k}": t for k, t in state_dict["state"].get(key, {}).items()}
-                require_match(own, new, check_dtype=False)
-                copies.extend((own[k], new[k]) for k in own)
+                name, param = parameter_name(own_group, i), own_group["params"][i]
+                state, new = self.state[param], state_dict["state"].get(key, {})
+                require_match(
+                    {f"{name}.{k}": t for k, t in state.items()},
+                    {f"{name}.{k}": t for k, t in new.items()},
+                    check_dtype=False,
+                )
+                copies.extend((state, k, new[k], param.device) for k in state)
         kept = self.state
-        super().load_state_dict({**state_dict, "state": {}})  # the groups' options, and the hooks
+        # the groups' options, and the hooks
+        super().load_state_dict({**state_dict, "param_groups": groups, "state": {}})
         self.state = kept
         with torch.no_grad():
-            for target, source in copies:
-                target.copy_(source)
+            for state, key, source, device in copies:
+                if key != "step" and state[key].device != device:
+                    state[key] = torch.empty_like(state[key], device=device)
+                state[key].copy_(source)
 
     def named_state(self) -> dict[str, Tensor]:
         """Every state tensor under "{parameter name}.{state name}". Live tensors, not copies.
@@ -359,6 +383,26 @@ class Optimizer(torch.optim.Optimizer):
         with torch.no_grad():
             for key, tensor in own.items():
                 tensor.copy_(named[key])
+
+
+def _function_text(value: Any) -> str:
+    return f"function {value.__module__}.{getattr(value, '__qualname__', type(value).__qualname__)}"
+
+
+def _with_own_functions(saved: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a saved group, with this optimizer's functions where the saved one had some."""
+    options = dict(saved)
+    for key, value in saved.items():
+        was_function = isinstance(value, str) and value.startswith("function ")
+        if was_function != callable(own.get(key)) and key in own:
+            there, here = (value, _function_text(own[key])) if callable(own[key]) else (value, own[key])
+            raise UsageError(
+                f"the saved optimizer has {key} = {there!r}, this one {here!r}: build it with the same, a "
+                "function cannot be saved."
+            )
+        if was_function and key in own:
+            options[key] = own[key]
+    return options
 
 
 def update_by_adamw(group: Mapping[str, Any], units: Sequence[Unit], *, form: Form = "torch") -> None:

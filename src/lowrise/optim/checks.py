@@ -11,12 +11,21 @@ from torch import Tensor
 from lowrise.errors import UsageError
 
 # Role -> number of parameters that a rule moves at once, and the dimensions of each (None: any).
-UNIT_SIZE: dict[str, int] = {"matrix": 1, "factors": 2, "svd": 3, "other": 1}
+UNIT_SIZE: dict[str, int] = {
+    "matrix": 1,
+    "factors": 2,
+    "svd": 3,
+    "other": 1,
+    "embedding": 1,
+    "head": 1,
+}
 UNIT_DIMS: dict[str, tuple[int, ...] | None] = {
     "matrix": (2,),
     "factors": (2, 2),
     "svd": (2, 1, 2),
     "other": None,
+    "embedding": (2,),
+    "head": (2,),
 }
 
 

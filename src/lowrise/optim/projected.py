@@ -240,25 +240,6 @@ class ProjectedAdam(Optimizer):
             return 12 * d * other * r + 20 * max(d, other) * r * r
         return 4 * d * r * r
 
-    # ---- saving and loading
-
-    def state_dict(self) -> dict[str, Any]:
-        """As torch's; a callable `projection` is left out, as nothing that loads safely can hold it."""
-        saved = super().state_dict()
-        saved["param_groups"] = [
-            {k: v for k, v in group.items() if k != "projection" or not callable(v)}
-            for group in saved["param_groups"]
-        ]
-        return saved
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As the base; a callable `projection` stays the one that this optimizer was built with."""
-        own = [group["projection"] for group in self.param_groups]
-        super().load_state_dict(state_dict)
-        for group, projection in zip(self.param_groups, own, strict=True):
-            if callable(projection) or "projection" not in group:
-                group["projection"] = projection
-
 
 def frobenius(X: Tensor) -> Tensor:
     """(batch,) norms of (batch, m, n)."""

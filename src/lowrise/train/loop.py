@@ -2,12 +2,14 @@
 
 One update, the same for every method (`Trainer.update`):
   1. batch k of the corpus, a pure function of (corpus, seed, k)
-  2. layers that change with time learn the update's number (`before_update`)
+  2. layers that change with time learn the update's number (`before_update`);
+     learning rates = peak rates x multiplier(update)
   3. forward and backward over micro-batches; the loss is the mean over all predicted tokens of the batch
   4. global gradient norm, clipped
-  5. if loss or norm is not finite: count it and leave weights and optimizer alone; else
-     learning rates = peak rates x multiplier(update), optimizer step, `after_update` of the layers and of
-     the optimizer, and rank events of adaptive layers
+  5. if loss or norm is not finite: count it and leave weights and optimizer alone; else optimizer step,
+     `after_update` of the layers and of the optimizer, and rank events of adaptive layers
+With `train.per_layer` the steps 4 and 5 happen to each matrix by itself during the last backward pass
+(`train/per_layer.py`).
 Around it (`Trainer.run`): resume, log, spectral telemetry, evaluation, checkpoints, stop signals, summary,
 report.
 """
@@ -40,6 +42,7 @@ from lowrise.train.build import build_optimizer, model_from
 from lowrise.train.display import Display
 from lowrise.train.environment import choose_device, describe
 from lowrise.train.evaluation import Stopped, autocast_for, evaluate_split
+from lowrise.train.per_layer import StepResult, step_per_layer
 from lowrise.train.plan import RunPlan, plan_of
 from lowrise.train.ranks import change_ranks, check_adaptive, fit_ranks
 from lowrise.train.run_directory import RunDirectory
@@ -66,6 +69,8 @@ class Update:
     grad_norm: float
     lr: float
     applied: bool
+    left_alone: int = 0
+    """Matrices that were left alone in an update that moved others (`train.per_layer`)."""
 
 
 class Trainer:
@@ -106,29 +111,50 @@ class Trainer:
             number - 1, sequences=train.sequences, seq_len=train.seq_len, seed=self.config.seed
         )
         self._tell_time(number)
-        loss = self._accumulate(torch.from_numpy(batch))
-        grad_norm = self._clip()
-        loss_value, norm_value = torch.stack([loss.float(), grad_norm.float()]).tolist()
-
         scale = multiplier(number, train.steps, self.config.schedule, self.restarts)
         for group, peak in zip(self.optimizer.param_groups, self.peak_lrs, strict=True):
             group["lr"] = peak * scale
-        applied = math.isfinite(loss_value) and math.isfinite(norm_value)
-        if applied:
+        step = self._step_per_layer if train.per_layer else self._step_at_once
+        result = step(torch.from_numpy(batch), number)
+        if result.moved:
+            for layer in self.low_rank_layers:
+                layer.after_update(number, train.steps)
+            self.optimizer.after_update(number, train.steps)
+        self.progress.train_flops += self.plan.flops_per_step
+        if result.moved:
+            self._change_ranks(number)
+        self.optimizer.zero_grad(set_to_none=True)
+        applied = result.moved and not result.left_alone
+        self._count(applied, batch.shape[0] * train.seq_len)
+        lr = self.peak_lrs[0] * scale
+        return Update(result.loss, result.grad_norm, lr, applied, result.left_alone)
+
+    def _step_at_once(self, batch: Tensor, number: int) -> StepResult:
+        """Steps 3 to 5: all gradients, their norm, one optimizer step."""
+        loss = torch.zeros((), device=self.device)
+        for part in self._losses(batch):
+            part.backward()
+            loss += part.detach()
+        norm = self._clip()
+        loss_value, norm_value = torch.stack([loss.float(), norm.float()]).tolist()
+        finite = math.isfinite(loss_value) and math.isfinite(norm_value)
+        if finite:
             started = time.perf_counter()
             self.optimizer.step()
             if self.device.type == "cpu" or number % self.config.log.every == 0:
                 self._synchronize()
                 self.optimizer_ms.append(1e3 * (time.perf_counter() - started))
-            for layer in self.low_rank_layers:
-                layer.after_update(number, train.steps)
-            self.optimizer.after_update(number, train.steps)
-        self.progress.train_flops += self.plan.flops_per_step
-        if applied:
-            self._change_ranks(number)
-        self.optimizer.zero_grad(set_to_none=True)
-        self._count(applied, batch.shape[0] * train.seq_len)
-        return Update(loss_value, norm_value, self.peak_lrs[0] * scale, applied)
+        return StepResult(loss_value, norm_value, moved=finite)
+
+    def _step_per_layer(self, batch: Tensor, number: int) -> StepResult:
+        """The same for each matrix by itself. On a GPU the time of a step cannot be told from the backward
+        pass.
+        """
+        passes = batch.shape[0] // (self.config.train.micro_sequences or batch.shape[0])
+        result = step_per_layer(self._losses(batch), passes, self.optimizer)
+        if self.device.type == "cpu" and result.moved:
+            self.optimizer_ms.append(1e3 * result.seconds)
+        return result
 
     def _tell_time(self, number: int) -> None:
         """Layers that change with time learn the update's number; the optimizer forgets what they drop."""
@@ -136,17 +162,14 @@ class Trainer:
             layer.before_update(number, self.config.train.steps)
         self.optimizer.retain(self.model.parameters())
 
-    def _accumulate(self, batch: Tensor) -> Tensor:
-        """Gradients of the batch's mean loss, a micro-batch at a time; returns that loss (0-dim)."""
+    def _losses(self, batch: Tensor) -> Iterator[Tensor]:
+        """Forward pass of one micro-batch after the other: their shares of the batch's mean loss (0-dim)."""
         train = self.config.train
         predicted = batch.shape[0] * train.seq_len
-        total = torch.zeros((), device=self.device)
         for tokens in batch.split(train.micro_sequences or batch.shape[0]):
             with autocast_for(self.config, self.device):
                 loss = next_token_loss(self.model, tokens.to(self.device), reduction="sum") / predicted
-            loss.backward()
-            total += loss.detach()
-        return total
+            yield loss
 
     def _clip(self) -> Tensor:
         parameters = [
@@ -259,9 +282,11 @@ class Trainer:
 
     def _skipped(self, update: Update) -> None:
         progress, limit = self.progress, self.config.train.nonfinite_limit
+        left = update.left_alone
+        what = f"{left} matrices or vectors are left as they are" if left else "the update is skipped"
         self.display.say(
             f"step {progress.step}: loss {update.loss}, gradient norm {update.grad_norm}: not finite, "
-            f"the update is skipped ({progress.skipped_in_a_row} in a row).",
+            f"{what} ({progress.skipped_in_a_row} in a row).",
             style="yellow",
         )
         if progress.skipped_in_a_row >= limit:
