@@ -312,9 +312,12 @@ class Optimizer(torch.optim.Optimizer):
         alone.
         """
 
-    def resets(self, total_steps: int) -> tuple[int, ...]:
-        """Steps after which this optimizer drops its moments, so that a schedule may dip there. None by
-        default.
+    def resets(self, total_steps: int, skipped: int = 0) -> tuple[int, ...]:
+        """Updates of a training loop, 1 to `total_steps`, after which this optimizer drops its moments, so
+        that a schedule may dip there. None by default.
+
+        `skipped`: updates so far for which the loop did not call `step`. A rule that counts its own steps
+        comes that many updates later from then on.
         """
         return ()
 

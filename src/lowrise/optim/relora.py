@@ -76,8 +76,8 @@ class ReLoRAAdamW(AdamW):
         if not 0 <= group["prune"] <= 1:
             raise UsageError(f"ReLoRAAdamW has prune = {group['prune']}; a share between 0 and 1.")
 
-    def resets(self, total_steps: int) -> tuple[int, ...]:
-        """Updates after which factors lose their moments."""
+    def resets(self, total_steps: int, skipped: int = 0) -> tuple[int, ...]:
+        """Updates after which factors lose their moments, by the loop's count, whatever was skipped."""
         numbers: set[int] = set()
         for group in self.param_groups:
             if group["role"] == "factors" and group["reset_every"]:
