@@ -59,6 +59,8 @@ class RunConfig:
             del values[section]
         if not values["init"]:  # fresh weights, as in every run before the section was there
             del values["init"]
+        if values["optimizer"]["state_format"] == "float32":  # likewise
+            del values["optimizer"]["state_format"]
         if not values["train"]["per_layer"]:  # likewise
             del values["train"]["per_layer"]
         if not values["data"]["weights"]:

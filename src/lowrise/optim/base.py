@@ -9,17 +9,22 @@ one parameter for every other role. A step is:
    still; within a unit a missing gradient counts as zeros;
 3. count: `state["step"] += 1` for each parameter of these units, so that a rule sees t = 1 at its first
    update;
-4. hand the units to the class's `_update` if the group's role is one of its `roles`, else to the built-in
-   AdamW.
+4. open their moments in float32 if the group's `state_format` stores them otherwise (`formats.py`), a
+   bounded number at a time, and take as matrices what the group's `view` makes of their tensors
+   (`views.py`);
+5. hand the units to the class's `_update` if the group's role is one of its `roles`, else to the built-in
+   AdamW. A rule sees 2-D tensors and float32 moments, may be handed a part of the group's units, and writes
+   in place;
+6. store the moments again.
 
 A subclass writes `roles`, `_state_layout` (names and shapes of its state, from shapes alone), `_update`,
 `_unit_flops` and, where its state does not start at zero, `_start_state`. Everything it needs between two
 steps is in the state and in the groups: an optimizer has no other attributes, so copying, pickling and
 resuming cannot lose any.
 
-State is tensors: float32 (float64 for float64 parameters) whatever the dtype of the parameter, and one 0-dim
-float32
-`step` on the CPU, as in torch.optim. All of it exists from construction on.
+State is tensors: float32 (float64 for float64 parameters) whatever the dtype of the parameter, unless its
+format says otherwise, and one 0-dim float32 `step` on the CPU, as in torch.optim. All of it exists from
+construction on.
 """
 
 from __future__ import annotations
@@ -28,7 +33,8 @@ import inspect
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -50,6 +56,17 @@ from lowrise.optim.checks import (
     require_match,
     unit_size,
 )
+from lowrise.optim.formats import (
+    OPEN_ELEMENTS,
+    Stored,
+    check_format,
+    compressed_elements,
+    format_of,
+    opened,
+    stored_layout,
+    uncompressed,
+)
+from lowrise.optim.views import CHOICE, as_matrices, check_view, matrices_of, split, split_state, write_back
 
 Shape = tuple[int, ...]
 Layout = dict[str, Shape]  # state name -> shape, for one parameter
@@ -83,9 +100,11 @@ class Optimizer(torch.optim.Optimizer):
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         """`defaults` are the constructor's options; each may be overridden by a group. Raises `UsageError`.
 
-        A class without `betas` and `eps` of its own has those of the built-in AdamW.
+        A class without `betas` and `eps` of its own has those of the built-in AdamW. Two options are of
+        groups alone: `state_format` ("float32", "bfloat16", "8bit") and, for the role "matrix", `view` (None,
+        "flatten", "stack").
         """
-        super().__init__(params, {**ADAMW_DEFAULTS, **defaults})
+        super().__init__(params, {**ADAMW_DEFAULTS, "state_format": "float32", "view": None, **defaults})
 
     # ---- what a subclass writes
 
@@ -111,8 +130,8 @@ class Optimizer(torch.optim.Optimizer):
     def _start_state(
         self, group: dict[str, Any], param: Tensor, index: int, state: dict[str, Tensor]
     ) -> None:
-        """Write start values other than zero in place; `index` counts the parameters of the optimizer from
-        0.
+        """Write start values other than zero in place; `index` counts the parameters of the optimizer from 0,
+        each matrix of a stack for itself. Moments start at zero: they are not here if they are compressed.
         """
 
     # ---- groups
@@ -124,21 +143,32 @@ class Optimizer(torch.optim.Optimizer):
         group = dict(param_group)
         super().add_param_group(group)
         try:
+            where = f"parameter group {len(self.param_groups) - 1}"
             self._settle_role(group, stated="role" in param_group)
-            check_numbers(group, where=f"parameter group {len(self.param_groups) - 1}")
+            check_numbers(group, where=where)
+            check_view(group, where=where)
             check_params(group)
-            self._check_options(group)
+            check_format(group, where=where)
+            matrices = {id(p): split(p.detach(), group["view"]) for p in group["params"]}
+            self._check_options(as_matrices(group, matrices) if group["view"] else group)
         except UsageError:
             self.param_groups.pop()
             raise
-        first = sum(len(g["params"]) for g in self.param_groups[:-1])
         for unit in _units(group):
-            layouts = self._layouts(group, tuple(tuple(p.shape) for p in unit))
-            for param, layout in zip(unit, layouts, strict=True):
+            for param, layout in zip(unit, self._layouts(group, unit), strict=True):
                 self.state[param] = _zero_state(param, layout)
         if group["role"] in self.roles:
-            for i, param in enumerate(group["params"]):
-                self._start_state(group, param, first + i, self.state[param])
+            self._start_group(group)
+
+    def _start_group(self, group: dict[str, Any]) -> None:
+        """Start values of every matrix of the group, which is the last one."""
+        index = self.first_matrix(group)
+        for param in group["params"]:
+            matrices = split(param.detach() if group["view"] else param, group["view"])
+            states = split_state(uncompressed(self.state[param]), len(matrices), group["view"])
+            for matrix, state in zip(matrices, states, strict=True):
+                self._start_state(group, matrix, index, state)
+                index += 1
 
     def _settle_role(self, group: dict[str, Any], *, stated: bool) -> None:
         """A group without a role is "matrix" if all its parameters are 2-D; else "other", where the class
@@ -151,7 +181,10 @@ class Optimizer(torch.optim.Optimizer):
                     f"choose one of {', '.join(UNIT_SIZE)}."
                 )
             return
-        not_2d = next((i for i, p in enumerate(group["params"]) if p.ndim != 2), None)
+        seen_as_matrices = group.get("view") is not None
+        not_2d = next(
+            (i for i, p in enumerate(group["params"]) if p.ndim != 2 and not seen_as_matrices), None
+        )
         group["role"] = "matrix" if not_2d is None or "other" not in self.roles else "other"
         own = " and ".join(sorted(self.roles))
         if group["role"] not in self.roles:
@@ -164,13 +197,30 @@ class Optimizer(torch.optim.Optimizer):
             raise UsageError(
                 f"{parameter_name(group, not_2d)} has shape {tuple(group['params'][not_2d].shape)} but was "
                 f"given to {type(self).__name__} without a role, where only 2-D matrices may be; put it into "
-                'a group with role="other", or use lowrise.param_groups(model, lr=...).'
+                f'a group with role="other" or with a view ({CHOICE}), or use '
+                "lowrise.param_groups(model, lr=...)."
             )
 
-    def _layouts(self, group: Mapping[str, Any], shapes: tuple[Shape, ...]) -> tuple[Layout, ...]:
-        if group["role"] in self.roles:
-            return self._state_layout(group["role"], shapes, group)
-        return adamw_layout(shapes)
+    def _layouts(self, group: Mapping[str, Any], unit: Sequence[Tensor]) -> tuple[Stored, ...]:
+        """What is stored for the parameters of one unit of a group."""
+        shapes = tuple(tuple(p.shape) for p in unit)
+        return self._stored_layouts(group["role"], shapes, group, state_dtype(unit[0]))
+
+    @classmethod
+    def _stored_layouts(
+        cls, role: str, shapes: tuple[Shape, ...], options: Mapping[str, Any], dtype: torch.dtype
+    ) -> tuple[Stored, ...]:
+        """The class's layout, for the matrices of the view, in the format; `dtype` where that is float32."""
+        view = options.get("view")
+        counted = [matrices_of(shape, view) for shape in shapes]
+        inner = tuple(shape for _, shape in counted)
+        layouts = cls._state_layout(role, inner, options) if role in cls.roles else adamw_layout(inner)
+        if view == "stack":
+            layouts = tuple(
+                {name: (count, *shape) for name, shape in layout.items()}
+                for (count, _), layout in zip(counted, layouts, strict=True)
+            )
+        return tuple(stored_layout(layout, format_of(options), dtype) for layout in layouts)
 
     # ---- the step
 
@@ -189,14 +239,57 @@ class Optimizer(torch.optim.Optimizer):
         return loss
 
     def _move(self, group: dict[str, Any], units: list[Unit]) -> None:
-        """Steps 3 and 4 for units of one group."""
+        """Steps 3 to 6 for units of one group."""
         if not units:
             return
         torch._foreach_add_([s["step"] for unit in units for s in unit.states], 1.0)
+        for part in _parts(group, units):
+            with self.opened_state(group, [p for unit in part for p in unit.params]) as states:
+                self._apply(group, _with_states(part, states))
+
+    def _apply(self, group: dict[str, Any], units: list[Unit]) -> None:
+        """Step 5, with the matrices of the group's view in the place of its tensors."""
+        if group.get("view") is None:
+            self._apply_rule(group, units)
+            return
+        matrices = {id(p): split(p.detach(), group["view"]) for p in group["params"]}
+        parts = [_units_of_matrices(unit, matrices[id(unit.params[0])], group["view"]) for unit in units]
+        self._apply_rule(as_matrices(group, matrices), [unit for part in parts for unit in part])
+        for unit in units:
+            write_back(unit.params[0], matrices[id(unit.params[0])])
+
+    def _apply_rule(self, group: dict[str, Any], units: list[Unit]) -> None:
         if group["role"] in self.roles:
             self._update(group, units)
         else:
             update_by_adamw(group, units, form=self.adamw_form)
+
+    def first_matrix(self, group: Mapping[str, Any]) -> int:
+        """The number of matrices (tensors, where there is no view) in the groups before this one, which may
+        also be what a rule is handed for it.
+        """
+        given, first = group.get("viewed_group", group), 0
+        for other in self.param_groups:
+            if other is given:
+                break
+            first += sum(_num_matrices(p, other) for p in other["params"])
+        return first
+
+    @contextmanager
+    def opened_state(
+        self, group: dict[str, Any], params: Sequence[Tensor]
+    ) -> Iterator[list[dict[str, Tensor]]]:
+        """The state of some parameters of a group, with moments in float32 whatever their format; what is
+        written into them in place is stored at the end.
+        """
+        states = [self.state[p] for p in params]
+        if format_of(group) == "float32":
+            yield states
+            return
+        number = next(i for i, g in enumerate(self.param_groups) if g is group)
+        place = {id(p): f"{number}/{i}" for i, p in enumerate(group["params"])}
+        with opened(states, [place[id(p)] for p in params]) as floats:
+            yield floats
 
     def _ready_unit(self, params: tuple[Tensor, ...]) -> Unit | None:
         """Step 2 for one unit; None where it has no gradient."""
@@ -262,18 +355,40 @@ class Optimizer(torch.optim.Optimizer):
     ) -> int:
         """Elements of state for parameters of these shapes, in the role's order, without creating anything.
 
-        `options` are constructor options that differ from the defaults, where they change the state
-        (`variant`, ...). The `step` counters are not counted, here and in `state_elements` and `state_bytes`.
+        `options` are options that differ from the defaults, where they change the state (`variant`,
+        `state_format`, `view`, ...). The `step` counters are not counted, here and in `planned_state_bytes`,
+        `state_elements` and `state_bytes`. In 8 bits codes and scales are counted.
         """
+        return sum(math.prod(shape) for shape, _ in cls._planned_state(role, shapes, options, torch.float32))
+
+    @classmethod
+    def planned_state_bytes(
+        cls,
+        role: str,
+        shapes: Iterable[Sequence[int]],
+        options: Mapping[str, Any] | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> int:
+        """Bytes of the same state, where `dtype` is that of the parameters."""
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        planned = cls._planned_state(role, shapes, options, wide)
+        return sum(math.prod(shape) * stored.itemsize for shape, stored in planned)
+
+    @classmethod
+    def _planned_state(
+        cls,
+        role: str,
+        shapes: Iterable[Sequence[int]],
+        options: Mapping[str, Any] | None,
+        dtype: torch.dtype,
+    ) -> Iterator[tuple[Shape, torch.dtype]]:
         merged = {**option_defaults(cls), **(options or {})}
         listed = [tuple(int(d) for d in shape) for shape in shapes]
-        size = unit_size(role, len(listed), where=f"{cls.__name__}.planned_state_elements")
-        total = 0
+        size = unit_size(role, len(listed), where=f"planned state of {cls.__name__}")
         for i in range(0, len(listed), size):
-            unit = tuple(listed[i : i + size])
-            layouts = cls._state_layout(role, unit, merged) if role in cls.roles else adamw_layout(unit)
-            total += sum(math.prod(shape) for layout in layouts for shape in layout.values())
-        return total
+            for layout in cls._stored_layouts(role, tuple(listed[i : i + size]), merged, dtype):
+                yield from layout.values()
 
     def state_elements(self) -> int:
         """Elements of state that are there, without the `step` counters."""
@@ -291,11 +406,12 @@ class Optimizer(torch.optim.Optimizer):
         total = 0
         for group in self.param_groups:
             for unit in _units(group):
-                shapes = tuple(tuple(p.shape) for p in unit)
+                counted = [matrices_of(tuple(p.shape), group.get("view")) for p in unit]
+                shapes = tuple(shape for _, shape in counted)
                 if group["role"] in self.roles:
-                    total += self._unit_flops(group["role"], shapes, group)
+                    total += counted[0][0] * self._unit_flops(group["role"], shapes, group)
                 else:
-                    total += ADAMW_FLOPS_PER_ELEMENT * sum(math.prod(shape) for shape in shapes)
+                    total += ADAMW_FLOPS_PER_ELEMENT * sum(p.numel() for p in unit)
         return total
 
     def _counted_state(self) -> Iterator[Tensor]:
@@ -333,11 +449,17 @@ class Optimizer(torch.optim.Optimizer):
         copies: list[tuple[dict[str, Tensor], str, Tensor, torch.device]] = []
         groups = []
         for number, (own_group, saved_group) in enumerate(zip(mine, saved, strict=True)):
-            if saved_group.get("role", own_group["role"]) != own_group["role"]:
-                raise UsageError(
-                    f"parameter group {number} was saved with the role {saved_group['role']!r} and is "
-                    f"{own_group['role']!r} here; build the groups as they were."
-                )
+            for option, here in (
+                ("role", own_group["role"]),
+                ("state_format", format_of(own_group)),
+                ("view", own_group.get("view")),
+            ):
+                before = format_of(saved_group) if option == "state_format" else saved_group.get(option)
+                if before != here and (option != "role" or "role" in saved_group):
+                    raise UsageError(
+                        f"parameter group {number} was saved with the {option} {before!r} and is {here!r} "
+                        "here; build the groups as they were."
+                    )
             groups.append(_with_own_functions(saved_group, own_group))
             for i, key in enumerate(saved_group["params"]):
                 name, param = parameter_name(own_group, i), own_group["params"][i]
@@ -449,12 +571,15 @@ def buckets(items: Sequence[T], tensor_of: Callable[[T], Tensor]) -> Iterator[li
         yield from chunked(same, lambda item: tensor_of(item).numel())
 
 
-def chunked(items: Sequence[T], elements_of: Callable[[T], int]) -> Iterator[list[T]]:
-    """Consecutive runs of at most MAX_BATCH_ELEMENTS elements, of one item at least."""
+def chunked(
+    items: Sequence[T], elements_of: Callable[[T], int], limit: int | None = None
+) -> Iterator[list[T]]:
+    """Consecutive runs of at most `limit` (MAX_BATCH_ELEMENTS) elements, of one item at least."""
     chunk: list[T] = []
     elements = 0
+    most = MAX_BATCH_ELEMENTS if limit is None else limit
     for item in items:
-        if chunk and elements + elements_of(item) > MAX_BATCH_ELEMENTS:
+        if chunk and elements + elements_of(item) > most:
             yield chunk
             chunk, elements = [], 0
         chunk.append(item)
@@ -484,11 +609,35 @@ def _units(group: Mapping[str, Any]) -> Iterator[tuple[Tensor, ...]]:
         yield tuple(params[i : i + size])
 
 
-def _zero_state(param: Tensor, layout: Layout) -> dict[str, Tensor]:
+def _num_matrices(param: Tensor, group: Mapping[str, Any]) -> int:
+    return matrices_of(tuple(param.shape), group.get("view"))[0]
+
+
+def _parts(group: Mapping[str, Any], units: list[Unit]) -> Iterable[list[Unit]]:
+    """Units whose moments may be open at the same time."""
+    if format_of(group) == "float32":
+        return [units]
+    return chunked(units, lambda unit: compressed_elements(unit.states), OPEN_ELEMENTS)
+
+
+def _with_states(units: list[Unit], states: Sequence[dict[str, Tensor]]) -> list[Unit]:
+    """The units with these states, given in the order of their parameters."""
+    rest = iter(states)
+    return [replace(unit, states=tuple(next(rest) for _ in unit.params)) for unit in units]
+
+
+def _units_of_matrices(unit: Unit, matrices: Sequence[Tensor], view: str) -> list[Unit]:
+    """A unit of one parameter as one unit for each of its matrices."""
+    (grad,), (state,) = unit.grads, unit.states
+    parts = zip(matrices, split(grad, view), split_state(state, len(matrices), view), strict=True)
+    return [Unit((p,), (g,), (s,)) for p, g, s in parts]
+
+
+def _zero_state(param: Tensor, stored: Stored) -> dict[str, Tensor]:
     state = {"step": torch.zeros((), dtype=torch.float32)}
-    for key, shape in layout.items():
+    for key, (shape, dtype) in stored.items():
         if shape == tuple(param.shape):
-            state[key] = torch.zeros_like(param, dtype=state_dtype(param), requires_grad=False)
+            state[key] = torch.zeros_like(param, dtype=dtype, requires_grad=False)
         else:
-            state[key] = torch.zeros(shape, dtype=state_dtype(param), device=param.device)
+            state[key] = torch.zeros(shape, dtype=dtype, device=param.device)
     return state

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lowrise.optim.base import Optimizer, _units, _zero_state
+from lowrise.optim.formats import loaded
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,11 @@ def exchange(optimizer: Optimizer, exchanges: Sequence[Exchange]) -> None:
             members[i] = e.new
         position = 0
         for unit in _units(group):
-            layouts = optimizer._layouts(group, tuple(tuple(p.shape) for p in unit))
-            for param, layout in zip(unit, layouts, strict=True):
+            for param, layout in zip(unit, optimizer._layouts(group, unit), strict=True):
                 if position in found:
-                    state = _zero_state(param, layout)
-                    _carry_into(state, saved[position], found[position])
-                    optimizer.state[param] = state
+                    optimizer.state[param] = _zero_state(param, layout)
+                    with optimizer.opened_state(group, [param]) as (state,):
+                        _carry_into(state, loaded(saved[position]), found[position])
                 position += 1
 
 

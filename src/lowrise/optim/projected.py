@@ -168,11 +168,7 @@ class ProjectedAdam(Optimizer):
 
     def _members(self, group: dict[str, Any], units: Sequence[Unit]) -> list[Member]:
         place = {id(p): i for i, p in enumerate(group["params"])}
-        first = 0
-        for g in self.param_groups:
-            if g is group:
-                break
-            first += len(g["params"])
+        first = self.first_matrix(group)
         indices = [place[id(unit.params[0])] for unit in units]
         offsets = offsets_of(group)
         members = []

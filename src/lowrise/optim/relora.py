@@ -92,8 +92,10 @@ class ReLoRAAdamW(AdamW):
             if group["role"] != "factors" or not every or number % every or number >= total:
                 continue
             for param in group["params"]:
-                m, v = self.state[param]["exp_avg"], self.state[param]["exp_avg_sq"]
-                drop_moments_(m, v, how=group["reset"], prune=group["prune"])
+                with self.opened_state(group, [param]) as (state,):
+                    drop_moments_(
+                        state["exp_avg"], state["exp_avg_sq"], how=group["reset"], prune=group["prune"]
+                    )
 
 
 def drop_moments_(m: Tensor, v: Tensor, *, how: str, prune: float) -> None:
