@@ -1,5 +1,5 @@
-"""The part that all optimizers share: groups, roles, state, saving and loading. It contains no update rule of
-its own.
+"""The part that all optimizers share: groups, roles, state (`units.py` has units, `saving.py` saving). It
+contains no update rule of its own.
 
 A **unit** is what a rule moves at once: a pair (A, B) for the role "factors", a triple (U, s, V) for "svd",
 one parameter for every other role. A step is:
@@ -34,8 +34,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -46,14 +45,13 @@ from lowrise.optim.adamw_rule import (
     ADAMW_FLOPS_PER_ELEMENT,
     Form,
     adamw_layout,
-    adamw_update_,
+    update_by_adamw,
 )
 from lowrise.optim.checks import (
     UNIT_SIZE,
     check_numbers,
     check_params,
     parameter_name,
-    require_match,
     unit_size,
 )
 from lowrise.optim.formats import (
@@ -66,29 +64,21 @@ from lowrise.optim.formats import (
     stored_layout,
     uncompressed,
 )
+from lowrise.optim.saving import Saved
+from lowrise.optim.units import (
+    Layout,
+    Shape,
+    Unit,
+    chunked,
+    state_dtype,
+    units_of,
+    units_of_matrices,
+    with_states,
+)
 from lowrise.optim.views import CHOICE, as_matrices, check_view, matrices_of, split, split_state, write_back
 
-Shape = tuple[int, ...]
-Layout = dict[str, Shape]  # state name -> shape, for one parameter
-T = TypeVar("T")
 
-# Most elements that one batched call works on, so that the temporaries of a step stay small beside the model
-# (256 MiB in float32), however many matrices share a shape.
-MAX_BATCH_ELEMENTS = 1 << 26
-
-
-@dataclass(frozen=True)
-class Unit:
-    """Parameters that are moved together, with their gradients (state dtype) and state, in the role's
-    order.
-    """
-
-    params: tuple[Tensor, ...]
-    grads: tuple[Tensor, ...]
-    states: tuple[dict[str, Tensor], ...]
-
-
-class Optimizer(torch.optim.Optimizer):
+class Optimizer(Saved):
     """A torch optimizer whose groups carry a `role`; see the module's docstring for the steps and for
     subclassing.
     """
@@ -154,7 +144,7 @@ class Optimizer(torch.optim.Optimizer):
         except UsageError:
             self.param_groups.pop()
             raise
-        for unit in _units(group):
+        for unit in units_of(group):
             for param, layout in zip(unit, self._layouts(group, unit), strict=True):
                 self.state[param] = _zero_state(param, layout)
         if group["role"] in self.roles:
@@ -234,7 +224,7 @@ class Optimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            ready = (self._ready_unit(params) for params in _units(group))
+            ready = (self._ready_unit(params) for params in units_of(group))
             self._move(group, [unit for unit in ready if unit is not None])
         return loss
 
@@ -245,7 +235,7 @@ class Optimizer(torch.optim.Optimizer):
         torch._foreach_add_([s["step"] for unit in units for s in unit.states], 1.0)
         for part in _parts(group, units):
             with self.opened_state(group, [p for unit in part for p in unit.params]) as states:
-                self._apply(group, _with_states(part, states))
+                self._apply(group, with_states(part, states))
 
     def _apply(self, group: dict[str, Any], units: list[Unit]) -> None:
         """Step 5, with the matrices of the group's view in the place of its tensors."""
@@ -253,7 +243,7 @@ class Optimizer(torch.optim.Optimizer):
             self._apply_rule(group, units)
             return
         matrices = {id(p): split(p.detach(), group["view"]) for p in group["params"]}
-        parts = [_units_of_matrices(unit, matrices[id(unit.params[0])], group["view"]) for unit in units]
+        parts = [units_of_matrices(unit, matrices[id(unit.params[0])], group["view"]) for unit in units]
         self._apply_rule(as_matrices(group, matrices), [unit for part in parts for unit in part])
         for unit in units:
             write_back(unit.params[0], matrices[id(unit.params[0])])
@@ -330,7 +320,7 @@ class Optimizer(torch.optim.Optimizer):
         """
         kept = {id(p) for p in parameters}
         for group in self.param_groups:
-            for unit in _units(group):
+            for unit in units_of(group):
                 if len({id(p) in kept for p in unit}) > 1:
                     raise UsageError(
                         f"a unit of the role {group['role']!r} cannot lose a part of its parameters; drop "
@@ -405,7 +395,7 @@ class Optimizer(torch.optim.Optimizer):
         """
         total = 0
         for group in self.param_groups:
-            for unit in _units(group):
+            for unit in units_of(group):
                 counted = [matrices_of(tuple(p.shape), group.get("view")) for p in unit]
                 shapes = tuple(shape for _, shape in counted)
                 if group["role"] in self.roles:
@@ -418,195 +408,11 @@ class Optimizer(torch.optim.Optimizer):
         for state in self.state.values():
             yield from (tensor for key, tensor in state.items() if key != "step")
 
-    # ---- saving and loading
-
-    def state_dict(self) -> dict[str, Any]:
-        """torch's, in which an option that is a function has the text "function MODULE.NAME" in its place.
-
-        So it loads with `weights_only=True`; the function itself is given again when the optimizer is built.
-        """
-        saved = super().state_dict()
-        for group in saved["param_groups"]:
-            group.update({key: _function_text(value) for key, value in group.items() if callable(value)})
-        return saved
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict()` gave, also through `torch.load(..., weights_only=True)`.
-
-        torch's own method casts moments to the dtype of the parameter, which turns float32 moments of
-        bfloat16 weights into bfloat16. Here values are copied into the tensors that exist, which keep their
-        dtype; where a parameter has moved to another device since construction, its state follows. Options
-        are the saved ones; functions stay those of this optimizer. Load hooks run, but see an empty "state".
-        Raises `UsageError`, changing nothing, if groups, roles, state names or shapes differ, or if an option
-        is a function on one side only.
-        """
-        mine, saved = self.param_groups, state_dict["param_groups"]
-        if [len(g["params"]) for g in mine] != [len(g["params"]) for g in saved]:
-            raise UsageError(
-                f"the saved optimizer has groups of {[len(g['params']) for g in saved]} parameters, this one "
-                f"of {[len(g['params']) for g in mine]}; build the optimizer from the same model and groups."
-            )
-        copies: list[tuple[dict[str, Tensor], str, Tensor, torch.device]] = []
-        groups = []
-        for number, (own_group, saved_group) in enumerate(zip(mine, saved, strict=True)):
-            for option, here in (
-                ("role", own_group["role"]),
-                ("state_format", format_of(own_group)),
-                ("view", own_group.get("view")),
-            ):
-                before = format_of(saved_group) if option == "state_format" else saved_group.get(option)
-                if before != here and (option != "role" or "role" in saved_group):
-                    raise UsageError(
-                        f"parameter group {number} was saved with the {option} {before!r} and is {here!r} "
-                        "here; build the groups as they were."
-                    )
-            groups.append(_with_own_functions(saved_group, own_group))
-            for i, key in enumerate(saved_group["params"]):
-                name, param = parameter_name(own_group, i), own_group["params"][i]
-                state, new = self.state[param], state_dict["state"].get(key, {})
-                require_match(
-                    {f"{name}.{k}": t for k, t in state.items()},
-                    {f"{name}.{k}": t for k, t in new.items()},
-                    check_dtype=False,
-                )
-                copies.extend((state, k, new[k], param.device) for k in state)
-        kept = self.state
-        # the groups' options, and the hooks
-        super().load_state_dict({**state_dict, "param_groups": groups, "state": {}})
-        self.state = kept
-        with torch.no_grad():
-            for state, key, source, device in copies:
-                if key != "step" and state[key].device != device:
-                    state[key] = torch.empty_like(state[key], device=device)
-                state[key].copy_(source)
-
-    def named_state(self) -> dict[str, Tensor]:
-        """Every state tensor under "{parameter name}.{state name}". Live tensors, not copies.
-
-        Raises `UsageError` if the parameters were given without names.
-        """
-        named: dict[str, Tensor] = {}
-        for group in self.param_groups:
-            if "param_names" not in group:
-                raise UsageError(
-                    f"{type(self).__name__} was built from parameters without names, so its state cannot be "
-                    "saved by name; pass model.named_parameters() or lowrise.param_groups(model, lr=...)."
-                )
-            for name, param in zip(group["param_names"], group["params"], strict=True):
-                named.update({f"{name}.{key}": tensor for key, tensor in self.state[param].items()})
-        return named
-
-    def load_named_state(self, named: Mapping[str, Tensor]) -> None:
-        """Copy `named` into the state. Raises `UsageError`, changing nothing, unless names, shapes and dtypes
-        all agree.
-        """
-        own = self.named_state()
-        require_match(own, named, check_dtype=True)
-        with torch.no_grad():
-            for key, tensor in own.items():
-                tensor.copy_(named[key])
-
-
-def _function_text(value: Any) -> str:
-    return f"function {value.__module__}.{getattr(value, '__qualname__', type(value).__qualname__)}"
-
-
-def _with_own_functions(saved: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a saved group, with this optimizer's functions where the saved one had some."""
-    options = dict(saved)
-    for key, value in saved.items():
-        was_function = isinstance(value, str) and value.startswith("function ")
-        if was_function != callable(own.get(key)) and key in own:
-            there, here = (value, _function_text(own[key])) if callable(own[key]) else (value, own[key])
-            raise UsageError(
-                f"the saved optimizer has {key} = {there!r}, this one {here!r}: build it with the same, a "
-                "function cannot be saved."
-            )
-        if was_function and key in own:
-            options[key] = own[key]
-    return options
-
-
-def update_by_adamw(group: Mapping[str, Any], units: Sequence[Unit], *, form: Form = "torch") -> None:
-    """The rule for every role that a class does not move itself, with the group's lr, betas, eps and
-    weight_decay.
-    """
-    members = [m for unit in units for m in zip(unit.params, unit.grads, unit.states, strict=True)]
-    for chunk in chunked(members, lambda member: member[0].numel()):
-        params, grads, states = zip(*chunk, strict=True)
-        adamw_update_(
-            list(params),
-            list(grads),
-            [s["exp_avg"] for s in states],
-            [s["exp_avg_sq"] for s in states],
-            [s["step"].item() for s in states],  # on the CPU: no wait for the device
-            lr=group["lr"],
-            betas=tuple(group["betas"]),
-            eps=group["eps"],
-            weight_decay=group["weight_decay"],
-            form=form,
-        )
-
 
 def option_defaults(cls: type[Optimizer]) -> dict[str, Any]:
     """The constructor's options with their defaults, read from its signature, where they are written once."""
     parameters = inspect.signature(cls).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
-
-
-def state_dtype(param: Tensor) -> torch.dtype:
-    """float64 for float64 parameters, else float32: bfloat16 moments cannot decay by 0.999."""
-    return torch.float64 if param.dtype == torch.float64 else torch.float32
-
-
-def buckets(items: Sequence[T], tensor_of: Callable[[T], Tensor]) -> Iterator[list[T]]:
-    """Items whose tensors may be stacked (same shape, dtype, device), in chunks of at most
-    MAX_BATCH_ELEMENTS.
-    """
-    by_kind: dict[tuple[Any, ...], list[T]] = {}
-    for item in items:
-        t = tensor_of(item)
-        by_kind.setdefault((t.shape, t.dtype, t.device), []).append(item)
-    for same in by_kind.values():
-        yield from chunked(same, lambda item: tensor_of(item).numel())
-
-
-def chunked(
-    items: Sequence[T], elements_of: Callable[[T], int], limit: int | None = None
-) -> Iterator[list[T]]:
-    """Consecutive runs of at most `limit` (MAX_BATCH_ELEMENTS) elements, of one item at least."""
-    chunk: list[T] = []
-    elements = 0
-    most = MAX_BATCH_ELEMENTS if limit is None else limit
-    for item in items:
-        if chunk and elements + elements_of(item) > most:
-            yield chunk
-            chunk, elements = [], 0
-        chunk.append(item)
-        elements += elements_of(item)
-    if chunk:
-        yield chunk
-
-
-def decay_and_subtract_(
-    params: list[Tensor], updates: list[Tensor], decay: float | list[Tensor] | None
-) -> None:
-    """p <- decay p - update, in the dtype of the update and rounded once to that of p. `decay` None means
-    1.
-    """
-    narrow = params[0].dtype != updates[0].dtype
-    targets = [p.to(updates[0].dtype) for p in params] if narrow else params
-    if decay is not None:
-        torch._foreach_mul_(targets, decay)
-    torch._foreach_sub_(targets, updates)
-    if narrow:
-        torch._foreach_copy_(params, targets)
-
-
-def _units(group: Mapping[str, Any]) -> Iterator[tuple[Tensor, ...]]:
-    size, params = UNIT_SIZE[group["role"]], group["params"]
-    for i in range(0, len(params), size):
-        yield tuple(params[i : i + size])
 
 
 def _num_matrices(param: Tensor, group: Mapping[str, Any]) -> int:
@@ -618,19 +424,6 @@ def _parts(group: Mapping[str, Any], units: list[Unit]) -> Iterable[list[Unit]]:
     if format_of(group) == "float32":
         return [units]
     return chunked(units, lambda unit: compressed_elements(unit.states), OPEN_ELEMENTS)
-
-
-def _with_states(units: list[Unit], states: Sequence[dict[str, Tensor]]) -> list[Unit]:
-    """The units with these states, given in the order of their parameters."""
-    rest = iter(states)
-    return [replace(unit, states=tuple(next(rest) for _ in unit.params)) for unit in units]
-
-
-def _units_of_matrices(unit: Unit, matrices: Sequence[Tensor], view: str) -> list[Unit]:
-    """A unit of one parameter as one unit for each of its matrices."""
-    (grad,), (state,) = unit.grads, unit.states
-    parts = zip(matrices, split(grad, view), split_state(state, len(matrices), view), strict=True)
-    return [Unit((p,), (g,), (s,)) for p, g, s in parts]
 
 
 def _zero_state(param: Tensor, stored: Stored) -> dict[str, Tensor]:

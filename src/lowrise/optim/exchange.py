@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowrise.optim.base import Optimizer, _units, _zero_state
+from lowrise.optim.base import Optimizer, _zero_state
 from lowrise.optim.formats import loaded
+from lowrise.optim.units import units_of
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def exchange(optimizer: Optimizer, exchanges: Sequence[Exchange]) -> None:
         for i, e in found.items():
             members[i] = e.new
         position = 0
-        for unit in _units(group):
+        for unit in units_of(group):
             for param, layout in zip(unit, optimizer._layouts(group, unit), strict=True):
                 if position in found:
                     optimizer.state[param] = _zero_state(param, layout)

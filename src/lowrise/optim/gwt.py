@@ -41,9 +41,10 @@ import torch
 from lowrise.errors import UsageError
 from lowrise.linalg.haar import haar_approximation, replace_coefficients
 from lowrise.optim.adamw_rule import Form
-from lowrise.optim.base import Layout, Optimizer, Shape, Unit, buckets, decay_and_subtract_
+from lowrise.optim.base import Optimizer
 from lowrise.optim.checks import parameter_name
 from lowrise.optim.growth_limit import LIMITERS, Limiter, limit_growth
+from lowrise.optim.units import Layout, Shape, Unit, buckets, decay_and_subtract_
 
 
 class GWT(Optimizer):

@@ -57,7 +57,7 @@ from lowrise.errors import UsageError
 from lowrise.linalg.balance import rebalance
 from lowrise.linalg.fixed_rank import Retraction, tangent_step
 from lowrise.optim.adamw_rule import adamw_layout, adamw_update_
-from lowrise.optim.base import Layout, Optimizer, Shape, Unit, chunked
+from lowrise.optim.base import Optimizer
 from lowrise.optim.loro_step import (
     EpsPlacement,
     adam_denominators,
@@ -66,6 +66,7 @@ from lowrise.optim.loro_step import (
     consistent_direction,
     step_size,
 )
+from lowrise.optim.units import Layout, Shape, Unit, chunked
 
 KthUpdate = Literal["exact", "rebalance", "lazy"]
 ExactDirection = Literal["authors", "consistent"]

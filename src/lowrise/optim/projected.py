@@ -35,7 +35,7 @@ from torch import Tensor
 
 from lowrise.errors import UsageError
 from lowrise.optim.adamw_rule import Form
-from lowrise.optim.base import Layout, Optimizer, Shape, Unit, buckets, decay_and_subtract_
+from lowrise.optim.base import Optimizer
 from lowrise.optim.growth_limit import LIMITERS, limit_growth
 from lowrise.optim.projection import (
     PROJ_TYPES,
@@ -49,6 +49,7 @@ from lowrise.optim.projection import (
     renewed,
     sides_of,
 )
+from lowrise.optim.units import Layout, Shape, Unit, buckets, decay_and_subtract_
 
 
 @dataclass(frozen=True)

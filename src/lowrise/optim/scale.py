@@ -29,7 +29,8 @@ import torch
 from torch import Tensor
 
 from lowrise.errors import UsageError
-from lowrise.optim.base import Layout, Optimizer, Shape, Unit, buckets, decay_and_subtract_
+from lowrise.optim.base import Optimizer
+from lowrise.optim.units import Layout, Shape, Unit, buckets, decay_and_subtract_
 
 
 class SCALE(Optimizer):

@@ -28,7 +28,8 @@ import torch
 
 from lowrise.errors import UsageError
 from lowrise.linalg.sinkhorn import sinkhorn_vectors
-from lowrise.optim.base import Layout, Optimizer, Shape, Unit, buckets, decay_and_subtract_
+from lowrise.optim.base import Optimizer
+from lowrise.optim.units import Layout, Shape, Unit, buckets, decay_and_subtract_
 
 
 class SinkGD(Optimizer):

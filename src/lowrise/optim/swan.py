@@ -44,7 +44,8 @@ from lowrise.linalg.whitening import (
     whiten,
     whiten_diagonal,
 )
-from lowrise.optim.base import Layout, Optimizer, Shape, Unit, buckets, decay_and_subtract_
+from lowrise.optim.base import Optimizer
+from lowrise.optim.units import Layout, Shape, Unit, buckets, decay_and_subtract_
 
 Whitening = Literal["ns", "nsds", "exact"]
 
