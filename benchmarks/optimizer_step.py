@@ -114,6 +114,7 @@ def rows_of(model: nn.Module, rank: int, apollo_rank: int) -> dict[str, Callable
         "torch AdamW fused": lambda: torch.optim.AdamW(model.parameters(), lr=lr, fused=True),
         "AdamW": lambda: AdamW(groups(matrices), lr=lr),
         "Muon": lambda: Muon(groups(matrices), lr=lr),
+        "Muon bfloat16": lambda: Muon(groups(matrices), lr=lr, ns_dtype="bfloat16"),
         "GaLore": lambda: GaLore(groups(matrices), lr=lr, rank=rank, **gap),
         "Fira": lambda: Fira(groups(matrices), lr=lr, rank=rank, **gap),
         "APOLLO": lambda: APOLLO(groups(matrices), lr=lr, rank=apollo_rank, **gap),
@@ -219,6 +220,7 @@ def formula_bytes(name: str, model: nn.Module, preset: str) -> int:
         "APOLLO": (APOLLO, {"rank": apollo_rank}),
         "APOLLO stored": (APOLLO, {"rank": apollo_rank, "store_projection": True}),
         "APOLLO-Mini": (APOLLO, {"rank": 1}),
+        "Muon bfloat16": (Muon, {}),
     }.get(key, (None, {}))
     if cls is None:
         cls = next(c for c in OPTIMIZERS.values() if c.__name__ == key)
