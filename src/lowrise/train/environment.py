@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import lowrise
+from lowrise.config import RunConfig
 from lowrise.errors import UsageError
 
 _PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "transformers")
@@ -37,8 +38,22 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def describe(device: torch.device) -> dict[str, Any]:
-    """Versions, processor and accelerator, for environment.json."""
+def set_numerics(config: RunConfig, device: torch.device) -> None:
+    """Threads, seed, precision and kernels of a run."""
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    torch.manual_seed(config.seed)
+    if config.train.deterministic:
+        # cuBLAS reads this when it starts; without it torch refuses its deterministic mode.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def describe(device: torch.device, ranks: int = 1) -> dict[str, Any]:
+    """Versions, processor and accelerator (of this rank), for environment.json."""
     packages = {}
     for package in _PACKAGES:
         try:
@@ -55,6 +70,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "ranks": ranks,
     }
 
 
