@@ -111,7 +111,7 @@ class World:
 
     def total(self, *numbers: float) -> list[float]:
         """Sums over ranks, in float64."""
-        return list(numbers) if self.size == 1 else self.sum_(torch.tensor(numbers).double()).tolist()
+        return self.sum_(torch.tensor(numbers, dtype=torch.float64)).tolist()
 
     def largest(self, number: int) -> int:
         """The largest of all ranks' numbers."""

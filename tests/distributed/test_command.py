@@ -1,0 +1,110 @@
+"""`torchrun ... -m lowrise train`, as a user starts it: signals, failures, and sentences."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from many import free_port, parallel_config
+from tiny import final_tensors, run_training
+
+FAULTY = Path(__file__).with_name("faulty.py")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def torchrun(*arguments: object, ranks: int = 2) -> subprocess.CompletedProcess[str]:
+    """`--` keeps torchrun from taking lowrise's --run for one of its own flags."""
+    launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", f"--master-port={free_port()}"]
+    path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, *launcher, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+    )
+
+
+@pytest.fixture
+def recipe(text_folder, tmp_path) -> Path:
+    config = parallel_config(text_folder, "spectron", **{"sample.tokens": 4, "log.tensorboard": True})
+    run_training(config, tmp_path / "one")  # prepares the corpus too
+    path = tmp_path / "recipe.toml"
+    path.write_text(config.to_toml())
+    return path
+
+
+def test_a_run_of_two_ranks_speaks_and_writes_once(recipe, tmp_path):
+    done = torchrun("-m", "--", "lowrise", "train", recipe, "--run", tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("validation loss") == 2  # the evaluation and the last line
+    assert done.stdout.count("Report:") == 1
+    for name in ("config.toml", "environment.json", "summary.json", "report.html", "sample.txt"):
+        assert (tmp_path / "two" / name).exists(), name
+    assert len(list((tmp_path / "two" / "tensorboard").iterdir())) == 1
+    lines = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [*range(1, 9), 8]
+    one, two = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "two"))
+    assert one["val_loss"] == pytest.approx(two["val_loss"], rel=1e-5)  # float32 sums in another order
+    again = torchrun("-m", "--", "lowrise", "train", recipe, "--run", tmp_path / "two", ranks=1)
+    assert again.returncode == 0, again.stderr
+    assert "Continuing from step 8" in again.stdout
+
+
+def test_sigterm_to_one_rank_saves_and_stops_all(recipe, tmp_path):
+    run = tmp_path / "stopped"
+    arguments = ["train", recipe, "--run", run]
+    stopped = torchrun("--", FAULTY, "sigterm", 1, 3, *arguments)
+    assert stopped.returncode != 0  # torchrun's own code for a worker that failed is 1
+    assert "SIGTERM: stopped after step 3 of 8, saved." in stopped.stderr
+    assert "exitcode  : 143" in stopped.stderr
+    assert json.loads((run / "summary.json").read_text())["status"] == "interrupted"
+    assert (run / "checkpoints" / "step-00000003").is_dir()
+    whole = torchrun("-m", "--", "lowrise", "train", recipe, "--run", tmp_path / "whole")
+    continued = torchrun("-m", "--", "lowrise", *arguments)
+    assert (whole.returncode, continued.returncode) == (0, 0)
+    assert "Continuing from step 3" in continued.stdout
+    assert final_tensors(run, 8) == final_tensors(tmp_path / "whole", 8)
+
+
+@pytest.mark.parametrize(("fault", "rank"), [("raise", 1), ("raise", 0), ("sigkill", 1)])
+def test_a_rank_that_fails_ends_the_run_within_a_minute(fault, rank, recipe, tmp_path):
+    started = time.monotonic()
+    failed = torchrun("--", FAULTY, fault, rank, 5, "train", recipe, "--run", tmp_path / "run")
+    assert time.monotonic() - started < 60 + 60  # a minute to start two processes on a busy machine
+    assert failed.returncode != 0
+    table = failed.stderr[failed.stderr.index("Root Cause") :]
+    assert f"rank      : {rank} " in table
+    assert ("ZeroDivisionError: the fault that was asked for" if fault == "raise" else "Signal 9") in table
+    assert (tmp_path / "run" / "checkpoints" / "step-00000004").is_dir()
+    if rank != 0:
+        summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+        assert summary["status"] == "failed"
+        assert "has lost the other ranks" in summary["error"]
+
+
+def test_ranks_that_drift_apart_are_told_before_a_checkpoint(recipe, tmp_path):
+    failed = torchrun("--", FAULTY, "drift", 1, 4, "train", recipe, "--run", tmp_path / "run")
+    assert failed.returncode != 0
+    assert "drifted apart: after step 4, lm_head.weight is not the same" in failed.stderr
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_what_cannot_be_gets_one_sentence(recipe, tmp_path):
+    done = torchrun(
+        "-m", "--", "lowrise", "train", recipe, "--train.sequences", 3, "--train.micro_sequences", 0
+    )
+    assert done.returncode != 0
+    assert done.stderr.count("error: train.sequences = 3 is the batch of an update over all ranks") == 1
+    assert "exitcode  : 2" in done.stderr
+
+
+def test_a_failure_of_rank_0_alone_ends_all(recipe, tmp_path):
+    """The folder holds another recipe: rank 0 looks, the other ranks end with the same code, silently."""
+    done = torchrun("-m", "--", "lowrise", "train", recipe, "--run", tmp_path / "one", "--seed", 5)
+    assert done.stderr.count("holds checkpoints of another recipe") >= 1
+    assert "lost" not in done.stderr
+    assert done.stderr.count("exitcode  : 2") == 2
