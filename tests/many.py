@@ -115,6 +115,23 @@ def kill_after(trainer: Trainer, step: int) -> None:
     raise AssertionError("the run ended before it was killed")
 
 
+def drift(world: World, folder: Path, run: Path) -> None:
+    """A weight of the last rank changes by one bit after update 2: nothing is saved after update 4."""
+    trainer = trainer_for(parallel_config(folder, "muon"), run, world)
+    advance = trainer._advance
+
+    def advance_then_change(board: Any) -> None:
+        if trainer.progress.step == 2 and world.rank == world.size - 1:
+            weight = trainer.model.model.embed_tokens.weight.data.view(-1)
+            weight[-1] = torch.nextafter(weight[-1], torch.tensor(9.0))
+        advance(board)
+
+    trainer._advance = advance_then_change  # type: ignore[method-assign]
+    with pytest.raises(LowriseError, match=r"drifted apart: after step 4, model\.embed_tokens\.weight"):
+        trainer.run()
+    assert trainer.directory.checkpoints.steps() == []
+
+
 def keep_only(run: Path, step: int) -> None:
     """A run as it was when its checkpoint of `step` was the newest."""
     for checkpoint in (run / "checkpoints").iterdir():
@@ -126,6 +143,7 @@ def train_methods(world: World, folder: Path, runs: Path, methods: list[str]) ->
     """For each method: a whole run, one that is killed and resumed, and the second half of the one-rank run
     that lies in `one/METHOD`.
     """
+    drift(world, folder, runs / "drifted")
     for method in methods:
         config = parallel_config(folder, method)
         run_training(config, runs / "many" / method, world)

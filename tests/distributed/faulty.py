@@ -1,14 +1,11 @@
 """`lowrise` with a fault: `python faulty.py FAULT RANK STEP ARGUMENTS...`, started by torchrun.
 
-After update STEP, rank RANK gets SIGTERM ("sigterm") or SIGKILL ("sigkill"), raises ("raise"), or changes
-one bit of one of its weights ("drift").
+After update STEP, rank RANK gets SIGTERM ("sigterm") or SIGKILL ("sigkill"), or raises ("raise").
 """
 
 import os
 import signal
 import sys
-
-import torch
 
 from lowrise.cli import main
 from lowrise.train.loop import Trainer, Update
@@ -26,10 +23,6 @@ def faulty_update(trainer: Trainer) -> Update:
             os.kill(os.getpid(), signal.SIGKILL)
         elif fault == "raise":
             raise ZeroDivisionError("the fault that was asked for")
-        elif fault == "drift":
-            with torch.no_grad():
-                weight = trainer.model.lm_head.weight
-                weight.view(-1)[7] = torch.nextafter(weight.view(-1)[7], torch.tensor(9.0))
     return done
 
 

@@ -28,52 +28,56 @@ def torchrun(*arguments: object, ranks: int = 2) -> subprocess.CompletedProcess[
     )
 
 
-@pytest.fixture
-def recipe(text_folder, tmp_path) -> Path:
+@pytest.fixture(scope="module")
+def folder(text_folder, tmp_path_factory) -> Path:
+    """A recipe, its run on one rank (`one`) and on two (`two`, with the words of torchrun in `two.txt`)."""
+    folder = tmp_path_factory.mktemp("command")
     config = parallel_config(text_folder, "spectron", **{"sample.tokens": 4, "log.tensorboard": True})
-    run_training(config, tmp_path / "one")  # prepares the corpus too
-    path = tmp_path / "recipe.toml"
-    path.write_text(config.to_toml())
-    return path
-
-
-def test_a_run_of_two_ranks_speaks_and_writes_once(recipe, tmp_path):
-    done = torchrun("-m", "--", "lowrise", "train", recipe, "--run", tmp_path / "two")
+    run_training(config, folder / "one")  # prepares the corpus too
+    (folder / "recipe.toml").write_text(config.to_toml())
+    done = torchrun("-m", "--", "lowrise", "train", folder / "recipe.toml", "--run", folder / "two")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("validation loss") == 2  # the evaluation and the last line
-    assert done.stdout.count("Report:") == 1
+    (folder / "two.txt").write_text(done.stdout)
+    return folder
+
+
+def test_a_run_of_two_ranks_speaks_and_writes_once(folder):
+    said = (folder / "two.txt").read_text()
+    assert said.count("validation loss") == 2  # the evaluation and the last line
+    assert said.count("Report:") == 1
     for name in ("config.toml", "environment.json", "summary.json", "report.html", "sample.txt"):
-        assert (tmp_path / "two" / name).exists(), name
-    assert len(list((tmp_path / "two" / "tensorboard").iterdir())) == 1
-    lines = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
+        assert (folder / "two" / name).exists(), name
+    assert len(list((folder / "two" / "tensorboard").iterdir())) == 1
+    lines = [json.loads(line) for line in (folder / "two" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [*range(1, 9), 8]
-    one, two = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "two"))
+    one, two = (json.loads((folder / name / "summary.json").read_text()) for name in ("one", "two"))
     assert one["val_loss"] == pytest.approx(two["val_loss"], rel=1e-5)  # float32 sums in another order
-    again = torchrun("-m", "--", "lowrise", "train", recipe, "--run", tmp_path / "two", ranks=1)
-    assert again.returncode == 0, again.stderr
-    assert "Continuing from step 8" in again.stdout
 
 
-def test_sigterm_to_one_rank_saves_and_stops_all(recipe, tmp_path):
+def test_sigterm_to_one_rank_saves_and_stops_all(folder, tmp_path):
     run = tmp_path / "stopped"
-    arguments = ["train", recipe, "--run", run]
+    arguments = ["train", folder / "recipe.toml", "--run", run]
     stopped = torchrun("--", FAULTY, "sigterm", 1, 3, *arguments)
     assert stopped.returncode != 0  # torchrun's own code for a worker that failed is 1
     assert "SIGTERM: stopped after step 3 of 8, saved." in stopped.stderr
     assert "exitcode  : 143" in stopped.stderr
     assert json.loads((run / "summary.json").read_text())["status"] == "interrupted"
     assert (run / "checkpoints" / "step-00000003").is_dir()
-    whole = torchrun("-m", "--", "lowrise", "train", recipe, "--run", tmp_path / "whole")
     continued = torchrun("-m", "--", "lowrise", *arguments)
-    assert (whole.returncode, continued.returncode) == (0, 0)
+    assert continued.returncode == 0, continued.stderr
     assert "Continuing from step 3" in continued.stdout
-    assert final_tensors(run, 8) == final_tensors(tmp_path / "whole", 8)
+    assert final_tensors(run, 8) == final_tensors(folder / "two", 8)
 
 
-@pytest.mark.parametrize(("fault", "rank"), [("raise", 1), ("raise", 0), ("sigkill", 1)])
-def test_a_rank_that_fails_ends_the_run_within_a_minute(fault, rank, recipe, tmp_path):
+@pytest.mark.parametrize(
+    ("fault", "rank"),
+    [("raise", 1), pytest.param("raise", 0, marks=pytest.mark.slow), ("sigkill", 1)],
+)
+def test_a_rank_that_fails_ends_the_run_within_a_minute(fault, rank, folder, tmp_path):
     started = time.monotonic()
-    failed = torchrun("--", FAULTY, fault, rank, 5, "train", recipe, "--run", tmp_path / "run")
+    failed = torchrun(
+        "--", FAULTY, fault, rank, 5, "train", folder / "recipe.toml", "--run", tmp_path / "run"
+    )
     assert time.monotonic() - started < 60 + 60  # a minute to start two processes on a busy machine
     assert failed.returncode != 0
     table = failed.stderr[failed.stderr.index("Root Cause") :]
@@ -86,25 +90,29 @@ def test_a_rank_that_fails_ends_the_run_within_a_minute(fault, rank, recipe, tmp
         assert "has lost the other ranks" in summary["error"]
 
 
-def test_ranks_that_drift_apart_are_told_before_a_checkpoint(recipe, tmp_path):
-    failed = torchrun("--", FAULTY, "drift", 1, 4, "train", recipe, "--run", tmp_path / "run")
-    assert failed.returncode != 0
-    assert "drifted apart: after step 4, lm_head.weight is not the same" in failed.stderr
-    assert not (tmp_path / "run" / "checkpoints").exists()
-
-
-def test_what_cannot_be_gets_one_sentence(recipe, tmp_path):
+def test_what_cannot_be_gets_one_sentence(folder):
     done = torchrun(
-        "-m", "--", "lowrise", "train", recipe, "--train.sequences", 3, "--train.micro_sequences", 0
+        "-m",
+        "--",
+        "lowrise",
+        "train",
+        folder / "recipe.toml",
+        "--train.sequences",
+        3,
+        "--train.micro_sequences",
+        0,
     )
     assert done.returncode != 0
     assert done.stderr.count("error: train.sequences = 3 is the batch of an update over all ranks") == 1
     assert "exitcode  : 2" in done.stderr
 
 
-def test_a_failure_of_rank_0_alone_ends_all(recipe, tmp_path):
+@pytest.mark.slow
+def test_a_failure_of_rank_0_alone_ends_all(folder):
     """The folder holds another recipe: rank 0 looks, the other ranks end with the same code, silently."""
-    done = torchrun("-m", "--", "lowrise", "train", recipe, "--run", tmp_path / "one", "--seed", 5)
+    done = torchrun(
+        "-m", "--", "lowrise", "train", folder / "recipe.toml", "--run", folder / "one", "--seed", 5
+    )
     assert done.stderr.count("holds checkpoints of another recipe") >= 1
     assert "lost" not in done.stderr
     assert done.stderr.count("exitcode  : 2") == 2
