@@ -28,6 +28,14 @@ def torchrun(*arguments: object, ranks: int = 2) -> subprocess.CompletedProcess[
     )
 
 
+def lowrise(*arguments: object, ranks: int = 2) -> subprocess.CompletedProcess[str]:
+    return torchrun("-m", "--", "lowrise", *arguments, ranks=ranks)
+
+
+def lowrise_with(fault: str, rank: int, step: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return torchrun("--", FAULTY, fault, rank, step, *arguments)
+
+
 @pytest.fixture(scope="module")
 def folder(text_folder, tmp_path_factory) -> Path:
     """A recipe, its run on one rank (`one`) and on two (`two`, with the words of torchrun in `two.txt`)."""
@@ -35,7 +43,7 @@ def folder(text_folder, tmp_path_factory) -> Path:
     config = parallel_config(text_folder, "spectron", **{"sample.tokens": 4, "log.tensorboard": True})
     run_training(config, folder / "one")  # prepares the corpus too
     (folder / "recipe.toml").write_text(config.to_toml())
-    done = torchrun("-m", "--", "lowrise", "train", folder / "recipe.toml", "--run", folder / "two")
+    done = lowrise("train", folder / "recipe.toml", "--run", folder / "two")
     assert done.returncode == 0, done.stderr
     (folder / "two.txt").write_text(done.stdout)
     return folder
@@ -57,13 +65,13 @@ def test_a_run_of_two_ranks_speaks_and_writes_once(folder):
 def test_sigterm_to_one_rank_saves_and_stops_all(folder, tmp_path):
     run = tmp_path / "stopped"
     arguments = ["train", folder / "recipe.toml", "--run", run]
-    stopped = torchrun("--", FAULTY, "sigterm", 1, 3, *arguments)
+    stopped = lowrise_with("sigterm", 1, 3, *arguments)
     assert stopped.returncode != 0  # torchrun's own code for a worker that failed is 1
     assert "SIGTERM: stopped after step 3 of 8, saved." in stopped.stderr
     assert "exitcode  : 143" in stopped.stderr
     assert json.loads((run / "summary.json").read_text())["status"] == "interrupted"
     assert (run / "checkpoints" / "step-00000003").is_dir()
-    continued = torchrun("-m", "--", "lowrise", *arguments)
+    continued = lowrise(*arguments)
     assert continued.returncode == 0, continued.stderr
     assert "Continuing from step 3" in continued.stdout
     assert final_tensors(run, 8) == final_tensors(folder / "two", 8)
@@ -75,9 +83,7 @@ def test_sigterm_to_one_rank_saves_and_stops_all(folder, tmp_path):
 )
 def test_a_rank_that_fails_ends_the_run_within_a_minute(fault, rank, folder, tmp_path):
     started = time.monotonic()
-    failed = torchrun(
-        "--", FAULTY, fault, rank, 5, "train", folder / "recipe.toml", "--run", tmp_path / "run"
-    )
+    failed = lowrise_with(fault, rank, 5, "train", folder / "recipe.toml", "--run", tmp_path / "run")
     assert time.monotonic() - started < 60 + 60  # a minute to start two processes on a busy machine
     assert failed.returncode != 0
     table = failed.stderr[failed.stderr.index("Root Cause") :]
@@ -91,10 +97,7 @@ def test_a_rank_that_fails_ends_the_run_within_a_minute(fault, rank, folder, tmp
 
 
 def test_what_cannot_be_gets_one_sentence(folder):
-    done = torchrun(
-        "-m",
-        "--",
-        "lowrise",
+    done = lowrise(
         "train",
         folder / "recipe.toml",
         "--train.sequences",
@@ -110,9 +113,7 @@ def test_what_cannot_be_gets_one_sentence(folder):
 @pytest.mark.slow
 def test_a_failure_of_rank_0_alone_ends_all(folder):
     """The folder holds another recipe: rank 0 looks, the other ranks end with the same code, silently."""
-    done = torchrun(
-        "-m", "--", "lowrise", "train", folder / "recipe.toml", "--run", folder / "one", "--seed", 5
-    )
+    done = lowrise("train", folder / "recipe.toml", "--run", folder / "one", "--seed", 5)
     assert done.stderr.count("holds checkpoints of another recipe") >= 1
     assert "lost" not in done.stderr
     assert done.stderr.count("exitcode  : 2") == 2
