@@ -191,6 +191,44 @@ _ROWS = (
             "optimizer.scale": 128.0,
         },
     ),
+    Method(
+        name="gwt",
+        layer="dense",
+        optimizer="gwt",
+        summary="dense weights, Adam on Haar approximations of the gradient: a quarter of the moments",
+        source="Wen et al. 2025, arXiv 2501.07237; released code",
+        defaults={"optimizer.lr": 1e-2, "other.lr": 3e-3},  # the authors' scripts; as in the other rows
+    ),
+    Method(
+        name="swan",
+        layer="dense",
+        optimizer="swan",
+        summary="dense weights, gradients normalized and whitened: no state for matrices",
+        source="Ma et al. 2024, arXiv 2412.13148 (ICML 2025); no code is public",
+        defaults={
+            "optimizer.lr": 1e-3,  # 0.02 x 0.05, sibling papers and re-implementations
+            "other.lr": 3e-3,  # as in the other rows
+        },
+    ),
+    Method(
+        name="sinkgd",
+        layer="dense",
+        optimizer="sinkgd",
+        summary="dense weights, rows and columns of gradients normalized in turn: no state for matrices",
+        source="Scetbon et al. 2025, arXiv 2502.06742 (NeurIPS 2025); no code is public",
+        defaults={
+            "optimizer.lr": 1e-3,  # 0.02 x 0.05, re-implementations
+            "other.lr": 3e-3,  # as in the other rows
+        },
+    ),
+    Method(
+        name="scale",
+        layer="dense",
+        optimizer="scale",
+        summary="dense weights, gradients normalized once, momentum for the head alone",
+        source="Glentis et al. 2025, arXiv 2506.16659; released code",
+        defaults={"optimizer.lr": 1e-3, "other.lr": 3e-3},  # the authors' scripts; as in the other rows
+    ),
 )
 
 METHODS: dict[str, Method] = {row.name: row for row in _ROWS}

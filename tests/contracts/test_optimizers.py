@@ -12,20 +12,28 @@ import torch
 from torch import Tensor, nn
 
 from lowrise.errors import UsageError
-from lowrise.optim import OPTIMIZERS, Optimizer
+from lowrise.optim import OPTIMIZERS, Optimizer, formats
 from lowrise.optim.checks import UNIT_SIZE
 
 # Besides the defaults: options under which an optimizer keeps another state or takes another path.
 EXTRA: dict[str, list[dict[str, Any]]] = {
     "spectron": [{"variant": "certified", "norm_refresh": 3}, {"rebalance_every": 2}, {"renormalize": False}],
-    "muon": [{"nesterov": False}],
+    "adamw": [{"state_format": "bfloat16"}, {"state_format": "8bit"}],
+    "muon": [{"nesterov": False}, {"state_format": "8bit"}],
     "loro": [
         {"exact_every": 3},
         {"exact_every": 2, "exact_direction": "consistent", "retraction": "orthographic", "reset": "factors"},
         {"exact_every": 2, "kth_update": "rebalance", "reset": "none", "transport": True},
         {"exact_every": 6, "stagger": True, "restart_warmup": 2},
     ],
-    "tsvd": [{"project": "both", "retraction": "polar", "transport": True}],
+    "galore": [{"rank": 4, "update_proj_gap": 2, "state_format": "8bit"}],
+    "gwt": [{"level": 0}, {"level": 3, "limiter": "reference", "correct_details": False}],
+    "sinkgd": [{"rows_first": False}],
+    "swan": [{"axis": 0, "method": "nsds"}, {"method": "exact", "center": False, "rescale": False}],
+    "tsvd": [
+        {"project": "both", "retraction": "polar", "transport": True},
+        {"state_format": "bfloat16", "transport": True},
+    ],
 }
 # Updates between two resets of all moments, by default; every other optimizer never resets.
 RESETS = {"loro": 500}
@@ -40,7 +48,17 @@ SHAPES = {
     "factors": [(8, 3), (6, 3), (8, 3), (6, 3), (6, 2), (10, 2)],
     "svd": [(8, 3), (3,), (6, 3)],
     "other": [(8, 6), (7,), ()],
+    "embedding": [(12, 6), (9, 6)],
+    "head": [(12, 6), (12, 6)],
 }
+
+
+@pytest.fixture(autouse=True)
+def compress_small_moments_too(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that formats take effect on these shapes. Options are of all tests or of none."""
+    callspec = getattr(request.node, "callspec", None)
+    if callspec is not None and "state_format" in callspec.params.get("options", {}):
+        monkeypatch.setattr(formats, "LEAST_ELEMENTS", 1)
 
 
 def make_params(role: str, dtype: torch.dtype = torch.float32) -> list[tuple[str, nn.Parameter]]:
@@ -53,7 +71,8 @@ def make_params(role: str, dtype: torch.dtype = torch.float32) -> list[tuple[str
 
 def build(name: str, role: str, named: list[tuple[str, nn.Parameter]], options: dict[str, Any]) -> Optimizer:
     options = {"lr": 0.05, "weight_decay": 0.1, **options}
-    return OPTIMIZERS[name]([{"params": named, "role": role}], **options)
+    group = {"params": named, "role": role, "state_format": options.pop("state_format", "float32")}
+    return OPTIMIZERS[name]([group], **options)
 
 
 def set_grads(named: list[tuple[str, nn.Parameter]], t: int) -> None:
@@ -104,19 +123,26 @@ def test_resume_is_bitwise_through_a_weights_only_file(name, role, options, way,
 @pytest.mark.parametrize(("name", "role", "options"), CASES)
 def test_state_is_complete_counted_and_planned(name, role, options) -> None:
     for dtype, width in ((torch.float32, 4), (torch.bfloat16, 4), (torch.float64, 8)):
+        if "state_format" in options and dtype == torch.float64:
+            continue  # refused
         named = make_params(role, dtype)
         optimizer = build(name, role, named, options)
         at_start = {key: id(value) for key, value in optimizer.named_state().items()}
-        planned = OPTIMIZERS[name].planned_state_elements(role, [p.shape for _, p in named], options)
+        shapes = [p.shape for _, p in named]
+        planned = OPTIMIZERS[name].planned_state_elements(role, shapes, options)
+        planned_bytes = OPTIMIZERS[name].planned_state_bytes(role, shapes, options, dtype=dtype)
         assert optimizer.state_elements() == planned
-        assert optimizer.state_bytes() == width * planned
+        assert optimizer.state_bytes() == planned_bytes
+        if "state_format" not in options:
+            assert planned_bytes == width * planned
         run(optimizer, named, range(3))
         assert {key: id(value) for key, value in optimizer.named_state().items()} == at_start, (
             "created after __init__"
         )
-        assert optimizer.state_bytes() == width * planned
+        assert optimizer.state_bytes() == planned_bytes
         for key, tensor in optimizer.named_state().items():
-            assert tensor.dtype in (torch.float32, torch.float64)
+            compressed = "state_format" in options and key.split(".")[-1].startswith(("exp_avg", "momentum"))
+            assert tensor.dtype in (torch.float32, torch.float64) or compressed
             assert tensor.isfinite().all(), key
         assert optimizer.step_flops() > sum(p.numel() for _, p in named)
 

@@ -23,11 +23,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from replays.cola import replay_cola
 from replays.common import Fixture, Line
+from replays.gwt import replay_gwt
 from replays.loro import replay_loro
 from replays.muon import replay_muon
 from replays.projected import replay_projected
 from replays.relora import replay_relora
+from replays.sinkgd import replay_sinkgd
 from replays.spectron import replay_spectron
+from replays.swan import replay_swan
 from replays.tsvd import replay_tsvd
 
 REPLAYS: dict[str, Callable[[Fixture, torch.dtype], Iterator[Line]]] = {
@@ -35,10 +38,13 @@ REPLAYS: dict[str, Callable[[Fixture, torch.dtype], Iterator[Line]]] = {
     "cola": replay_cola,
     "fira": replay_projected,
     "galore": replay_projected,
+    "gwt": replay_gwt,
     "loro": replay_loro,
     "muon": replay_muon,
     "relora": replay_relora,
+    "sinkgd": replay_sinkgd,
     "spectron": replay_spectron,
+    "swan": replay_swan,
     "tsvd": replay_tsvd,
 }
 

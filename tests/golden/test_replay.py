@@ -25,7 +25,21 @@ def replay() -> ModuleType:
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize(
-    "method", ["apollo", "cola", "fira", "galore", "loro", "muon", "relora", "spectron", "tsvd"]
+    "method",
+    [
+        "apollo",
+        "cola",
+        "fira",
+        "galore",
+        "gwt",
+        "loro",
+        "muon",
+        "relora",
+        "sinkgd",
+        "spectron",
+        "swan",
+        "tsvd",
+    ],
 )
 def test_fixture_is_reproduced(
     replay: ModuleType, shared: Path, capsys: pytest.CaptureFixture[str], method: str, dtype: str

@@ -181,6 +181,32 @@ def test_fast_equals_plain_for_columns_that_are_nearly_dependent(spread, dtype) 
     assert (W - reference).norm(dim=(1, 2)).max() < (5e-5 if dtype == torch.float32 else 1e-10)
 
 
+@pytest.mark.parametrize("retraction", ["svd", "orthographic"])
+@pytest.mark.parametrize("condition", [1.0, 100.0, 1e4])
+def test_fast_equals_plain_in_float32_whatever_the_condition(condition, retraction) -> None:
+    """Factors of 96 x 24 and 64 x 24 with singular values from 1 down to 1 / condition in rotated columns,
+    and a step of 1% to 20% of W: sizes as LORO takes them.
+    """
+    A, B, _, D_A, D_B = pair(96, 64, 24, batch=4)
+    spectrum = torch.logspace(0, -torch.tensor(condition).log10().item(), 24, dtype=torch.float64)
+    U, V, R = (torch.linalg.qr(X).Q for X in (A, B, torch.randn(4, 24, 24, dtype=torch.float64)))
+    A, B = (U * spectrum) @ R, (V * spectrum) @ R
+    length = torch.tensor([0.01, 0.05, 0.1, 0.2]) * (A @ B.mT).norm(dim=(1, 2))
+    arguments = [X.float() for X in (A, B, D_A, D_B, torch.ones(4))]
+    options = {"core": "mean", "retraction": retraction}
+    fast = tangent_step(*arguments, length=length.float(), **options)
+    wide = [X.double() for X in arguments]
+    plain = tangent_step_reference(*wide, length=length.float().double(), **options)
+    assert fast.ok.all()
+    ways = (fast.A, fast.B), (plain.A, plain.B), wide[:2]
+    W, expected, before = (x.double() @ y.double().mT for x, y in ways)
+    # Of ||W||: float32 rounding of the products and of what is stored, measured 7e-7. Of the movement, which
+    # an orthographic retraction makes far longer than asked for where it inverts small singular values: the
+    # error that the inverse may have there.
+    error, moved = (W - expected).norm(dim=(1, 2)), (expected - before).norm(dim=(1, 2))
+    assert (error < 2e-6 * before.norm(dim=(1, 2)) + 1e-5 * moved).all()
+
+
 def test_slow_convergence_ends_in_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step as long as W: discarded singular values close to the kept ones."""
     A, B, _, D_A, D_B = pair(12, 12, 4, batch=20)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -84,13 +85,20 @@ def test_parameter_counts_by_role() -> None:
 
 
 class TwoMoments:
-    """An optimizer class as the ledger sees it: two elements of state for each of a matrix, none for anything
-    else.
+    """An optimizer class as the ledger sees it: two elements of state for each of a matrix, in float32, none
+    for anything else.
     """
 
     @classmethod
-    def planned_state_elements(cls, role: str, shapes: Sequence[tuple[int, ...]]) -> int:
-        return 2 * sum(torch.Size(shape).numel() for shape in shapes) if role == "factors" else 0
+    def planned_state_bytes(
+        cls,
+        role: str,
+        shapes: Sequence[tuple[int, ...]],
+        options: Mapping[str, Any],
+        *,
+        dtype: torch.dtype,
+    ) -> int:
+        return 4 * 2 * sum(torch.Size(shape).numel() for shape in shapes) if role == "factors" else 0
 
 
 def test_memory_plan() -> None:

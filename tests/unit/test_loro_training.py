@@ -64,3 +64,48 @@ def test_the_rate_dips_after_every_reset(text_folder, tmp_path):
     rates = {line["step"]: line["lr"] for line in metrics(tmp_path) if "loss" in line}
     assert [step for step, rate in rates.items() if rate == 0] == [4, 7]
     assert rates[5] == pytest.approx(rates[6] / 2)
+
+
+@pytest.mark.parametrize("bad", [2, 3, 4], ids=["before a reset", "the reset itself", "in the dip"])
+def test_a_skipped_update_moves_resets_and_dips_alike(bad, text_folder, tmp_path):
+    """Moments are dropped after the third and sixth update that is taken, and the next one has rate zero."""
+    trainer = trainer_for(config_for(text_folder, "loro", **SHORT), tmp_path)
+    factor = trainer.low_rank_layers[0].A
+    rates, dropped = {}, []
+    for number in range(1, 9):
+        handle = (
+            factor.register_hook(lambda grad: torch.full_like(grad, torch.nan)) if number == bad else None
+        )
+        update = trainer.update()
+        if handle is not None:
+            handle.remove()
+            assert not update.applied
+            continue
+        rates[number] = update.lr
+        if not trainer.optimizer.state[factor]["exp_avg"].any():
+            dropped.append(number)
+    assert dropped == ([3, 7] if bad == 4 else [4, 7])
+    assert [number for number, rate in rates.items() if rate == 0] == [5, 8]
+
+
+def test_resume_after_a_skipped_update_is_exact(text_folder, tmp_path):
+    """The dips of a continued run follow the updates that the first part skipped."""
+    config = config_for(text_folder, "loro", **SHORT)
+
+    def trained(folder, stop):
+        trainer = trainer_for(config, folder)
+        trainer._resume()
+        while trainer.progress.step < stop:
+            number = trainer.progress.step + 1
+            factor = trainer.low_rank_layers[0].A
+            handle = factor.register_hook(lambda grad: torch.full_like(grad, torch.nan))
+            if number != 2:
+                handle.remove()
+            trainer.update()
+            handle.remove()
+        trainer._save()
+
+    trained(tmp_path / "whole", 8)
+    trained(tmp_path / "parts", 4)
+    trained(tmp_path / "parts", 8)
+    assert final_tensors(tmp_path / "whole", 8) == final_tensors(tmp_path / "parts", 8)

@@ -8,7 +8,7 @@ from torch import nn
 
 from lowrise.errors import UsageError
 from lowrise.optim import AdamW, Muon, Spectron
-from lowrise.optim import base as optim_base
+from lowrise.optim import units as optim_units
 
 
 def parameter(*shape: int) -> nn.Parameter:
@@ -151,7 +151,7 @@ def test_sparse_gradients_get_a_sentence() -> None:
 def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch, build) -> None:
     results = []
     for limit in (1 << 26, 1):
-        monkeypatch.setattr(optim_base, "MAX_BATCH_ELEMENTS", limit)
+        monkeypatch.setattr(optim_units, "MAX_BATCH_ELEMENTS", limit)
         torch.manual_seed(1)
         params = [nn.Parameter(torch.randn(6, 4, dtype=torch.float64)) for _ in range(5)]
         optimizer = build(params)

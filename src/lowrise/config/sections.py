@@ -44,6 +44,8 @@ class OptimizerSection:
     """Optimizer class."""
     lr: float = 1e-3
     """Peak learning rate of the matrices."""
+    state_format: Literal["float32", "bfloat16", "8bit"] = "float32"
+    """How moments are stored between steps; bfloat16 and 8bit round stochastically, 8bit needs torchao."""
 
 
 @dataclass(kw_only=True)
@@ -58,6 +60,8 @@ class OtherSection:
     """Decay of the first and second moment."""
     eps: float = 1e-8
     """Added to the root of the second moment."""
+    state_format: Literal["float32", "bfloat16", "8bit"] | None = None
+    """How its moments are stored; none: as the matrices'."""
 
 
 @dataclass(kw_only=True)

@@ -6,19 +6,24 @@ drawn anywhere in the stream, so the N - nL tokens that an epoch leaves out are 
 the windows in the order of a keyed permutation of {0, ..., n-1}, computed element by element without ever
 holding it.
 
+With weights each source of the corpus is a ring of its own, with windows, epochs and orders of its own, and
+sequence g belongs to the source that `mixture.assign` says.
+
 Training counts sequences, not batches: row i of batch k is sequence g = k * sequences + i, of epoch g // n.
 So two runs with other batch sizes see the same sequences in the same order, and a rank reads its rows alone.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from lowrise.data.mixture import Part, assign
 from lowrise.data.shards import ShardReader, Split, TokenIds
 from lowrise.errors import UsageError
 
@@ -83,6 +88,7 @@ class TokenStream:
         self.tokens = split.tokens
         self.text_bytes = split.text_bytes
         self.separator_id = separator_id
+        self.parts: tuple[Part, ...] = ()
         self._reader = ShardReader(directory, split.shards, dtype)
 
     def __len__(self) -> int:
@@ -98,23 +104,39 @@ class TokenStream:
         """Check every shard against its hash; raises `LowriseError` naming a damaged file."""
         self._reader.verify(vocab_size)
 
-    def sequences_per_epoch(self, seq_len: int) -> int:
-        """Windows of `seq_len` targets in one pass.
+    def mixed(self, parts: Sequence[Part]) -> TokenStream:
+        """The stream that draws from `parts`, which lie in it one after the other, by their weights."""
+        stream = copy.copy(self)
+        stream.parts = tuple(parts)
+        return stream
 
-        Raises `UsageError` if the stream is too short for one.
+    def _rings(self) -> tuple[Part, ...]:
+        return self.parts or (Part("", 0, self.tokens),)
+
+    def _windows_of(self, ring: Part, seq_len: int) -> int:
+        """Windows of `seq_len` targets in one pass over a ring.
+
+        Raises `UsageError` if it is too short for one.
         """
         if seq_len < 1:
             raise UsageError(f"The sequence length is {seq_len}: it must be at least 1.")
-        if self.tokens <= seq_len:
+        if ring.tokens <= seq_len:
+            of = f" of {ring.name}" if ring.name else ""
             raise UsageError(
-                f"The {self.name} split has {self.tokens:,} tokens, too few for one sequence of {seq_len:,}: "
-                "use more text or a shorter sequence."
+                f"The {self.name} split{of} has {ring.tokens:,} tokens, too few for one sequence of "
+                f"{seq_len:,}: use more text or a shorter sequence."
             )
-        return self.tokens // seq_len
+        return ring.tokens // seq_len
 
     def epochs(self, k: int, *, sequences: int, seq_len: int) -> float:
-        """Passes over the windows that batches 0 to k-1 have made; 1.5 is one and a half."""
-        return k * sequences / self.sequences_per_epoch(seq_len)
+        """Passes over the windows that batches 0 to k-1 have made; 1.5 is one and a half.
+
+        Of a mixture, those over the source that has been passed most often.
+        """
+        total = sum(ring.weight for ring in self._rings())
+        return max(
+            k * sequences * ring.weight / total / self._windows_of(ring, seq_len) for ring in self._rings()
+        )
 
     def batch(
         self, k: int, *, sequences: int, seq_len: int, seed: int, rows: slice | None = None
@@ -138,30 +160,34 @@ class TokenStream:
         first, stop, step = (rows or slice(None)).indices(sequences)
         numbers = k * sequences + np.arange(first, stop, step, dtype=np.int64)
         batch = np.empty((len(numbers), seq_len + 1), dtype=np.int64)
-        for row, start in zip(batch, self._starts(numbers, seq_len, seed), strict=True):
-            self._read_ring(int(start), row)
+        rings = self._rings()
+        sources, within = assign(numbers, [ring.weight for ring in rings])
+        for source, ring in enumerate(rings):
+            mine = np.flatnonzero(sources == source)
+            for row, start in zip(mine, self._starts(ring, within[mine], seq_len, seed), strict=True):
+                self._read_ring(ring, int(start), batch[row])
         return batch
 
-    def _starts(self, numbers: TokenIds, seq_len: int, seed: int) -> TokenIds:
-        """First token of each of the sequences with these numbers."""
-        windows = self.sequences_per_epoch(seq_len)
+    def _starts(self, ring: Part, numbers: TokenIds, seq_len: int, seed: int) -> TokenIds:
+        """Where in the ring each of its sequences with these numbers begins."""
+        windows = self._windows_of(ring, seq_len)
         epochs, within = np.divmod(numbers, windows)
         starts = np.empty_like(numbers)
         for epoch in np.unique(epochs):
             chosen = epochs == epoch
             key = hashlib.blake2b(f"lowrise order 1, seed {seed}, epoch {epoch}".encode()).digest()
-            offset = int.from_bytes(hashlib.blake2b(key, person=b"offset").digest(), "little") % self.tokens
-            starts[chosen] = (offset + permute(within[chosen], windows, key) * seq_len) % self.tokens
+            offset = int.from_bytes(hashlib.blake2b(key, person=b"offset").digest(), "little") % ring.tokens
+            starts[chosen] = (offset + permute(within[chosen], windows, key) * seq_len) % ring.tokens
         return starts
 
-    def _read_ring(self, start: int, row: TokenIds) -> None:
-        """Fill `row` with the tokens from `start` on.
+    def _read_ring(self, ring: Part, start: int, row: TokenIds) -> None:
+        """Fill `row` with the ring's tokens from `start` on.
 
-        The stream is at least a row long, so it wraps once at most.
+        The ring is at least a row long, so it wraps once at most.
         """
-        before_end = min(len(row), self.tokens - start)
-        row[:before_end] = self._reader.read(start, start + before_end)
-        row[before_end:] = self._reader.read(0, len(row) - before_end)
+        before_end = min(len(row), ring.tokens - start)
+        row[:before_end] = self._reader.read(ring.first + start, ring.first + start + before_end)
+        row[before_end:] = self._reader.read(ring.first, ring.first + len(row) - before_end)
 
     def windows(self, seq_len: int, batch: int, rows: slice | None = None) -> Iterator[TokenIds]:
         """The whole split in order, int64 (batch, seq_len + 1), every token a target exactly once.

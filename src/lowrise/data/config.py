@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from lowrise.errors import UsageError
@@ -19,6 +20,9 @@ class DataConfig:
 
     source: tuple[str, ...] = ("builtin",)
     """Where the text is: "builtin", files, globs, directories, "hf:NAME[:config][:split]" (docs/data.md)."""
+
+    weights: tuple[float, ...] = ()
+    """Share of the training sequences from each entry of `source`, in any unit; empty: all text in order."""
 
     valid: tuple[str, ...] = ()
     """Held-out sources; when empty, `valid_fraction` of the documents of `source` are held out."""
@@ -56,12 +60,14 @@ class DataConfig:
     def __post_init__(self) -> None:
         self.source = _strings("source", self.source)
         self.valid = _strings("valid", self.valid)
+        self.weights = tuple(self.weights)
         self.check()
 
     def check(self) -> None:
         """Raise `UsageError` if a value cannot be right; `prepare` does so again, as fields may be set."""
         if not self.source:
             raise UsageError('data.source is empty: name a file, a directory, "builtin" or "hf:NAME".')
+        self._check_weights()
         if not self.valid and not 0 < self.valid_fraction < 1:
             raise UsageError(
                 f"data.valid_fraction is {self.valid_fraction}: it must lie between 0 and 1 (for example "
@@ -89,6 +95,22 @@ class DataConfig:
             raise UsageError(
                 f"data.workers is {self.workers}: it must be 0 (every core) or a number of threads."
             )
+
+    def _check_weights(self) -> None:
+        if not self.weights:
+            return
+        if len(self.weights) != len(self.source):
+            raise UsageError(
+                f"data.weights has {len(self.weights)} numbers for {len(self.source)} sources: give one for "
+                "each entry of data.source (a directory or a pattern is one entry), or none."
+            )
+        if not all(0 < weight < math.inf for weight in self.weights):
+            raise UsageError(
+                f"data.weights is {list(self.weights)}: each must be a number above 0; leave a source out "
+                "that should not be read."
+            )
+        if len(set(self.source)) < len(self.source):
+            raise UsageError("data.source names a source twice: name it once, with the sum of its weights.")
 
 
 def _strings(name: str, value: object) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import json
 import os
 import sysconfig
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ class SourceFile:
     )
     separator: str | None = None
     dataset: Any = None
+    source: str = ""  # the entry of data.source or data.valid that it is of
 
     def chunks(self, text_key: str) -> Iterator[Chunk]:
         """The documents, as the readers give them."""
@@ -91,6 +92,10 @@ def find_sources(config: DataConfig) -> list[SourceFile]:
 
 
 def _expand(spec: str, split: str | None, separator: str | None) -> list[SourceFile]:
+    return [replace(file, source=spec) for file in _files_of(spec, split, separator)]
+
+
+def _files_of(spec: str, split: str | None, separator: str | None) -> list[SourceFile]:
     if spec == "builtin":
         return _builtin(split)
     if spec.startswith("hf:"):

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lowrise.data.batches import TokenStream
+from lowrise.data.mixture import Part
 from lowrise.data.shards import DTYPES, Shard, Split, damaged
 from lowrise.data.tokenizer import Tokenizer
 from lowrise.errors import LowriseError, UsageError
 
 INDEX = "index.json"
-FORMAT_VERSION = 1  # of the shards and of what decides their content; a change prepares every corpus anew
+FORMAT_VERSION = 2  # of the shards and of what decides their content; a change prepares every corpus anew
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,25 @@ class Corpus:
             split = info[name]
             counts = [f"{split[key]:,}" for key in ("documents", "tokens", "text_bytes")]
             rows.append((name, *counts, f"{split['bytes_per_token']:.3f}"))
+        for name, part in info["train"].get("mixture", {}).items():
+            head.append(("mixture", f"{100 * part['share']:.3g}% {name} ({part['tokens']:,} tokens)"))
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         table = [
             "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows
         ]
         return "\n".join([f"{name:<11} {value}" for name, value in head] + ["", *table])
+
+    def mixed(self, weights: Sequence[float], tokens_by_source: Mapping[str, int]) -> Corpus:
+        """The corpus with a training stream that draws from its sources in proportion to `weights`.
+
+        Raises `UsageError` for a source without training text.
+        """
+        parts, first = [], 0
+        for (name, tokens), weight in zip(tokens_by_source.items(), weights, strict=True):
+            parts.append(Part(name, first, tokens, weight))
+            first += tokens
+        assert first == self.train.tokens, (first, self.train.tokens)
+        return replace(self, train=self.train.mixed(parts))
 
     def write_tokenizer(self, path: str | Path) -> None:
         """Write the tokenizer.json, byte for byte."""
@@ -88,7 +104,9 @@ class Corpus:
 
 
 def _summary(stream: TokenStream) -> dict[str, Any]:
-    return {
+    total = sum(part.weight for part in stream.parts)
+    mixture = {part.name: {"tokens": part.tokens, "share": part.weight / total} for part in stream.parts}
+    return ({"mixture": mixture} if mixture else {}) | {
         "documents": stream.documents,
         "tokens": stream.tokens,
         "text_bytes": stream.text_bytes,

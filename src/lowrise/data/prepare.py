@@ -23,7 +23,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,6 +69,8 @@ class Counts:
 
     documents: int = 0
     text_bytes: int = 0
+    tokens_by_file: dict[str, int] = field(default_factory=dict)
+    """Number of the file (as JSON writes it) -> its tokens, separators included."""
 
 
 def cache_root(cache: str | None = None) -> Path:
@@ -107,7 +109,17 @@ def prepare(config: DataConfig | None = None, *, progress: Progress | None = Non
             with locked(directory.with_suffix(".lock"), lambda: report(0, 0, "waiting for another process")):
                 if not (directory / INDEX).exists():
                     _write_corpus(directory, fingerprint, config, files, hashes, tokenizer, report)
-    return open_corpus(directory)
+    corpus = open_corpus(directory)
+    return corpus.mixed(config.weights, _tokens_by_source(files, corpus)) if config.weights else corpus
+
+
+def _tokens_by_source(files: list[SourceFile], corpus: Corpus) -> dict[str, int]:
+    """Entry of data.source -> its tokens in the training stream, in the order in which they lie there."""
+    tokens: dict[str, int] = {}
+    for file, entry in zip(files, corpus.index["sources"], strict=True):
+        if file.split != "valid":
+            tokens[file.source] = tokens.get(file.source, 0) + entry["tokens"]["train"]
+    return tokens
 
 
 def _split_options(config: DataConfig) -> list[object]:
@@ -196,11 +208,18 @@ def _write_corpus(
     _require_text(config, splits)
     tokenizer.write(directory / "tokenizer.json")
     sources = [
-        {"name": file.name, "bytes": file.size, "sha256": sha256, "split": file.split}
-        for file, sha256 in zip(files, hashes, strict=True)
+        {
+            "name": file.name,
+            "bytes": file.size,
+            "sha256": sha256,
+            "split": file.split,
+            "tokens": {name: _tokens_of_file(parts, name, number) for name in SPLITS},
+        }
+        for number, (file, sha256) in enumerate(zip(files, hashes, strict=True))
     ]
     options = asdict(config)
     del options["cache"], options["workers"]  # they say how it was made, not what it is
+    del options["weights"]  # how it is read
     index = make_index(fingerprint, tokenizer, dtype_for(tokenizer.vocab_size), splits, sources, options)
     write_whole(directory / INDEX, json.dumps(index, indent=1).encode())
     for number in range(len(parts)):
@@ -220,6 +239,10 @@ def _total(parts: list[dict[str, Any]], name: str) -> Split:
         text_bytes=sum(entry["text_bytes"] for entry in entries),
         shards=shards,
     )
+
+
+def _tokens_of_file(parts: list[dict[str, Any]], name: str, number: int) -> int:
+    return sum(part["splits"][name]["tokens_by_file"].get(str(number), 0) for part in parts)
 
 
 def _require_text(config: DataConfig, splits: dict[str, Split]) -> None:
@@ -277,10 +300,12 @@ class _Work:
                 for name in SPLITS
             }
             for block, encoded in _encoded_ahead(_one_part(blocks), self.tokenizer, DTYPES[dtype]):
-                for piece, ids in zip(block.pieces, encoded, strict=True):
+                for piece, file, ids in zip(block.pieces, block.files, encoded, strict=True):
                     writers[piece.split].write(ids)
-                    counts[piece.split].documents += piece.ends
-                    counts[piece.split].text_bytes += piece.text_bytes
+                    count = counts[piece.split]
+                    count.documents += piece.ends
+                    count.text_bytes += piece.text_bytes
+                    count.tokens_by_file[str(file)] = count.tokens_by_file.get(str(file), 0) + len(ids)
                 self.report(block.done, self.total_bytes, "tokenizing")
                 end = block.next
             shards = {name: writer.close() for name, writer in writers.items()}
@@ -304,6 +329,7 @@ class _Block(NamedTuple):
     """Pieces to tokenize at once; `next` is the place after them, None at the end of the corpus."""
 
     pieces: list[Piece]
+    files: list[int]  # number of the file that each piece is from
     next: Place | None
     done: int  # stored bytes of the sources read so far
 
@@ -311,6 +337,7 @@ class _Block(NamedTuple):
 def _blocks(files: list[SourceFile], config: DataConfig, start: Place, cut: bool) -> Iterator[_Block]:
     """All pieces from `start` on. The last block may be empty, and alone has `next` None."""
     block: list[Piece] = []
+    numbers: list[int] = []
     size = 0
     before = sum(file.size for file in files[: start.file])
     for file_number in range(start.file, len(files)):
@@ -319,12 +346,13 @@ def _blocks(files: list[SourceFile], config: DataConfig, start: Place, cut: bool
             if file_number == start.file and piece_number < start.piece:
                 continue
             if size >= BLOCK_CHARS or len(block) >= BLOCK_PIECES:
-                yield _Block(block, Place(file_number, piece_number), before + block[-1].position)
-                block, size = [], 0
+                yield _Block(block, numbers, Place(file_number, piece_number), before + block[-1].position)
+                block, numbers, size = [], [], 0
             block.append(piece)
+            numbers.append(file_number)
             size += len(piece.text)
         before += file.size
-    yield _Block(block, None, before)
+    yield _Block(block, numbers, None, before)
 
 
 def _one_part(blocks: Iterator[_Block]) -> Iterator[_Block]:

@@ -70,9 +70,9 @@ def _is_part(part: str, name: str) -> bool:
     return part in name
 
 
-def no_match(pattern: str, names: Iterable[str], *, what: str) -> UsageError:
+def no_match(pattern: str, names: Iterable[str], *, what: str, kind: str = "linear layer") -> UsageError:
     """The error for a pattern without effect; it names the nearest component of a module name."""
     components = sorted({part for name in names for part in name.split(".") if not part.isdigit()})
     near = difflib.get_close_matches(pattern.rpartition(".")[2], components, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"the names are made of: {', '.join(components)}."
-    return UsageError(f"{what}: the pattern {pattern!r} matches no linear layer of the model; {hint}")
+    return UsageError(f"{what}: the pattern {pattern!r} matches no {kind} of the model; {hint}")

@@ -8,30 +8,38 @@ out); `guide_parameters()` of low-rank layers |
 | embedding, head | weights that map tokens in or out; a tied weight is an embedding |
 | other | all else: norms, biases, convolutions, bare parameters |
 
-`parameter_roles` tells these; `param_groups` gives an optimizer "factors", "svd" and "matrix" as it can move
-them, and "other" for the rest.
+`parameter_roles` tells these; `param_groups` gives an optimizer those that it can move by its own rule (most
+take "factors", "svd" or "matrix"; SCALE also "embedding" and "head"), and "other" for the rest. Tensors of
+three dimensions and more become "matrix" only where `views` says how.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from lowrise.errors import UsageError
 from lowrise.layers.base import LowRankLayer, dense_weight, head_and_embedding_weights
-from lowrise.layers.patterns import select_targets
+from lowrise.layers.patterns import matches, no_match, select_targets
 
-MOVABLE = ("factors", "svd", "matrix")
-"""The roles that a matrix optimizer may claim; every other parameter is "other" in its groups."""
+MOVABLE = ("factors", "svd", "matrix", "embedding", "head")
+"""The roles that an optimizer may claim; every other parameter is "other" in its groups."""
 
 
 class ParamGroups(list[dict[str, Any]]):
     """Parameter groups for an optimizer; `str()` shows them as a table. A plain list in every other way."""
 
     def __str__(self) -> str:
-        rows = [("role", "tensors", "elements", "lr", "weight decay", "names")]
+        # Columns of options that no group uses are left out.
+        extra = [
+            key
+            for key, usual in (("view", None), ("state_format", "float32"))
+            if any(group.get(key) not in (None, usual) for group in self)
+        ]
+        titles = [key.replace("_", " ") for key in extra]
+        rows = [("role", *titles, "tensors", "elements", "lr", "weight decay", "names")]
         for group in self:
             # torch's optimizers replace the (name, tensor) pairs of the dicts they are given by tensors and
             # "param_names".
@@ -41,6 +49,7 @@ class ParamGroups(list[dict[str, Any]]):
             rows.append(
                 (
                     group["role"],
+                    *(str(group.get(key) or "-") for key in extra),
                     str(len(pairs)),
                     f"{elements:,}",
                     f"{group['lr']:g}",
@@ -49,7 +58,7 @@ class ParamGroups(list[dict[str, Any]]):
                 )
             )
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        right = (False, True, True, True, True, False)
+        right = (*(False for _ in ("role", *extra)), True, True, True, True, False)
         cells = [
             [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)]
             for row in rows
@@ -99,6 +108,9 @@ def param_groups(
     roles: Collection[str] | None = None,
     targets: str | Iterable[str] | None = None,
     skip: str | Iterable[str] | None = None,
+    state_format: str | None = None,
+    other_state_format: str | None = None,
+    views: Mapping[str, str] | None = None,
 ) -> ParamGroups:
     """Every trainable parameter in exactly one group `{"params": [(name, p), ...], "role", "lr",
     "weight_decay"}`.
@@ -107,7 +119,15 @@ def param_groups(
     "factors" and "svd" if the model has such layers, else "matrix". All other parameters form the group
     "other", which carries `other_lr` (None: `lr`), `other_weight_decay`, `other_betas` and `other_eps` for
     the built-in AdamW rule. Layers stay whole and in module order: "factors" holds A0, B0, A1, B1, ... and
-    "svd" U0, s0, V0, .... Empty groups are left out.
+    "svd" U0, s0, V0, .... A weight that is embedding and head at once is "embedding". Empty groups are left
+    out.
+
+    `state_format` is how the moments of all groups are stored ("float32", "bfloat16", "8bit"; None: the
+    optimizer's own default), `other_state_format` that of the group "other" (None: the same).
+
+    `views` makes matrices of tensors with three dimensions or more: patterns of parameter names -> "flatten"
+    (convolutions, out x the rest) or "stack" (experts, each p[e]). The first pattern that matches decides;
+    what none matches stays "other". They form "matrix" groups of their own, one for each view.
 
     `targets` and `skip` choose by module name among the linear maps (low-rank and dense, no head) those that
     the optimizer moves by its own rule; the weights of the rest go to "other". They take patterns as
@@ -122,18 +142,24 @@ def param_groups(
     left_out = _left_out(model, targets, skip)
     members: dict[str, list[tuple[str, nn.Parameter]]] = {role: [] for role in MOVABLE if role in wanted}
     members.update(_whole_layers(model, wanted, left_out))
-    claimed = {id(p) for pairs in members.values() for _, p in pairs}
     declared = parameter_roles(model)
+    viewed = _viewed(model, views or {}, wanted, declared)
+    claimed = {id(p) for pairs in (*members.values(), *viewed.values()) for _, p in pairs}
     other: list[tuple[str, nn.Parameter]] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and id(parameter) not in claimed:
-            own = "matrix" in wanted and declared[name] == "matrix" and id(parameter) not in left_out
-            (members["matrix"] if own else other).append((name, parameter))
+            # A low-rank layer that was not claimed whole is not claimed in parts either.
+            single = declared[name] in ("matrix", "embedding", "head") and id(parameter) not in left_out
+            members.get(declared[name] if single else "other", other).append((name, parameter))
 
     groups = ParamGroups(
         {"params": pairs, "role": role, "lr": lr, "weight_decay": weight_decay}
         for role, pairs in members.items()
         if pairs
+    )
+    groups.extend(
+        {"params": pairs, "role": "matrix", "view": view, "lr": lr, "weight_decay": weight_decay}
+        for view, pairs in viewed.items()
     )
     if other:
         groups.append(
@@ -148,7 +174,38 @@ def param_groups(
         )
     if not groups:
         raise UsageError("The model has no trainable parameter: all are frozen, or there are none.")
+    for group in groups:
+        chosen = (other_state_format if group["role"] == "other" else None) or state_format
+        if chosen is not None:
+            group["state_format"] = chosen
     return groups
+
+
+def _viewed(
+    model: nn.Module, views: Mapping[str, str], wanted: Collection[str], declared: Mapping[str, str]
+) -> dict[str, list[tuple[str, nn.Parameter]]]:
+    """View -> (name, parameter) of the tensors that `views` names."""
+    if views and "matrix" not in wanted:
+        raise UsageError(
+            f"views = {dict(views)!r} makes matrices, and the roles here are {', '.join(sorted(wanted))}; "
+            "give the roles of an optimizer that moves matrices, for example roles=Muon.roles."
+        )
+    candidates = {
+        name: p
+        for name, p in model.named_parameters()
+        if p.requires_grad and p.ndim > 2 and declared[name] == "other"
+    }
+    for pattern in views:
+        if not any(matches(pattern, name) for name in candidates):
+            raise no_match(
+                pattern, candidates, what="views", kind="trainable parameter of three dimensions or more"
+            )
+    viewed: dict[str, list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in candidates.items():
+        view = next((view for pattern, view in views.items() if matches(pattern, name)), None)
+        if view is not None:
+            viewed.setdefault(view, []).append((name, parameter))
+    return viewed
 
 
 def _left_out(

@@ -6,20 +6,28 @@ Activations are not here: they depend on the batch, the kernels and the compiler
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 
 from lowrise.layers.roles import group_tensors
 
 
 class PlansState(Protocol):
-    """What is asked of an optimizer class: how many elements of state it keeps for a group."""
+    """What is asked of an optimizer class: how many bytes of state it keeps for a group."""
 
     @classmethod
-    def planned_state_elements(cls, role: str, shapes: Sequence[tuple[int, ...]]) -> int: ...
+    def planned_state_bytes(
+        cls,
+        role: str,
+        shapes: Sequence[tuple[int, ...]],
+        options: Mapping[str, Any],
+        *,
+        dtype: torch.dtype,
+    ) -> int: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,23 +48,22 @@ class MemoryPlan:
 
 
 def plan_memory(
-    model: nn.Module,
-    groups: Sequence[dict[str, Any]],
-    optimizer_class: type[PlansState],
-    *,
-    state_bytes_per_element: int = 4,
+    model: nn.Module, groups: Sequence[dict[str, Any]], optimizer_class: type[PlansState]
 ) -> MemoryPlan:
-    """Bytes that training `groups` of `model` by `optimizer_class` keeps; state elements are float32 unless
-    told otherwise.
+    """Bytes that training `groups` of `model` by `optimizer_class` keeps; the options of the groups
+    (`state_format`, ...) count, others have their defaults.
     """
     tensors = [*model.parameters(), *model.buffers()]
     trainable = [p for p in model.parameters() if p.requires_grad]
-    elements = sum(
-        optimizer_class.planned_state_elements(group["role"], [tuple(t.shape) for t in group_tensors(group)])
-        for group in groups
-    )
+    state_bytes = 0
+    for group in groups:
+        members = group_tensors(group)
+        shapes = [tuple(t.shape) for t in members]
+        state_bytes += optimizer_class.planned_state_bytes(
+            group["role"], shapes, group, dtype=members[0].dtype
+        )
     return MemoryPlan(
         weights_bytes=sum(t.numel() * t.element_size() for t in tensors),
         gradients_bytes=sum(p.numel() * p.element_size() for p in trainable),
-        state_bytes=elements * state_bytes_per_element,
+        state_bytes=state_bytes,
     )

@@ -3,6 +3,13 @@
 from lowrise.linalg.balance import rebalance
 from lowrise.linalg.energy import energy_count, energy_rank
 from lowrise.linalg.fixed_rank import tangent_step, tangent_step_reference
+from lowrise.linalg.haar import (
+    haar,
+    haar_approximation,
+    inverse_haar,
+    replace_coefficients,
+    replace_coefficients_reference,
+)
 from lowrise.linalg.norms import (
     power_iteration,
     product_singular_values,
@@ -24,6 +31,8 @@ from lowrise.linalg.polar import (
     polar_express,
     polar_svd,
 )
+from lowrise.linalg.sinkhorn import sinkhorn, sinkhorn_reference, sinkhorn_vectors
+from lowrise.linalg.whitening import standardize, whiten, whiten_diagonal
 
 __all__ = [
     "POLAR_EXPRESS",
@@ -31,6 +40,9 @@ __all__ = [
     "complement",
     "energy_count",
     "energy_rank",
+    "haar",
+    "haar_approximation",
+    "inverse_haar",
     "newton_schulz",
     "orthonormality_error",
     "polar_express",
@@ -39,11 +51,19 @@ __all__ = [
     "product_singular_values",
     "qf",
     "rebalance",
+    "replace_coefficients",
+    "replace_coefficients_reference",
     "retract_polar",
     "retract_qr",
+    "sinkhorn",
+    "sinkhorn_reference",
+    "sinkhorn_vectors",
     "spectral_norm",
     "spectral_norm_upper",
+    "standardize",
     "tangent",
     "tangent_step",
     "tangent_step_reference",
+    "whiten",
+    "whiten_diagonal",
 ]

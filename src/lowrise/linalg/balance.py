@@ -14,8 +14,8 @@ def rebalance(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(A', B', T) with A' B'^T = A B^T, A' = A T = U sqrt(S), B' = B T^-T = V sqrt(S), W = U S V^T.
 
     A (..., m, r), B (..., n, r), T (..., r, r). By QR of both factors, A = Q_A R_A, B = Q_B R_B, and the SVD
-    of the r x r core R_A R_B^T = P S Q^T: A' = Q_A P sqrt(S), B' = Q_B Q sqrt(S), T = R_B^T Q / sqrt(S). O((m
-    + n) r^2).
+    of the r x r core R_A R_B^T = P S Q^T: A' = Q_A P sqrt(S), B' = Q_B Q sqrt(S), T = R_B^T Q / sqrt(S), with
+    the signs of `column_signs`. O((m + n) r^2).
 
     A pair whose product has numerical rank below r (a factor that is still zero, a repeated column) has no
     finite T; it is returned as it came, with T = I. Setting both factors to sqrt(0) would also stop its
@@ -39,8 +39,20 @@ def rebalance(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     balanced_A = (Q_A @ P) * root
     balanced_B = (Q_B @ Qh.mT) * root
     T = (R_B.mT @ Qh.mT) / root
+    signs = column_signs(T)
+    balanced_A, balanced_B, T = balanced_A * signs, balanced_B * signs, T * signs
     return (
         torch.where(full_rank, balanced_A, A),
         torch.where(full_rank, balanced_B, B),
         torch.where(full_rank, T, identity),
     )
+
+
+def column_signs(T: Tensor) -> Tensor:
+    """The signs (..., 1, r), 1 or -1, that make the entry of largest magnitude of each column positive.
+
+    Singular vectors have arbitrary signs, and LAPACK changes its choice with the last bit of its input:
+    without a rule of our own, gradients that are equal to rounding would not give factors that are.
+    """
+    largest = T.abs().argmax(dim=-2, keepdim=True)
+    return torch.where(T.gather(-2, largest) < 0, -1.0, 1.0).to(T.dtype)

@@ -34,13 +34,18 @@ def counter_normal(
     count = math.prod(shape)
     words = torch.arange(1, (count + 1) // 2 + 1, device=device, dtype=torch.int64) * _signed(_GOLDEN)
     words = words + torch.tensor(list(keys), dtype=torch.int64).to(device).unsqueeze(-1)
-    for shift, factor in ((30, _MIX[0]), (27, _MIX[1])):
-        words = words.bitwise_xor_(_shifted(words, shift)).mul_(_signed(factor))
-    words.bitwise_xor_(_shifted(words, 31))
+    words = mix_(words)
     radius = _uniform(words >> 40).log_().mul_(-2.0).sqrt_()
     angle = _uniform(words >> 8).mul_(2.0 * math.pi)
     pairs = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1)
     return pairs.flatten(1)[:, :count].to(dtype).reshape(len(keys), *shape)
+
+
+def mix_(words: Tensor) -> Tensor:
+    """The finalizer, in place on int64; products wrap around, as int64 does on every device."""
+    for shift, factor in ((30, _MIX[0]), (27, _MIX[1])):
+        words = words.bitwise_xor_(_shifted(words, shift)).mul_(_signed(factor))
+    return words.bitwise_xor_(_shifted(words, 31))
 
 
 def _signed(x: int) -> int:

@@ -12,44 +12,57 @@ d. the tangent vector xi = U K V^T + Y_A V^T + U Y_B^T; for one G it is the proj
 e. back to rank r: "svd" W' = svd_r(W - s xi), the nearest matrix of rank r (metric projection), or
    "orthographic" W' = (U - s Y_A S^-1) S (V - s Y_B S^-T)^T with S = R_A R_B^T - s K, another second-order
    retraction
-f. W' = A' B'^T in the balanced gauge, A'^T A' = B'^T B' = diag(sigma)
+f. W' = A' B'^T in the balanced gauge, A'^T A' = B'^T B' = diag(sigma), with the signs of `column_signs`
 
 `tangent_step_reference` does this by QR, triangular solves and an SVD of 2r x 2r. `tangent_step` needs none
-of them: everything above is a function of six r x r Gram matrices. In the bases [U, Y_A] and [V, Y_B] (the
-second halves orthogonal to the first, not orthonormal), with N_A = Y_A^T Y_A, N_B = Y_B^T Y_B and
-C = R_A R_B^T - s K,
+of them: all is a function of six r x r Gram matrices, in the coordinates of the factors themselves.
 
-    W - s xi = [U, Y_A] [[C, -s I], [-s I, 0]] [V, Y_B]^T
+1. P = A^T A, Q = B^T B, E = A^T D_A, F = B^T D_B; p = P^-1, q = Q^-1 by Cholesky. Y = D_A - A p E and
+   Z = D_B - B q F are orthogonal to A and B; N_Y = Y^T Y = D_A^T D_A - E^T p E, N_Z likewise. K stands for
+   F^T or the mean of E and F^T (r x r), so that xi = A p K q B^T + Y q B^T + A p Z^T
+2. S_0 = Q - s p K, S_20 = P - s q K^T
+3. the r leading right singular directions of W - s xi span [B, Z] [I; -s X_2], where
+   X = (S_0 + s^2 p N_Z X_2)^-1 and X_2 = (S_20 + s^2 q N_Y X)^-1. Repeating these two from X = S_0^-1 is
+   subspace iteration: it converges by (sigma_{r+1} / sigma_r)^2 a sweep. X_2 = S_20^-1, no sweep at all, is
+   the orthographic retraction
+4. the singular vectors in that span. With G = Q + s^2 X_2^T N_Z X_2 = H H^T (Cholesky),
+   S = S_0 + s^2 p N_Z X_2 and J = S^T P S + s^2 N_Y, the Gram matrix of (W - s xi) [B, Z] [I; -s X_2]:
+   w = eigenvectors of a~^T J a~, a = a~ w, b = H^-T w, where a~ = H^-T (orthographic: S = S_0, a~ = q H)
+5. A' ~ A (H w + s (p E - p K) a + (S - S_0 - G + Q) a) - s D_A a (orthographic: without the third term) and
+   B' ~ B (b + s q F X_2 b) - s D_B X_2 b; the lengths of the columns of the former are sigma
 
-and its dominant subspaces are the graphs [I; Phi], [I; Psi] with Phi = -s S^-1, Psi = -s S_2^-1, where
-S = C + s^2 N_B S_2^-1 and S_2 = C^T + s^2 N_A S^-1. Repeating these two lines from S = S_2^T = C is subspace
-iteration: it converges to the r leading singular directions by (sigma_{r+1} / sigma_r)^2 a sweep. Without any
-sweep they are the orthographic retraction. What is left are matrix products and small factorizations
-(Cholesky, an inverse, a symmetric r x r eigenproblem): A' = A X_1 + D_A X_2.
+What is left are matrix products and small factorizations (two symmetric inverses, one inverse, a Cholesky
+factor, a symmetric r x r eigenproblem).
 
-Accuracy. W' = W for s = 0 whatever the error of R_A, R_B, because they cancel; a Gram matrix that is off by
-eps puts an error of eps / sin^2 into the step, sin being that of the smallest angle between a column of a
-factor and those before it (whatever the columns' lengths, so balanced factors are harmless). Pairs with
-sin < 0.05 are repeated in float64, those with sin < 1e-4, or whose sweeps have not converged, by the
-reference in float64. Pairs without full rank have no tangent space of dimension r (m + n - r); they come
-back unchanged with ok = False.
+Accuracy. A' B'^T = A H w w^T H^-1 B^T for s = 0: W stays, to the rounding of H H^-1, whatever the errors of P
+and Q. A Gram matrix that is off by eps puts an error of eps / sin^2 into the step, sin being that of the
+smallest angle between a column of a factor and those before it (whatever the columns' lengths, so balanced
+factors are harmless). Pairs with sin < 0.05 are repeated in float64 (and orthographic ones whose X_2 is not
+accurate), those with sin < 1e-4, or whose sweeps
+have not converged, by the reference in float64. Pairs without full rank have no tangent space of dimension
+r (m + n - r); they come back unchanged with ok = False.
 
 Batched over the first dimension. Waits for the device (checks and eigensolver).
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+import math
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lowrise.linalg.balance import column_signs
 from lowrise.linalg.precision import full_precision_matmul
 
 Core = Literal["B", "mean"]
 Retraction = Literal["svd", "orthographic"]
 
 MAX_SWEEPS = 12
+# Relative error of the inverse in an orthographic step, which multiplies all that is left of small singular
+# values; about 100 for the condition of W in float32.
+LEAST_ACCURACY = 1e-5
 
 
 class Moved(NamedTuple):
@@ -82,25 +95,25 @@ def tangent_step(
     float64.
     """
     wide = torch.float32 if A.device.type == "mps" else torch.float64
+    options: dict[str, Any] = {"core": core, "retraction": retraction}
     with full_precision_matmul(A.device):
         newton = A.dtype == torch.float32
-        moved = _by_grams(A, B, D_A, D_B, step, core, retraction, length, least_sine=0.05, by_newton=newton)
-        for careful in (True, False) if A.dtype != wide else (False,):
-            left = torch.nonzero(~moved.ok).squeeze(-1)
-            if left.numel() == 0:
-                break
-            a, b, d_a, d_b, s = (X[left].to(wide) for X in (A, B, D_A, D_B, step))
-            wanted = None if length is None else length[left].to(wide)
+        moved, slow = _by_grams(
+            A, B, D_A, D_B, step, length=length, least_sine=0.05, by_newton=newton, **options
+        )
+        again = ~moved.ok & ~slow if A.dtype != wide else torch.zeros_like(slow)
+        for careful in (True, False):
+            places = torch.nonzero(again if careful else ~moved.ok).squeeze(-1)
+            if places.numel() == 0:
+                continue
+            arguments = [X[places].to(wide) for X in (A, B, D_A, D_B, step)]
+            wanted = None if length is None else length[places].to(wide)
             if careful:
-                again = _by_grams(
-                    a, b, d_a, d_b, s, core, retraction, wanted, least_sine=1e-4, by_newton=False
-                )
+                better, _ = _by_grams(*arguments, length=wanted, least_sine=1e-4, by_newton=False, **options)
             else:
-                again = tangent_step_reference(
-                    a, b, d_a, d_b, s, core=core, retraction=retraction, length=wanted
-                )
-            for target, source in zip(moved, again, strict=True):
-                target.index_copy_(0, left, source.to(target.dtype))
+                better = tangent_step_reference(*arguments, length=wanted, **options)
+            for target, source in zip(moved, better, strict=True):
+                target.index_copy_(0, places, source.to(target.dtype))
     return moved
 
 
@@ -157,7 +170,24 @@ def tangent_step_reference(
     new_A, new_B = left * root, right * root
     T_A = torch.linalg.solve_triangular(R_A, U.mT @ new_A, upper=True)
     T_B = torch.linalg.solve_triangular(R_B, V.mT @ new_B, upper=True)
-    return _or_unchanged(Moved(new_A, new_B, T_A, T_B, ok), *unchanged)
+    signs = column_signs(T_B)
+    return _or_unchanged(Moved(new_A * signs, new_B * signs, T_A * signs, T_B * signs, ok), *unchanged)
+
+
+class _Grams(NamedTuple):
+    """What the coordinates need of the m x r and n x r matrices; all (b, r, r) but `ok` (b,)."""
+
+    P: Tensor  # A^T A
+    Q: Tensor  # B^T B
+    p: Tensor  # P^-1
+    q: Tensor  # Q^-1
+    pE: Tensor  # p A^T D_A
+    qF: Tensor  # q B^T D_B
+    N_Y: Tensor  # Y^T Y
+    N_Z: Tensor  # Z^T Z
+    pK: Tensor
+    qK: Tensor  # q K^T
+    ok: Tensor
 
 
 def _by_grams(
@@ -166,94 +196,125 @@ def _by_grams(
     D_A: Tensor,
     D_B: Tensor,
     step: Tensor,
+    *,
     core: Core,
     retraction: Retraction,
     length: Tensor | None,
-    *,
     least_sine: float,
     by_newton: bool,
-) -> Moved:
-    """Steps a-f by Gram matrices; ok = False also where this way is not accurate enough. All r x r below."""
-    identity = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
-    invert_A, ok_A, R_A = _inverse_root(A.mT @ A, least_sine, identity)
-    invert_B, ok_B, R_B = _inverse_root(B.mT @ B, least_sine, identity)
-    ok = ok_A & ok_B
-    K_1 = invert_A.mT @ (A.mT @ D_A) @ invert_B  # U^T Z_A
-    K_2 = invert_A.mT @ (D_B.mT @ B) @ invert_B  # Z_B^T V
-    N_A = invert_B.mT @ (D_A.mT @ D_A) @ invert_B - K_1.mT @ K_1
-    N_B = invert_A.mT @ (D_B.mT @ D_B) @ invert_A - K_2 @ K_2.mT
-    K = _core(K_1, K_2, core)
-    traces = N_A.diagonal(dim1=-2, dim2=-1).sum(-1) + N_B.diagonal(dim1=-2, dim2=-1).sum(-1)
-    s = _scaled(step, length, torch.linalg.matrix_norm(K).square() + traces.clamp_min(0.0))
-    C = R_A @ R_B.mT - s * K
-    X, X_2, converged = _graphs(C, s * s * N_A, s * s * N_B, retraction, by_newton=by_newton)
-    Phi, Psi = -s * X, -s * X_2
-    S = C - s * (N_B @ Psi)
-    G_Phi, G_Psi = identity + Phi.mT @ N_A @ Phi, identity + Psi.mT @ N_B @ Psi
-    F, failed_F = torch.linalg.cholesky_ex(G_Phi)  # lower
-    H, failed_H = torch.linalg.cholesky_ex(G_Psi)
-    ok = ok & converged & (failed_F == 0) & (failed_H == 0)
-    F, H = _where(ok, F, identity), _where(ok, H, identity)
+) -> tuple[Moved, Tensor]:
+    """Steps 1 to 5 of the module; ok = False also where this way is not accurate enough. The second result
+    (b,) is True where the sweeps of step 3 are the reason.
+    """
+    g = _grams(A, B, D_A, D_B, core, least_sine)  # 1
+    s = _scaled(step, length, _squared_length(g)) if length is not None else step[:, None, None]
+    S_0, S_20 = g.Q - s * g.pK, g.P - s * g.qK  # 2
     if retraction == "svd":
-        middle = F.mT @ torch.linalg.solve_triangular(H.mT, S, upper=True, left=False)  # F^T S H^-T
+        X_2, converged = _right_graph(g, s, S_0, S_20, by_newton=by_newton)  # 3
     else:
-        middle = F.mT @ C @ H
-    ok = ok & _finite(middle)
-    middle = _where(ok, middle, identity)
-    eigenvectors = torch.linalg.eigh(middle.mT @ middle).eigenvectors.flip(-1)
-    weighted = middle @ eigenvectors  # P sigma; its columns' norms are sigma, whatever the eigenvalues' error
-    root = torch.linalg.vector_norm(weighted, dim=-2, keepdim=True).sqrt()
-    ok = ok & (root > 0).all(-1).all(-1)
-    c_A = torch.linalg.solve_triangular(F.mT, weighted / root, upper=True)  # U^T A'
-    c_B = torch.linalg.solve_triangular(H.mT, eigenvectors * root, upper=True)  # V^T B'
-    new_A = torch.baddbmm(A @ (invert_A @ (c_A - K_1 @ (Phi @ c_A))), D_A, invert_B @ (Phi @ c_A))
-    new_B = torch.baddbmm(B @ (invert_B @ (c_B - K_2.mT @ (Psi @ c_B))), D_B, invert_A @ (Psi @ c_B))
+        X_2 = torch.linalg.inv_ex(S_20).inverse
+        converged = torch.ones_like(g.ok)
+        g = g._replace(ok=g.ok & (_inverse_error(S_20, X_2) <= LEAST_ACCURACY))
+    normal = s * s * (g.N_Z @ X_2)
+    inner = X_2.mT @ normal  # 4
+    S = torch.baddbmm(S_0, g.p, normal) if retraction == "svd" else S_0
+    J = torch.baddbmm(s * s * g.N_Y, S.mT, g.P @ S)
+    ok = g.ok & converged & _finite(inner) & _finite(J)
+    H, failed = torch.linalg.cholesky_ex(_where(ok, g.Q + inner, g.Q))
+    ok = ok & (failed == 0)
+    identity = _identity(A).expand_as(H)
+    H = _where(ok, H, identity)
+    h = torch.linalg.solve_triangular(H, identity, upper=False)
+    half = h.mT if retraction == "svd" else g.q @ H
+    middle = _where(ok, half.mT @ J @ half, identity)
+    w = torch.linalg.eigh(middle).eigenvectors.flip(-1)  # largest first
+    b = h.mT @ w
+    signs = column_signs(b)
+    b, w = b * signs, w * signs
+    a = b if retraction == "svd" else half @ w
+    change = s * (g.pE - g.pK)
+    if retraction == "svd":
+        change = change + (S - S_0) - inner
+    c, x = torch.baddbmm(H @ w, change, a), X_2 @ b  # 5
+    new_A = torch.baddbmm(A @ c, D_A, s * a, alpha=-1)
+    new_B = torch.baddbmm(B @ torch.baddbmm(b, g.qF, s * x), D_B, s * x, alpha=-1)
+    root = torch.linalg.vector_norm(new_A, dim=-2, keepdim=True).sqrt()
+    new_A, new_B = new_A.div_(root), new_B.mul_(root)
     ok = ok & _finite(new_A) & _finite(new_B)
-    return _or_unchanged(Moved(new_A, new_B, invert_A @ c_A, invert_B @ c_B, ok), A, B)
+    T_A = torch.baddbmm(c, g.pE, s * a, alpha=-1) / root
+    return _or_unchanged(Moved(new_A, new_B, T_A, b * root, ok), A, B), g.ok & ~converged
 
 
-def _inverse_root(gram: Tensor, least_sine: float, identity: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(R^-1, ok, R) with R^T R = gram, R upper triangular; the identity where that is not accurate enough."""
+def _grams(A: Tensor, B: Tensor, D_A: Tensor, D_B: Tensor, core: Core, least_sine: float) -> _Grams:
+    P, Q, E, F = A.mT @ A, B.mT @ B, A.mT @ D_A, B.mT @ D_B
+    p, ok_P = _inverse_gram(P, least_sine)
+    q, ok_Q = _inverse_gram(Q, least_sine)
+    pE, qF = p @ E, q @ F
+    N_Y = torch.baddbmm(D_A.mT @ D_A, E.mT, pE, alpha=-1)
+    N_Z = torch.baddbmm(D_B.mT @ D_B, F.mT, qF, alpha=-1)
+    pK, qK = p @ F.mT, qF  # K = F^T
+    if core == "mean":
+        pK, qK = (pE + pK) / 2, (q @ E.mT + qF) / 2
+    return _Grams(P, Q, p, q, pE, qF, N_Y, N_Z, pK, qK, ok_P & ok_Q)
+
+
+def _inverse_gram(gram: Tensor, least_sine: float) -> tuple[Tensor, Tensor]:
+    """(gram^-1, ok), ok where every column of the factor keeps this sine to the span of those before it."""
     L, failed = torch.linalg.cholesky_ex(gram)
     lengths = gram.diagonal(dim1=-2, dim2=-1).sqrt()
     sine = (L.diagonal(dim1=-2, dim2=-1) / lengths).amin(-1)  # NaN compares as False
     ok = (failed == 0) & (sine > least_sine)
-    R = _where(ok, L.mT, identity)
-    return torch.linalg.solve_triangular(R, identity.expand_as(R), upper=True), ok, R
+    return torch.cholesky_inverse(_where(ok, L, _identity(gram))), ok
 
 
-def _graphs(
-    C: Tensor, sN_A: Tensor, sN_B: Tensor, retraction: Retraction, *, by_newton: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """S^-1, S_2^-1 and whether they have converged; sN are s^2 N.
+def _right_graph(
+    g: _Grams, s: Tensor, S_0: Tensor, S_20: Tensor, *, by_newton: bool
+) -> tuple[Tensor, Tensor]:
+    """X_2 of step 3 and where it has converged.
 
     By Newton the inverses follow their matrix: X <- X + X (I - S X) squares the residual I - S X, which is
     small as long as a sweep changes S little. It is several times faster than an inverse a sweep, and
-    diverges where the discarded singular values are close to the kept ones; then the pair is done again
-    with inverses.
+    diverges where the discarded singular values are close to the kept ones.
+
+    The residual before an update of X_2 is also its relative change. An error of that size in X_2 turns the
+    right subspace so far that W' is off by it times ||s Z p||, so it may be larger than eps by
+    ||W|| / ||s Z p||; it cannot become smaller than the rounding of the product S_2 X_2 (`floor`).
     """
-    X = torch.linalg.inv_ex(C).inverse
-    X_2 = X.mT
-    if retraction == "orthographic":
-        return X, X_2, _finite(X)
-    identity = torch.eye(C.shape[-1], dtype=C.dtype, device=C.device)
-    tolerance = 4.0 * torch.finfo(C.dtype).eps * torch.linalg.matrix_norm(C)
-    before, last_change = torch.zeros_like(C), torch.zeros_like(tolerance)
-    converged = torch.zeros_like(tolerance, dtype=torch.bool)
-    for _ in range(MAX_SWEEPS):
-        correction = sN_B @ X_2
-        S = C + correction
-        X = X + X @ (identity - S @ X) if by_newton else torch.linalg.inv_ex(S).inverse
-        S_2 = C.mT + sN_A @ X
-        X_2 = X_2 + X_2 @ (identity - S_2 @ X_2) if by_newton else torch.linalg.inv_ex(S_2).inverse
-        change = torch.linalg.matrix_norm(correction - before)
-        # What is left is the next change, at most rate times this one.
-        rate = change / last_change
-        converged = (change == 0) | ((rate < 0.5) & (rate * change <= tolerance))
-        before, last_change = correction, change
+    eps, identity = torch.finfo(S_0.dtype).eps, _identity(S_0).expand_as(S_0)
+    normal = s[:, 0, 0] * (g.p * g.N_Z).sum((-2, -1)).clamp_min(0.0).sqrt()
+    enough = 4.0 * eps * (g.P * g.Q).sum((-2, -1)).clamp_min(0.0).sqrt() / normal
+    pN, qN = s * s * (g.p @ g.N_Z), s * s * (g.q @ g.N_Y)
+    X = torch.linalg.inv_ex(S_0).inverse
+    X_2 = g.p @ (X.mT @ g.Q)
+    last = torch.ones_like(normal)
+    for sweep in range(MAX_SWEEPS):
+        if sweep:
+            X = _inverse(torch.baddbmm(S_0, pN, X_2), X, identity, by_newton=by_newton)
+        S_2 = torch.baddbmm(S_20, qN, X)
+        residual = torch.baddbmm(identity, S_2, X_2, alpha=-1)
+        X_2 = torch.baddbmm(X_2, X_2, residual) if by_newton else torch.linalg.inv_ex(S_2).inverse
+        change = torch.linalg.matrix_norm(residual)
+        floor = _inverse_error(S_2, X_2)
+        rate = change / last
+        left = torch.maximum(rate, change) * change  # the next change, or what Newton has left
+        converged = ((rate < 0.5) & (left <= enough)) | (change <= floor)
+        last = change
         if bool(converged.all()):
             break
-    return X, X_2, converged
+    return X_2, converged
+
+
+def _inverse_error(S: Tensor, X: Tensor) -> Tensor:
+    """The rounding of I - S X for X = S^-1, in the Frobenius norm, and so the relative error of X (b,)."""
+    norms = torch.linalg.matrix_norm(S) * torch.linalg.matrix_norm(X)
+    return torch.finfo(S.dtype).eps * norms / math.sqrt(S.shape[-1])
+
+
+def _inverse(S: Tensor, X: Tensor, identity: Tensor, *, by_newton: bool) -> Tensor:
+    """S^-1 exactly, or a Newton step towards it from X."""
+    if not by_newton:
+        return torch.linalg.inv_ex(S).inverse
+    return torch.baddbmm(X, X, torch.baddbmm(identity, S, X, alpha=-1))
 
 
 def _core(K_1: Tensor, K_2: Tensor, core: Core) -> Tensor:
@@ -274,6 +335,17 @@ def _full_rank(R: Tensor) -> Tensor:
         return torch.zeros(R.shape[:-2], dtype=torch.bool, device=R.device)
     d = R.diagonal(dim1=-2, dim2=-1).abs()
     return d.amin(-1) > R.shape[-1] * torch.finfo(R.dtype).eps * d.amax(-1)
+
+
+def _squared_length(g: _Grams) -> Tensor:
+    """||xi||_F^2 (b,) of step d."""
+    K = g.P @ g.pK
+    squares = (g.pK * (K @ g.q)).sum((-2, -1)), (g.q * g.N_Y).sum((-2, -1)), (g.p * g.N_Z).sum((-2, -1))
+    return torch.stack(squares).clamp_min(0.0).sum(0)
+
+
+def _identity(X: Tensor) -> Tensor:
+    return torch.eye(X.shape[-1], dtype=X.dtype, device=X.device)
 
 
 def _finite(X: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ Y = Q R with diag(R) > 0, which is unique for full column rank.
 | function | gives | max abs(Q^T Q - I) in float32, measured | waits for the device |
 |---|---|---|---|
 | `qf` | qf(Y) by Householder reflections, any Y | 1.2e-6 up to 4096 x 1024 | may |
-| `retract_qr` | qf(X + Z) by Cholesky | 6e-7 up to 4096 x 1024 | never |
+| `retract_qr` | qf(X + Z) by Cholesky | 8e-7 up to 4096 x 1024 | never |
 | `retract_polar` | (X + Z) ((X + Z)^T (X + Z))^(-1/2) | 6e-7 at 512 x 128 | yes (eigenvalues) |
 
 Never take the polar factor of X + Z by `torch.linalg.svd`: all singular values are near 1, and LAPACK's

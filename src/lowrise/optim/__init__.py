@@ -5,11 +5,15 @@ from lowrise.optim.apollo import APOLLO
 from lowrise.optim.base import Optimizer
 from lowrise.optim.fira import Fira
 from lowrise.optim.galore import GaLore
+from lowrise.optim.gwt import GWT
 from lowrise.optim.loro import LORO
 from lowrise.optim.muon import Muon
 from lowrise.optim.per_layer import step_in_backward
 from lowrise.optim.relora import ReLoRAAdamW
+from lowrise.optim.scale import SCALE
+from lowrise.optim.sinkgd import SinkGD
 from lowrise.optim.spectron import Spectron
+from lowrise.optim.swan import SWAN
 from lowrise.optim.tsvd import TSVD
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {
@@ -17,17 +21,24 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
     "apollo": APOLLO,
     "fira": Fira,
     "galore": GaLore,
+    "gwt": GWT,
     "loro": LORO,
     "muon": Muon,
     "relora": ReLoRAAdamW,
+    "scale": SCALE,
+    "sinkgd": SinkGD,
     "spectron": Spectron,
+    "swan": SWAN,
     "tsvd": TSVD,
 }
 
 __all__ = [
     "APOLLO",
+    "GWT",
     "LORO",
     "OPTIMIZERS",
+    "SCALE",
+    "SWAN",
     "TSVD",
     "AdamW",
     "Fira",
@@ -35,6 +46,7 @@ __all__ = [
     "Muon",
     "Optimizer",
     "ReLoRAAdamW",
+    "SinkGD",
     "Spectron",
     "step_in_backward",
 ]

@@ -10,8 +10,9 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
-from lowrise.optim.adamw_rule import ADAMW_FLOPS_PER_ELEMENT, adamw_layout
-from lowrise.optim.base import Layout, Optimizer, Shape, Unit, update_by_adamw
+from lowrise.optim.adamw_rule import ADAMW_FLOPS_PER_ELEMENT, adamw_layout, update_by_adamw
+from lowrise.optim.base import Optimizer
+from lowrise.optim.units import Layout, Shape, Unit
 
 
 class AdamW(Optimizer):

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from lowrise.errors import UsageError
-from lowrise.optim.base import Layout, Optimizer, Shape
+from lowrise.optim.base import Optimizer
 from lowrise.optim.growth_limit import GAMMA, Limiter
 from lowrise.optim.projected import (
     Member,
@@ -44,6 +44,7 @@ from lowrise.optim.projected import (
     limit_,
 )
 from lowrise.optim.projection import Projection, ProjType, rank_of, sides_of
+from lowrise.optim.units import Layout, Shape
 
 
 class APOLLO(ProjectedAdam):

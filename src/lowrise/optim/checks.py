@@ -9,14 +9,24 @@ from typing import Any
 from torch import Tensor
 
 from lowrise.errors import UsageError
+from lowrise.optim.views import CHOICE, LEAST_DIMS
 
 # Role -> number of parameters that a rule moves at once, and the dimensions of each (None: any).
-UNIT_SIZE: dict[str, int] = {"matrix": 1, "factors": 2, "svd": 3, "other": 1}
+UNIT_SIZE: dict[str, int] = {
+    "matrix": 1,
+    "factors": 2,
+    "svd": 3,
+    "other": 1,
+    "embedding": 1,
+    "head": 1,
+}
 UNIT_DIMS: dict[str, tuple[int, ...] | None] = {
     "matrix": (2,),
     "factors": (2, 2),
     "svd": (2, 1, 2),
     "other": None,
+    "embedding": (2,),
+    "head": (2,),
 }
 
 
@@ -50,11 +60,8 @@ def check_params(group: Mapping[str, Any]) -> None:
             raise UsageError(
                 f"{name} has dtype {param.dtype}; only floating-point parameters can be trained."
             )
-        if dims is not None and param.ndim != dims[i % size]:
-            raise UsageError(
-                f"{name} has shape {tuple(param.shape)}, but place {i % size} of role {role!r} takes "
-                f'{dims[i % size]} dimension(s); put it into a group with role="other".'
-            )
+        if dims is not None:
+            _check_shape(name, tuple(param.shape), role, i % size, dims[i % size], group.get("view"))
     for i in range(0, len(params), size):
         ranks = [p.shape[-1] for p in params[i : i + size]] if size > 1 else []
         if len(set(ranks)) > 1:
@@ -64,6 +71,28 @@ def check_params(group: Mapping[str, Any]) -> None:
                 f"the members of one {role!r} unit have ranks {ranks} ({shapes}); "
                 "their last dimensions must agree, W = A @ B.T."
             )
+
+
+def _check_shape(
+    name: str, shape: tuple[int, ...], role: str, place: int, dims: int, view: str | None
+) -> None:
+    """Refuse a shape that is no matrix of the role, or none in the group's view, or that is empty."""
+    if view is not None and len(shape) < LEAST_DIMS[view]:
+        raise UsageError(
+            f"{name} has shape {shape}, and view={view!r} takes {LEAST_DIMS[view]} dimensions or more: "
+            f"{CHOICE}."
+        )
+    if view is None and len(shape) != dims:
+        remedy = f"say how it is one ({CHOICE}), or " if role == "matrix" and len(shape) > 2 else ""
+        raise UsageError(
+            f"{name} has shape {shape}, but place {place} of role {role!r} takes {dims} dimension(s); "
+            f'{remedy}put it into a group with role="other".'
+        )
+    if 0 in shape:
+        raise UsageError(
+            f"{name} has shape {shape}, which has no elements to move as {role!r}; leave it out, or put it "
+            'into a group with role="other".'
+        )
 
 
 def check_numbers(options: Mapping[str, Any], *, where: str) -> None:

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowrise.optim.base import Optimizer, _units, _zero_state
+from lowrise.optim.base import Optimizer, _zero_state
+from lowrise.optim.formats import loaded
+from lowrise.optim.units import units_of
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,12 @@ def exchange(optimizer: Optimizer, exchanges: Sequence[Exchange]) -> None:
         for i, e in found.items():
             members[i] = e.new
         position = 0
-        for unit in _units(group):
-            layouts = optimizer._layouts(group, tuple(tuple(p.shape) for p in unit))
-            for param, layout in zip(unit, layouts, strict=True):
+        for unit in units_of(group):
+            for param, layout in zip(unit, optimizer._layouts(group, unit), strict=True):
                 if position in found:
-                    state = _zero_state(param, layout)
-                    _carry_into(state, saved[position], found[position])
-                    optimizer.state[param] = state
+                    optimizer.state[param] = _zero_state(param, layout)
+                    with optimizer.opened_state(group, [param]) as (state,):
+                        _carry_into(state, loaded(saved[position]), found[position])
                 position += 1
 
 

@@ -56,8 +56,8 @@ from torch import Tensor
 from lowrise.errors import UsageError
 from lowrise.linalg.balance import rebalance
 from lowrise.linalg.fixed_rank import Retraction, tangent_step
-from lowrise.optim.adamw_rule import adamw_layout
-from lowrise.optim.base import Layout, Optimizer, Shape, Unit, chunked
+from lowrise.optim.adamw_rule import adamw_layout, adamw_update_
+from lowrise.optim.base import Optimizer
 from lowrise.optim.loro_step import (
     EpsPlacement,
     adam_denominators,
@@ -66,6 +66,7 @@ from lowrise.optim.loro_step import (
     consistent_direction,
     step_size,
 )
+from lowrise.optim.units import Layout, Shape, Unit, chunked
 
 KthUpdate = Literal["exact", "rebalance", "lazy"]
 ExactDirection = Literal["authors", "consistent"]
@@ -185,30 +186,28 @@ class LORO(Optimizer):
     ) -> tuple[Layout, ...]:
         return adamw_layout(shapes)
 
-    def resets(self, total_steps: int) -> tuple[int, ...]:
-        """Updates after which moments are dropped for all parameters of a role at once; staggered pairs are
-        not among them, they return to their learning rate by themselves.
+    def resets(self, total_steps: int, skipped: int = 0) -> tuple[int, ...]:
+        """Updates after which moments are dropped for all parameters of a role at once, `skipped` later than
+        by the count of own steps; staggered pairs are not among them, they return to their learning rate by
+        themselves.
         """
         steps: set[int] = set()
         for group in self.param_groups:
             together = group["role"] in self.roles and not (group["stagger"] and group["role"] == "factors")
             if together and _reset_period(group):
-                steps.update(range(_reset_period(group), total_steps, _reset_period(group)))
-        return tuple(sorted(steps))
+                steps.update(range(_reset_period(group), total_steps - skipped, _reset_period(group)))
+        return tuple(sorted(step + skipped for step in steps))
 
     def _update(self, group: dict[str, Any], units: list[Unit]) -> None:
         members = [Member(unit, clock) for unit, clock in zip(units, _clocks(group, units), strict=True)]
-        states = [s for unit in units for s in unit.states]
-        grads = [g for unit in units for g in unit.grads]
-        adam_moments_(
-            [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states], grads, tuple(group["betas"])
-        )
         kth = [member for member in members if member.clock.kth]
-        if group["kth_update"] == "exact":
-            others = [member for member in members if not member.clock.kth]
-            _lazy_steps(group, others + _exact_steps(group, kth))
-        else:
-            _lazy_steps(group, members)
+        exact = kth if group["kth_update"] == "exact" else []
+        lazy = [member for member in members if not member.clock.kth] if exact else members
+        if group["weight_decay"] == 0.0:
+            _fused_lazy_steps(group, lazy)
+            lazy = []
+        _moments(group, lazy + exact)
+        _lazy_steps(group, lazy + _exact_steps(group, exact))
         if group["kth_update"] == "rebalance":
             _rebalance(group, kth)
         dropped = [s for member in members if member.clock.reset for s in member.unit.states]
@@ -267,6 +266,39 @@ def _clocks(group: Mapping[str, Any], units: Sequence[Unit]) -> list[Clock]:
             )
         )
     return clocks
+
+
+def _moments(group: Mapping[str, Any], members: Sequence[Member]) -> None:
+    """The moments of step 1."""
+    if members:
+        states = [s for member in members for s in member.unit.states]
+        grads = [g for member in members for g in member.unit.grads]
+        m, v = ([s[key] for s in states] for key in ("exp_avg", "exp_avg_sq"))
+        adam_moments_(m, v, grads, tuple(group["betas"]))
+
+
+def _fused_lazy_steps(group: Mapping[str, Any], members: Sequence[Member]) -> None:
+    """Steps 1 and 2 at once where there is no decay, which torch's kernel has in another place."""
+    rates: dict[float, list[tuple[Tensor, Tensor, dict[str, Tensor], int]]] = {}
+    for unit, clock in members:
+        for param, grad, state in zip(unit.params, unit.grads, unit.states, strict=True):
+            scale = _lazy_scale(group, param.shape[1]) if group["role"] == "factors" else 1.0
+            rates.setdefault(scale * clock.lr, []).append((param, grad, state, clock.t))
+    for lr, same in rates.items():
+        for chunk in chunked(same, lambda member: member[0].numel()):
+            params, grads, states, ts = map(list, zip(*chunk, strict=True))
+            adamw_update_(
+                params,
+                grads,
+                [s["exp_avg"] for s in states],
+                [s["exp_avg_sq"] for s in states],
+                ts,
+                lr=lr,
+                betas=tuple(group["betas"]),
+                eps=group["eps"],
+                weight_decay=0.0,
+                form="hf" if group["eps_placement"] == "before" else "torch",
+            )
 
 
 def _lazy_steps(group: Mapping[str, Any], members: Sequence[Member]) -> None:

@@ -41,8 +41,9 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from lowrise.errors import UsageError
-from lowrise.optim.base import Optimizer, _units
+from lowrise.optim.base import Optimizer
 from lowrise.optim.checks import parameter_name
+from lowrise.optim.units import units_of
 
 
 @dataclass
@@ -73,7 +74,7 @@ def step_in_backward(optimizer: Optimizer) -> Iterator[Moved]:
     """
     _check(optimizer)
     moved = Moved()
-    units = [(group, params) for group in optimizer.param_groups for params in _units(group)]
+    units = [(group, params) for group in optimizer.param_groups for params in units_of(group)]
     handles: list[RemovableHandle] = []
     try:
         for group, params in units:

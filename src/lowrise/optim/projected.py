@@ -35,7 +35,7 @@ from torch import Tensor
 
 from lowrise.errors import UsageError
 from lowrise.optim.adamw_rule import Form
-from lowrise.optim.base import Layout, Optimizer, Shape, Unit, buckets, decay_and_subtract_
+from lowrise.optim.base import Optimizer
 from lowrise.optim.growth_limit import LIMITERS, limit_growth
 from lowrise.optim.projection import (
     PROJ_TYPES,
@@ -49,6 +49,7 @@ from lowrise.optim.projection import (
     renewed,
     sides_of,
 )
+from lowrise.optim.units import Layout, Shape, Unit, buckets, decay_and_subtract_
 
 
 @dataclass(frozen=True)
@@ -168,11 +169,7 @@ class ProjectedAdam(Optimizer):
 
     def _members(self, group: dict[str, Any], units: Sequence[Unit]) -> list[Member]:
         place = {id(p): i for i, p in enumerate(group["params"])}
-        first = 0
-        for g in self.param_groups:
-            if g is group:
-                break
-            first += len(g["params"])
+        first = self.first_matrix(group)
         indices = [place[id(unit.params[0])] for unit in units]
         offsets = offsets_of(group)
         members = []

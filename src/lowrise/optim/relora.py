@@ -76,8 +76,8 @@ class ReLoRAAdamW(AdamW):
         if not 0 <= group["prune"] <= 1:
             raise UsageError(f"ReLoRAAdamW has prune = {group['prune']}; a share between 0 and 1.")
 
-    def resets(self, total_steps: int) -> tuple[int, ...]:
-        """Updates after which factors lose their moments."""
+    def resets(self, total_steps: int, skipped: int = 0) -> tuple[int, ...]:
+        """Updates after which factors lose their moments, by the loop's count, whatever was skipped."""
         numbers: set[int] = set()
         for group in self.param_groups:
             if group["role"] == "factors" and group["reset_every"]:
@@ -92,8 +92,10 @@ class ReLoRAAdamW(AdamW):
             if group["role"] != "factors" or not every or number % every or number >= total:
                 continue
             for param in group["params"]:
-                m, v = self.state[param]["exp_avg"], self.state[param]["exp_avg_sq"]
-                drop_moments_(m, v, how=group["reset"], prune=group["prune"])
+                with self.opened_state(group, [param]) as (state,):
+                    drop_moments_(
+                        state["exp_avg"], state["exp_avg_sq"], how=group["reset"], prune=group["prune"]
+                    )
 
 
 def drop_moments_(m: Tensor, v: Tensor, *, how: str, prune: float) -> None:

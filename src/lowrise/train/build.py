@@ -64,6 +64,8 @@ def build_optimizer(
         other_weight_decay=config.other.weight_decay,
         other_betas=config.other.betas,
         other_eps=config.other.eps,
+        state_format=config.optimizer.state_format,
+        other_state_format=config.other.state_format,
         roles=optimizer_class.roles,
     )
     if show is not None:

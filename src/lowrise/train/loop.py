@@ -99,9 +99,9 @@ class Trainer:
         self.optimizer = build_optimizer(config, self.model, show=display.table)
         check_adaptive(self.model, self.optimizer)
         self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
-        self.restarts = restarts_of(config.schedule, self.optimizer.resets(train.steps), train.steps)
         self.plan: RunPlan = plan_of(config, self.model, self.optimizer, self.world.size)
         self.progress = Progress()
+        self._place_restarts()
         self._note_state()
         self.stop = StopRequest()
         self.saved_step = -1
@@ -214,6 +214,16 @@ class Trainer:
         progress.tokens += tokens
         progress.skipped += not applied
         progress.skipped_in_a_row = 0 if applied else progress.skipped_in_a_row + 1
+        if not applied:
+            self._place_restarts()
+
+    def _place_restarts(self) -> None:
+        """Where the learning rate dips; resets that count the optimizer's steps move with every skipped
+        update.
+        """
+        steps = self.config.train.steps
+        resets = self.optimizer.resets(steps, self.progress.skipped)
+        self.restarts = restarts_of(self.config.schedule, resets, steps)
 
     # --- the run ------------------------------------------------------------------------------------------
 
@@ -414,6 +424,7 @@ class Trainer:
         known = {field.name for field in dataclasses.fields(Progress)}
         self.progress = Progress(**{k: v for k, v in checkpoint.numbers.items() if k in known})
         self.saved_step = self.progress.step
+        self._place_restarts()
         self._rewind(self.progress.step)
         self.display.say(f"Continuing from step {self.progress.step} ({checkpoint.path}).")
 

@@ -64,11 +64,10 @@ def plan_of(config: RunConfig, model: Llama, optimizer: Optimizer, ranks: int = 
 
 
 def planned_state_bytes(optimizer: Optimizer) -> int:
-    """Bytes of optimizer state by each class's formula over roles and shapes; moments are float32 or
-    wider."""
+    """Bytes of optimizer state by each class's formula over roles, shapes and options (formats, views)."""
     total = 0
     for group in optimizer.param_groups:
-        shapes = [tuple(p.shape) for p in group["params"]]
-        width = max(4, group["params"][0].element_size())
-        total += type(optimizer).planned_state_elements(group["role"], shapes, group) * width
+        if params := group["params"]:
+            shapes = [tuple(p.shape) for p in params]
+            total += type(optimizer).planned_state_bytes(group["role"], shapes, group, dtype=params[0].dtype)
     return total

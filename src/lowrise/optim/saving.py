@@ -1,0 +1,123 @@
+"""Saving and loading an optimizer's state, under torch's numbers or under the parameters' names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowrise.errors import UsageError
+from lowrise.optim.checks import parameter_name, require_match
+from lowrise.optim.formats import format_of
+
+
+class Saved(torch.optim.Optimizer):
+    """The part of `lowrise.optim.Optimizer` that writes and reads its state."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """torch's, in which an option that is a function has the text "function MODULE.NAME" in its place.
+
+        So it loads with `weights_only=True`; the function itself is given again when the optimizer is built.
+        """
+        saved = super().state_dict()
+        for group in saved["param_groups"]:
+            group.update({key: _function_text(value) for key, value in group.items() if callable(value)})
+        return saved
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict()` gave, also through `torch.load(..., weights_only=True)`.
+
+        torch's own method casts moments to the dtype of the parameter, which turns float32 moments of
+        bfloat16 weights into bfloat16. Here values are copied into the tensors that exist, which keep their
+        dtype; where a parameter has moved to another device since construction, its state follows. Options
+        are the saved ones; functions stay those of this optimizer. Load hooks run, but see an empty "state".
+        Raises `UsageError`, changing nothing, if groups, roles, state names or shapes differ, or if an option
+        is a function on one side only.
+        """
+        mine, saved = self.param_groups, state_dict["param_groups"]
+        if [len(g["params"]) for g in mine] != [len(g["params"]) for g in saved]:
+            raise UsageError(
+                f"the saved optimizer has groups of {[len(g['params']) for g in saved]} parameters, this one "
+                f"of {[len(g['params']) for g in mine]}; build the optimizer from the same model and groups."
+            )
+        copies: list[tuple[dict[str, Tensor], str, Tensor, torch.device]] = []
+        groups = []
+        for number, (own_group, saved_group) in enumerate(zip(mine, saved, strict=True)):
+            for option, here in (
+                ("role", own_group["role"]),
+                ("state_format", format_of(own_group)),
+                ("view", own_group.get("view")),
+            ):
+                before = format_of(saved_group) if option == "state_format" else saved_group.get(option)
+                if before != here and (option != "role" or "role" in saved_group):
+                    raise UsageError(
+                        f"parameter group {number} was saved with the {option} {before!r} and is {here!r} "
+                        "here; build the groups as they were."
+                    )
+            groups.append(_with_own_functions(saved_group, own_group))
+            for i, key in enumerate(saved_group["params"]):
+                name, param = parameter_name(own_group, i), own_group["params"][i]
+                state, new = self.state[param], state_dict["state"].get(key, {})
+                require_match(
+                    {f"{name}.{k}": t for k, t in state.items()},
+                    {f"{name}.{k}": t for k, t in new.items()},
+                    check_dtype=False,
+                )
+                copies.extend((state, k, new[k], param.device) for k in state)
+        kept = self.state
+        # the groups' options, and the hooks
+        super().load_state_dict({**state_dict, "param_groups": groups, "state": {}})
+        self.state = kept
+        with torch.no_grad():
+            for state, key, source, device in copies:
+                if key != "step" and state[key].device != device:
+                    state[key] = torch.empty_like(state[key], device=device)
+                state[key].copy_(source)
+
+    def named_state(self) -> dict[str, Tensor]:
+        """Every state tensor under "{parameter name}.{state name}". Live tensors, not copies.
+
+        Raises `UsageError` if the parameters were given without names.
+        """
+        named: dict[str, Tensor] = {}
+        for group in self.param_groups:
+            if "param_names" not in group:
+                raise UsageError(
+                    f"{type(self).__name__} was built from parameters without names, so its state cannot be "
+                    "saved by name; pass model.named_parameters() or lowrise.param_groups(model, lr=...)."
+                )
+            for name, param in zip(group["param_names"], group["params"], strict=True):
+                named.update({f"{name}.{key}": tensor for key, tensor in self.state[param].items()})
+        return named
+
+    def load_named_state(self, named: Mapping[str, Tensor]) -> None:
+        """Copy `named` into the state. Raises `UsageError`, changing nothing, unless names, shapes and dtypes
+        all agree.
+        """
+        own = self.named_state()
+        require_match(own, named, check_dtype=True)
+        with torch.no_grad():
+            for key, tensor in own.items():
+                tensor.copy_(named[key])
+
+
+def _function_text(value: Any) -> str:
+    return f"function {value.__module__}.{getattr(value, '__qualname__', type(value).__qualname__)}"
+
+
+def _with_own_functions(saved: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a saved group, with this optimizer's functions where the saved one had some."""
+    options = dict(saved)
+    for key, value in saved.items():
+        was_function = isinstance(value, str) and value.startswith("function ")
+        if was_function != callable(own.get(key)) and key in own:
+            there, here = (value, _function_text(own[key])) if callable(own[key]) else (value, own[key])
+            raise UsageError(
+                f"the saved optimizer has {key} = {there!r}, this one {here!r}: build it with the same, a "
+                "function cannot be saved."
+            )
+        if was_function and key in own:
+            options[key] = own[key]
+    return options

@@ -1,0 +1,100 @@
+"""SCALE: SGD with normalized lines, and momentum for the output head alone (arXiv 2506.16659; code
+OptimAI-Lab/Minimalist_LLM_Pretraining).
+
+Per weight W (m x n, out x in; an embedding is vocabulary x width) with gradient G, learning rate lr:
+
+1. head only: M <- beta M + (1 - beta) G, and M in place of G below                    (m x n)
+2. U = G / max(RMS of the line, norm_eps), where a line is
+     a row, the n inputs of one output         for matrices and the head
+     a column, one coordinate of all tokens    for the embedding
+3. W <- W (1 - lr wd)
+4. W <- W - lr U                                                                       an update of RMS lr
+
+The paper calls 2 column normalization, for its W is in x out. `norm_eps` is absolute, as in the code: lines
+quieter than 1e-8, such as the head's rows of tokens that are never meant, are not blown up to RMS 1.
+A weight that is embedding and head at once is an embedding: no momentum. A weight stored in x out (Hugging
+Face's `Conv1D`) has its lines the other way round.
+
+State: `momentum` (m n) for the head, none for the rest, and `step`. Roles: "matrix", "embedding", "head"; so
+groups come from `param_groups(model, roles=SCALE.roles, ...)`. Norms and biases: built-in AdamW.
+FLOPs of a step: 7 m n, for the head 10 m n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lowrise.errors import UsageError
+from lowrise.optim.base import Optimizer
+from lowrise.optim.units import Layout, Shape, Unit, buckets, decay_and_subtract_
+
+
+class SCALE(Optimizer):
+    """Line-normalized steps, momentum on the head; see the module's docstring. Other roles by built-in
+    AdamW.
+    """
+
+    roles: ClassVar[frozenset[str]] = frozenset({"matrix", "embedding", "head"})
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        *,
+        momentum: float = 0.9,
+        norm_eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        """Raises `UsageError`.
+
+        momentum: Decay of the average of the head's gradients.
+        norm_eps: Least RMS that a line is divided by.
+        weight_decay: Decoupled weight decay.
+        """
+        defaults = {"lr": lr, "momentum": momentum, "norm_eps": norm_eps, "weight_decay": weight_decay}
+        super().__init__(params, defaults)
+
+    def _check_options(self, group: Mapping[str, Any]) -> None:
+        if not group["norm_eps"] > 0.0:
+            raise UsageError(
+                f"SCALE has norm_eps = {group['norm_eps']}; it must be above 0 (1e-8 as published), because "
+                "the lines of unused tokens are zero."
+            )
+
+    @classmethod
+    def _state_layout(
+        cls, role: str, shapes: tuple[Shape, ...], options: Mapping[str, Any]
+    ) -> tuple[Layout, ...]:
+        return tuple({"momentum": shape} if role == "head" else {} for shape in shapes)
+
+    def _update(self, group: dict[str, Any], units: list[Unit]) -> None:
+        dim = -2 if group["role"] == "embedding" else -1
+        decay = 1.0 - group["lr"] * group["weight_decay"] if group["weight_decay"] else None
+        if group["role"] == "head":
+            momenta = [unit.states[0]["momentum"] for unit in units]
+            torch._foreach_lerp_(momenta, [unit.grads[0] for unit in units], 1.0 - group["momentum"])
+            sources = {id(unit): M for unit, M in zip(units, momenta, strict=True)}
+        else:
+            sources = {id(unit): unit.grads[0] for unit in units}
+        for bucket in buckets(units, lambda unit: unit.params[0]):
+            U = normalized_lines(
+                torch.stack([sources[id(unit)] for unit in bucket]), dim=dim, eps=group["norm_eps"]
+            )
+            updates = list(U.mul_(group["lr"]).unbind())
+            decay_and_subtract_([unit.params[0] for unit in bucket], updates, decay)
+
+    @classmethod
+    def _unit_flops(cls, role: str, shapes: tuple[Shape, ...], options: Mapping[str, Any]) -> int:
+        (m, n), *_ = shapes
+        # Squares and their sums 2, quotient 1, rate 1, decay and subtraction 2, rounded up; momentum 3.
+        return (10 if role == "head" else 7) * m * n
+
+
+def normalized_lines(G: Tensor, *, dim: int, eps: float) -> Tensor:
+    """G (..., m, n) with every line along `dim` divided by max(its RMS, eps), in a new tensor."""
+    rms = G.square().mean(dim=dim, keepdim=True).sqrt_()
+    return G / rms.clamp_(min=eps)

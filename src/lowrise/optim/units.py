@@ -1,0 +1,103 @@
+"""Units, what a rule moves at once, and how rules go through many of them: stacked by shape, a bounded number
+of elements at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from lowrise.optim.checks import UNIT_SIZE
+from lowrise.optim.views import split, split_state
+
+Shape = tuple[int, ...]
+Layout = dict[str, Shape]  # state name -> shape, for one parameter
+T = TypeVar("T")
+
+# Most elements that one batched call works on, so that the temporaries of a step stay small beside the model
+# (256 MiB in float32), however many matrices share a shape.
+MAX_BATCH_ELEMENTS = 1 << 26
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Parameters that are moved together, with their gradients (state dtype) and state, in the role's
+    order.
+    """
+
+    params: tuple[Tensor, ...]
+    grads: tuple[Tensor, ...]
+    states: tuple[dict[str, Tensor], ...]
+
+
+def units_of(group: Mapping[str, Any]) -> Iterator[tuple[Tensor, ...]]:
+    """The parameters of a group, unit by unit."""
+    size, params = UNIT_SIZE[group["role"]], group["params"]
+    for i in range(0, len(params), size):
+        yield tuple(params[i : i + size])
+
+
+def state_dtype(param: Tensor) -> torch.dtype:
+    """float64 for float64 parameters, else float32: bfloat16 moments cannot decay by 0.999."""
+    return torch.float64 if param.dtype == torch.float64 else torch.float32
+
+
+def buckets(items: Sequence[T], tensor_of: Callable[[T], Tensor]) -> Iterator[list[T]]:
+    """Items whose tensors may be stacked (same shape, dtype, device), in chunks of at most
+    MAX_BATCH_ELEMENTS.
+    """
+    by_kind: dict[tuple[Any, ...], list[T]] = {}
+    for item in items:
+        t = tensor_of(item)
+        by_kind.setdefault((t.shape, t.dtype, t.device), []).append(item)
+    for same in by_kind.values():
+        yield from chunked(same, lambda item: tensor_of(item).numel())
+
+
+def chunked(
+    items: Sequence[T], elements_of: Callable[[T], int], limit: int | None = None
+) -> Iterator[list[T]]:
+    """Consecutive runs of at most `limit` (MAX_BATCH_ELEMENTS) elements, of one item at least."""
+    chunk: list[T] = []
+    elements = 0
+    most = MAX_BATCH_ELEMENTS if limit is None else limit
+    for item in items:
+        if chunk and elements + elements_of(item) > most:
+            yield chunk
+            chunk, elements = [], 0
+        chunk.append(item)
+        elements += elements_of(item)
+    if chunk:
+        yield chunk
+
+
+def decay_and_subtract_(
+    params: list[Tensor], updates: list[Tensor], decay: float | list[Tensor] | None
+) -> None:
+    """p <- decay p - update, in the dtype of the update and rounded once to that of p. `decay` None means
+    1.
+    """
+    narrow = params[0].dtype != updates[0].dtype
+    targets = [p.to(updates[0].dtype) for p in params] if narrow else params
+    if decay is not None:
+        torch._foreach_mul_(targets, decay)
+    torch._foreach_sub_(targets, updates)
+    if narrow:
+        torch._foreach_copy_(params, targets)
+
+
+def with_states(units: list[Unit], states: Sequence[dict[str, Tensor]]) -> list[Unit]:
+    """The units with these states, given in the order of their parameters."""
+    rest = iter(states)
+    return [replace(unit, states=tuple(next(rest) for _ in unit.params)) for unit in units]
+
+
+def units_of_matrices(unit: Unit, matrices: Sequence[Tensor], view: str) -> list[Unit]:
+    """A unit of one parameter as one unit for each of its matrices."""
+    (grad,), (state,) = unit.grads, unit.states
+    parts = zip(matrices, split(grad, view), split_state(state, len(matrices), view), strict=True)
+    return [Unit((p,), (g,), (s,)) for p, g, s in parts]
