@@ -52,6 +52,21 @@ def set_numerics(config: RunConfig, device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """torch's generators, for a checkpoint."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Put the generators back, as far as they were saved."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
 def describe(device: torch.device, ranks: int = 1) -> dict[str, Any]:
     """Versions, processor and accelerator (of this rank), for environment.json."""
     packages = {}

@@ -21,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -42,7 +42,14 @@ from lowrise.signals import StopRequest
 from lowrise.train.at_once import step_at_once
 from lowrise.train.build import build_optimizer, compile_blocks, model_from
 from lowrise.train.display import Display
-from lowrise.train.environment import choose_device, describe, peak_memory_bytes, set_numerics
+from lowrise.train.environment import (
+    choose_device,
+    describe,
+    peak_memory_bytes,
+    random_state,
+    set_numerics,
+    set_random_state,
+)
 from lowrise.train.evaluation import Stopped, autocast_for, evaluate_split
 from lowrise.train.per_layer import StepResult, step_per_layer
 from lowrise.train.plan import RunPlan, plan_of
@@ -52,6 +59,7 @@ from lowrise.train.sample import sample_of
 from lowrise.train.schedule import multiplier, restarts_of
 from lowrise.train.summary import Progress, summarize
 from lowrise.train.telemetry import measure, snapshot
+from lowrise.train.tensorboard import add_record, open_board
 from lowrise.train.warm_start import warm_start
 from lowrise.train.weights import load_model_tensors, model_tensors
 
@@ -234,7 +242,7 @@ class Trainer:
         self.world.by_rank_0(self._begin)
         self._resume()
         self._check_alike("at the start")
-        with StopRequest(once=True) as self.stop, self._tensorboard() as board:
+        with StopRequest(once=True) as self.stop, self._board() as board:
             while self.progress.step < config.train.steps and not self._asked_to_stop():
                 self._advance(board)
             if self.saved_step != self.progress.step:
@@ -352,26 +360,15 @@ class Trainer:
         )
         return result
 
+    def _board(self) -> AbstractContextManager[SummaryWriter | None]:
+        wanted = self.config.log.tensorboard and self.world.leads
+        return open_board(self.directory.tensorboard, self.progress.step) if wanted else nullcontext()
+
     def _write(self, record: dict[str, Any], board: SummaryWriter | None) -> None:
         if self.world.leads:
             self.directory.append_metrics(record)
-        if board is None:
-            return
-        for key, value in record.items():
-            if isinstance(value, int | float) and key != "step":
-                board.add_scalar(key, value, record["step"])
-        for name, values in record.get("matrices", {}).items():
-            for key, value in values.items():
-                board.add_scalar(f"{key}/{name}", value, record["step"])
-
-    @contextmanager
-    def _tensorboard(self) -> Iterator[SummaryWriter | None]:
-        if not (self.config.log.tensorboard and self.world.leads):
-            yield None
-            return
-        purge = self.progress.step + 1 if self.progress.step else None
-        with SummaryWriter(str(self.directory.tensorboard), purge_step=purge) as board:
-            yield board
+        if board is not None:
+            add_record(board, record)
 
     # --- checkpoints --------------------------------------------------------------------------------------
 
@@ -385,13 +382,10 @@ class Trainer:
         check_alike(self.world, model_tensors(self.model) | self.optimizer.named_state(), when)
 
     def _write_checkpoint(self) -> None:
-        random = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            random["cuda"] = torch.cuda.get_rng_state(self.device)
         parts = {
             "model": model_tensors(self.model),
             "optimizer": self.optimizer.named_state(),
-            "random": random,
+            "random": random_state(self.device),
         }
         numbers = dataclasses.asdict(self.progress) | {"corpus": self.corpus.fingerprint}
         self.directory.checkpoints.save(self.progress.step, parts, numbers)
@@ -418,9 +412,7 @@ class Trainer:
             self._ranks_changed()
         load_model_tensors(self.model, checkpoint.parts["model"])
         self.optimizer.load_named_state(checkpoint.parts["optimizer"])
-        torch.set_rng_state(checkpoint.parts["random"]["cpu"])
-        if self.device.type == "cuda" and "cuda" in checkpoint.parts["random"]:
-            torch.cuda.set_rng_state(checkpoint.parts["random"]["cuda"], self.device)
+        set_random_state(checkpoint.parts["random"], self.device)
         known = {field.name for field in dataclasses.fields(Progress)}
         self.progress = Progress(**{k: v for k, v in checkpoint.numbers.items() if k in known})
         self.saved_step = self.progress.step
