@@ -132,10 +132,11 @@ def on_ranks(size: int, options: Options) -> list[dict[str, Measured]]:
     ]
     for process in processes:
         process.start()
-    found = [queue.get() for queue in results]
     for process in processes:
-        process.join()
-    return found
+        process.join()  # what a rank puts fits into the pipe, so it need not be read first
+    if any(process.exitcode for process in processes):
+        raise SystemExit(f"A rank of {size} has failed; its error is above.")
+    return [queue.get() for queue in results]
 
 
 def measure(world: World, port: int, options: Options, results: torch.multiprocessing.SimpleQueue) -> None:

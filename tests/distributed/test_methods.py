@@ -25,7 +25,16 @@ WIDER = {
     # values). Measured 1.5e-5 and 1.2e-5.
     "galore": 2e-4,
     "fira": 2e-4,
+    # Details are divided by the denominator of their approximation, which is small where that is. Measured
+    # 4.9e-6.
+    "gwt": 5e-5,
+    # Whitening divides every singular value of the gradient by itself, the smallest ones too, which are all
+    # rounding. Measured 2.5e-3.
+    "swan": 2e-2,
 }
+# Of the movement in three float64 updates. SWAN's whitening enlarges 1e-16 to 4e-11 (see above), the others
+# stay below 1e-12.
+FLOAT64_BAR = {"swan": 1e-9}
 every_method = pytest.mark.parametrize("method", METHODS)
 
 
@@ -86,6 +95,7 @@ def test_two_ranks_equal_one(method, runs):
 def test_two_ranks_equal_one_in_float64(method, in_float64, text_folder, tmp_path):
     """Where rounding is 1e-16, what is left of it after three updates is below 1e-10 of the movement, clipped
     and accumulated: nothing but the order of sums differs."""
+    bar = FLOAT64_BAR.get(method, 1e-10)
     one = float64_run(None, text_folder, tmp_path, method)
     for rank in range(2):
         many = in_float64[rank][method]
@@ -97,7 +107,7 @@ def test_two_ranks_equal_one_in_float64(method, in_float64, text_folder, tmp_pat
                 continue
             start = one["start"][name]  # of another shape where the rank has changed
             moved = torch.linalg.vector_norm(end - start if start.shape == end.shape else end)
-            assert torch.linalg.vector_norm(end - many["end"][name]) <= 1e-10 * moved, name
+            assert torch.linalg.vector_norm(end - many["end"][name]) <= bar * moved, name
 
 
 @every_method
