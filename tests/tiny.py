@@ -12,6 +12,7 @@ from rich.console import Console
 
 from lowrise.config import RunConfig, load
 from lowrise.data import Corpus, prepare
+from lowrise.dist import World
 from lowrise.train import RunDirectory, train
 from lowrise.train.display import Display
 from lowrise.train.loop import Trainer
@@ -99,14 +100,14 @@ def corpus_of(config: RunConfig) -> Corpus:
     return prepare(config.data)
 
 
-def trainer_for(config: RunConfig, run: Path) -> Trainer:
+def trainer_for(config: RunConfig, run: Path, world: World | None = None) -> Trainer:
     display = Display(console(), config.train.steps)
-    return Trainer(config, corpus_of(config), RunDirectory(run), display)
+    return Trainer(config, corpus_of(config), RunDirectory(run), display, world)
 
 
-def run_training(config: RunConfig, run: Path) -> dict[str, Any]:
+def run_training(config: RunConfig, run: Path, world: World | None = None) -> dict[str, Any]:
     """Train to the end; returns the summary."""
-    return train(config, corpus_of(config), RunDirectory(run), console())
+    return train(config, corpus_of(config), RunDirectory(run), console(), world)
 
 
 def final_tensors(run: Path, step: int) -> dict[str, bytes]:

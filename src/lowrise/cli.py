@@ -24,6 +24,8 @@ from lowrise import __version__
 from lowrise.config import RunConfig, load, lookup, validate
 from lowrise.data import DataConfig, open_corpus, prepare
 from lowrise.data.progress import prepare_with_progress
+from lowrise.dist import World, check_ranks
+from lowrise.dist.command import prefix_of, require_one_process, told_to_torchrun
 from lowrise.errors import LowriseError, UsageError
 from lowrise.methods import METHODS
 
@@ -97,13 +99,19 @@ class DataInfo:
 def train(arguments: Arguments, console: Console) -> int:
     from lowrise.train import RunDirectory
     from lowrise.train import train as run_training
+    from lowrise.train.environment import choose_device
 
     command = _parse(Train, arguments, "train", default=Train(config=_base_config(arguments)))
     config = command.config
     validate(config)
+    world = World.from_environment()
+    check_ranks(config, world)
+    device = world.device(choose_device(config.train.device))
+    console.quiet = not world.leads
     corpus = prepare_with_progress(config.data, console)
     folder = command.run or Path("runs") / f"{config.method}-{config.model.preset}-{config.hash[:8]}"
-    summary = run_training(config, corpus, RunDirectory(folder), console)
+    with world.joined(device):
+        summary = run_training(config, corpus, RunDirectory(folder), console, world)
     console.print(
         f"validation loss {summary['val_loss']:.4f}, perplexity {summary['val_perplexity']:.3f}, "
         f"{summary['val_bits_per_byte']:.4f} bits per byte over {summary['val_tokens']:,} tokens",
@@ -220,11 +228,17 @@ def main(arguments: Arguments | None = None) -> int:
     if arguments[0] in ("-V", "--version"):
         console.print(f"lowrise {__version__}", highlight=False)
         return 0
+    world = World.from_environment()
     try:
         command, _ = lookup(COMMANDS, arguments[0], "command", "lowrise")
-        return command(arguments[1:], console)
+        if command is not train:
+            require_one_process(arguments[0], world)
+        with told_to_torchrun():
+            return command(arguments[1:], console)
     except LowriseError as error:
-        errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        prefix = prefix_of(error, world)
+        if prefix is not None:
+            errors.print(f"{prefix}{error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2 if isinstance(error, UsageError) else getattr(error, "exit_code", 1)
     except OSError as error:
         if error.errno != errno.ENOSPC:

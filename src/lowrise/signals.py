@@ -36,11 +36,15 @@ class StopRequest:
         for number in self._earlier:
             self._restore(number)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def request(self, number: int) -> None:
+        """As if the signal had come, for one that another process got."""
         self.count += 1
         self.signal = signal.Signals(number)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.request(number)
         if self._once:
-            self._restore(self.signal)
+            self._restore(signal.Signals(number))
 
     def _restore(self, number: signal.Signals) -> None:
         signal.signal(number, self._earlier[number])  # type: ignore[arg-type]  # what signal.signal gave

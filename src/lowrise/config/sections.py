@@ -101,7 +101,7 @@ class TrainSection:
     sequences: int = 16
     """Sequences an update (the global batch)."""
     micro_sequences: int = 0
-    """Sequences a forward pass; gradients are accumulated over sequences / micro_sequences passes. 0: all
+    """Sequences a forward pass (on one rank); gradients are accumulated over the passes of an update. 0: all
     at once."""
     seq_len: int = 128
     """Predicted tokens a sequence."""
@@ -124,6 +124,15 @@ class TrainSection:
 
 
 @dataclass(kw_only=True)
+class ParallelSection:
+    """Several processes, started by torchrun."""
+
+    data: Literal["auto", "ddp"] = "auto"
+    """ddp: every rank keeps all weights and state, and reads its rows of the batch. auto: ddp under
+    torchrun."""
+
+
+@dataclass(kw_only=True)
 class EvalSection:
     """Validation. The last evaluation always covers the whole held-out split."""
 
@@ -132,7 +141,7 @@ class EvalSection:
     tokens: int = 0
     """Held-out tokens of an evaluation during training; 0: the whole split."""
     sequences: int = 32
-    """Sequences a forward pass."""
+    """Sequences a forward pass, over all ranks."""
 
 
 @dataclass(kw_only=True)

@@ -19,6 +19,7 @@ from lowrise.config.sections import (
     ModelSection,
     OptimizerSection,
     OtherSection,
+    ParallelSection,
     SampleSection,
     ScheduleSection,
     TrainSection,
@@ -42,6 +43,7 @@ class RunConfig:
     init: InitSection = field(default_factory=InitSection)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainSection = field(default_factory=TrainSection)
+    parallel: ParallelSection = field(default_factory=ParallelSection)
     eval: EvalSection = field(default_factory=EvalSection)
     checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
     log: LogSection = field(default_factory=LogSection)
@@ -55,7 +57,7 @@ class RunConfig:
     def hash(self) -> str:
         """Identity of the result: what is saved, shown or cached on the way does not count."""
         values = self.to_dict()
-        for section in ("checkpoint", "log"):
+        for section in ("checkpoint", "log", "parallel"):
             del values[section]
         if not values["init"]:  # fresh weights, as in every run before the section was there
             del values["init"]

@@ -8,7 +8,7 @@ to that accuracy.)
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +40,7 @@ def evaluate(
     *,
     text_bytes: int,
     chunk: int | None = DEFAULT_CHUNK_TOKENS,
+    total: Callable[[float, float], list[float]] | None = None,
 ) -> EvalResult:
     """Evaluate on all `batches`, each int64 of shape (B, L + 1), which together hold `text_bytes` bytes of
     text.
@@ -47,8 +48,9 @@ def evaluate(
     Column j + 1 is predicted from columns 0 to j. Negative ids (-1, -100) are padding: not predicted, and
     read as token 0 where they stand as input, which no counted target may follow in its row. Batch sums are
     added in float64 in their order, so two evaluations of the same batches agree to the last bit. The model
-    is in eval mode meanwhile; precision is the caller's (autocast). Raises `LowriseError` if there is nothing
-    to predict, `UsageError` if `text_bytes` is not positive.
+    is in eval mode meanwhile; precision is the caller's (autocast). `total` turns this process's sums of
+    nats and tokens into those of all processes that share the batches. Raises `LowriseError` if there is
+    nothing to predict, `UsageError` if `text_bytes` is not positive.
     """
     if text_bytes < 1:
         raise UsageError(f"Bits per byte need the size of the text in bytes, at least 1, not {text_bytes}.")
@@ -63,6 +65,9 @@ def evaluate(
             nats += float(next_token_loss(model, ids.to(device), reduction="sum", chunk=chunk))
     finally:
         model.train(was_training)
+    if total is not None:
+        nats, counted = total(nats, tokens)
+        tokens = round(counted)
     if tokens == 0:
         raise LowriseError("There is no token to predict: the validation split is empty or all padding.")
     loss = nats / tokens

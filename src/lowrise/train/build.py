@@ -10,7 +10,7 @@ from torch import nn
 
 from lowrise.config import DENSE, FactorizedSection, ModelSection, RunConfig, options_of
 from lowrise.errors import UsageError
-from lowrise.layers import param_groups
+from lowrise.layers import LowRankLayer, param_groups
 from lowrise.model import Llama, LlamaConfig, build_model
 from lowrise.optim import OPTIMIZERS, Optimizer
 
@@ -71,3 +71,16 @@ def build_optimizer(
     if show is not None:
         show(str(groups))
     return construct(groups, config.optimizer.lr, **options)
+
+
+def compile_blocks(model: Llama) -> None:
+    """Compile each block. Blocks of equal shapes share a graph; adaptive ranks make all of them differ, and
+    what was traced for the old ones is dropped.
+    """
+    blocks = model.model.layers
+    if any(isinstance(m, LowRankLayer) and m.is_adaptive() for m in model.modules()):
+        torch._dynamo.reset()
+        limit = torch._dynamo.config.recompile_limit
+        torch._dynamo.config.recompile_limit = max(limit, 4 * len(blocks))
+    for block in blocks:
+        block.compile()

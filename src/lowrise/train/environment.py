@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import lowrise
+from lowrise.config import RunConfig
 from lowrise.errors import UsageError
 
 _PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "transformers")
@@ -37,8 +38,37 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def describe(device: torch.device) -> dict[str, Any]:
-    """Versions, processor and accelerator, for environment.json."""
+def set_numerics(config: RunConfig, device: torch.device) -> None:
+    """Threads, seed, precision and kernels of a run."""
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    torch.manual_seed(config.seed)
+    if config.train.deterministic:
+        # cuBLAS reads this when it starts; without it torch refuses its deterministic mode.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """torch's generators, for a checkpoint."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Put the generators back, as far as they were saved."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def describe(device: torch.device, ranks: int = 1) -> dict[str, Any]:
+    """Versions, processor and accelerator (of this rank), for environment.json."""
     packages = {}
     for package in _PACKAGES:
         try:
@@ -55,6 +85,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "ranks": ranks,
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -12,8 +12,8 @@ from torch import nn
 
 from lowrise.config import RunConfig
 from lowrise.data import Corpus
+from lowrise.dist import World
 from lowrise.export.evaluate import EvalResult, evaluate
-from lowrise.signals import StopRequest
 
 
 class Stopped(Exception):
@@ -28,22 +28,30 @@ def autocast_for(config: RunConfig, device: torch.device) -> torch.autocast:
 
 
 def evaluate_split(
-    model: nn.Module, corpus: Corpus, config: RunConfig, tokens: int = 0, stop: StopRequest | None = None
+    model: nn.Module,
+    corpus: Corpus,
+    config: RunConfig,
+    tokens: int = 0,
+    stop: Callable[[], bool] | None = None,
+    world: World | None = None,
 ) -> EvalResult:
     """Token-weighted loss over the held-out split, or over about its first `tokens` tokens.
 
     Bits per byte of a part take the bytes of a token to be those of the whole split. Raises `Stopped` soon
-    after a stop was requested.
+    after `stop` became true. Ranks of a `world` share the rows of each pass, and all get the result.
     """
+    world = world or World()
     seq_len, sequences = config.train.seq_len, config.eval.sequences
     passes = max(1, tokens // (seq_len * sequences)) if tokens else None
 
     def windows() -> Iterator[np.ndarray]:
-        for batch in itertools.islice(corpus.valid.windows(seq_len, sequences), passes):
-            if stop:
+        shares = corpus.valid.windows(seq_len, sequences, world.share(sequences))
+        for batch in itertools.islice(shares, passes):
+            if stop is not None and stop():
                 raise Stopped
-            yield batch
+            if len(batch):  # more ranks than rows leave some without any
+                yield batch
 
-    result = evaluate(model, windows(), text_bytes=corpus.valid.text_bytes)
+    result = evaluate(model, windows(), text_bytes=corpus.valid.text_bytes, total=world.total)
     share = result.tokens / len(corpus.valid)
     return dataclasses.replace(result, bits_per_byte=result.bits_per_byte / share)

@@ -8,8 +8,10 @@ One update, the same for every method (`Trainer.update`):
   4. global gradient norm, clipped
   5. if loss or norm is not finite: count it and leave weights and optimizer alone; else optimizer step,
      `after_update` of the layers and of the optimizer, and rank events of adaptive layers
-With `train.per_layer` the steps 4 and 5 happen to each matrix by itself during the last backward pass
-(`train/per_layer.py`).
+Steps 3 to 5 are `train/at_once.py`. With `train.per_layer` the steps 4 and 5 happen to each matrix by itself
+during the last backward pass (`train/per_layer.py`).
+With N ranks each has its rows of the batch; loss and gradients are summed, and all ranks make the same update
+of their copies of weights and state. Rank 0 alone writes.
 Around it (`Trainer.run`): resume, log, spectral telemetry, evaluation, checkpoints, stop signals, summary,
 report.
 """
@@ -17,38 +19,47 @@ report.
 from __future__ import annotations
 
 import dataclasses
-import math
-import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from lowrise.checkpoint.newest import newest_checkpoint
 from lowrise.config import RunConfig
 from lowrise.data import Corpus
+from lowrise.dist import FailedElsewhere, GradientSum, World, check_alike, check_ranks, check_same_work
 from lowrise.errors import LowriseError, UsageError
 from lowrise.export.evaluate import EvalResult
-from lowrise.export.generate import generate
 from lowrise.lab.report import write_report
 from lowrise.layers.base import LowRankLayer
 from lowrise.model import next_token_loss
 from lowrise.signals import StopRequest
-from lowrise.train.build import build_optimizer, model_from
+from lowrise.train.at_once import step_at_once
+from lowrise.train.build import build_optimizer, compile_blocks, model_from
 from lowrise.train.display import Display
-from lowrise.train.environment import choose_device, describe
+from lowrise.train.environment import (
+    choose_device,
+    describe,
+    peak_memory_bytes,
+    random_state,
+    set_numerics,
+    set_random_state,
+)
 from lowrise.train.evaluation import Stopped, autocast_for, evaluate_split
 from lowrise.train.per_layer import StepResult, step_per_layer
 from lowrise.train.plan import RunPlan, plan_of
 from lowrise.train.ranks import change_ranks, check_adaptive, fit_ranks
 from lowrise.train.run_directory import RunDirectory
+from lowrise.train.sample import sample_of
 from lowrise.train.schedule import multiplier, restarts_of
 from lowrise.train.summary import Progress, summarize
 from lowrise.train.telemetry import measure, snapshot
+from lowrise.train.tensorboard import add_record, open_board
 from lowrise.train.warm_start import warm_start
 from lowrise.train.weights import load_model_tensors, model_tensors
 
@@ -76,20 +87,32 @@ class Update:
 class Trainer:
     """One run: the parts, the update, and what is written around it."""
 
-    def __init__(self, config: RunConfig, corpus: Corpus, run: RunDirectory, display: Display) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        corpus: Corpus,
+        run: RunDirectory,
+        display: Display,
+        world: World | None = None,
+    ) -> None:
         self.config, self.corpus, self.directory, self.display = config, corpus, run, display
+        self.world = world or World()
+        check_ranks(config, self.world)
+        self.gradients = GradientSum(self.world)
         train = config.train
-        self.device = choose_device(train.device)
-        _set_numerics(config, self.device)
+        self.rows = self.world.share(train.sequences)
+        self.device = self.world.device(choose_device(train.device))
+        set_numerics(config, self.device)
         self.model = model_from(config, corpus.tokenizer.vocab_size, self.device)
         self.optimizer = build_optimizer(config, self.model, show=display.table)
         check_adaptive(self.model, self.optimizer)
         self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
-        self.plan: RunPlan = plan_of(config, self.model, self.optimizer)
+        self.plan: RunPlan = plan_of(config, self.model, self.optimizer, self.world.size)
         self.progress = Progress()
         self._place_restarts()
         self._note_state()
         self.stop = StopRequest()
+        self.saved_step = -1
         self.optimizer_ms: list[float] = []
         self.low_rank_layers = [m for m in self.model.modules() if isinstance(m, LowRankLayer)]
         self.dense_matrices = {
@@ -99,7 +122,7 @@ class Trainer:
             for name in group["param_names"]
         }
         if train.compile:
-            self._compile()
+            compile_blocks(self.model)
 
     # --- the update ---------------------------------------------------------------------------------------
 
@@ -108,7 +131,11 @@ class Trainer:
         train = self.config.train
         number = self.progress.step + 1
         batch = self.corpus.train.batch(
-            number - 1, sequences=train.sequences, seq_len=train.seq_len, seed=self.config.seed
+            number - 1,
+            sequences=train.sequences,
+            seq_len=train.seq_len,
+            seed=self.config.seed,
+            rows=self.rows,
         )
         self._tell_time(number)
         scale = multiplier(number, train.steps, self.config.schedule, self.restarts)
@@ -125,36 +152,37 @@ class Trainer:
             self._change_ranks(number)
         self.optimizer.zero_grad(set_to_none=True)
         applied = result.moved and not result.left_alone
-        self._count(applied, batch.shape[0] * train.seq_len)
+        self._count(applied, train.sequences * train.seq_len)
         lr = self.peak_lrs[0] * scale
         return Update(result.loss, result.grad_norm, lr, applied, result.left_alone)
 
     def _step_at_once(self, batch: Tensor, number: int) -> StepResult:
-        """Steps 3 to 5: all gradients, their norm, one optimizer step."""
-        loss = torch.zeros((), device=self.device)
-        for part in self._losses(batch):
-            part.backward()
-            loss += part.detach()
-        norm = self._clip()
-        loss_value, norm_value = torch.stack([loss.float(), norm.float()]).tolist()
-        finite = math.isfinite(loss_value) and math.isfinite(norm_value)
-        if finite:
-            started = time.perf_counter()
-            self.optimizer.step()
-            if self.device.type == "cpu" or number % self.config.log.every == 0:
-                self._synchronize()
-                self.optimizer_ms.append(1e3 * (time.perf_counter() - started))
-        return StepResult(loss_value, norm_value, moved=finite)
+        """Steps 3 to 5. On a GPU the time of the optimizer is measured now and then, as it takes a wait."""
+        timed = self.device.type == "cpu" or number % self.config.log.every == 0
+        result = step_at_once(
+            self._losses(batch),
+            self._passes(batch),
+            self.model,
+            self.optimizer,
+            self.gradients,
+            clip=self.config.train.clip,
+            synchronize=self._synchronize if timed else None,
+        )
+        if timed and result.moved:
+            self.optimizer_ms.append(1e3 * result.seconds)
+        return result
 
     def _step_per_layer(self, batch: Tensor, number: int) -> StepResult:
         """The same for each matrix by itself. On a GPU the time of a step cannot be told from the backward
         pass.
         """
-        passes = batch.shape[0] // (self.config.train.micro_sequences or batch.shape[0])
-        result = step_per_layer(self._losses(batch), passes, self.optimizer)
+        result = step_per_layer(self._losses(batch), self._passes(batch), self.optimizer)
         if self.device.type == "cpu" and result.moved:
             self.optimizer_ms.append(1e3 * result.seconds)
         return result
+
+    def _passes(self, batch: Tensor) -> int:
+        return len(batch) // (self.config.train.micro_sequences or len(batch))
 
     def _tell_time(self, number: int) -> None:
         """Layers that change with time learn the update's number; the optimizer forgets what they drop."""
@@ -163,19 +191,15 @@ class Trainer:
         self.optimizer.retain(self.model.parameters())
 
     def _losses(self, batch: Tensor) -> Iterator[Tensor]:
-        """Forward pass of one micro-batch after the other: their shares of the batch's mean loss (0-dim)."""
+        """Forward pass of one micro-batch after the other: their shares of the global batch's mean loss
+        (0-dim).
+        """
         train = self.config.train
-        predicted = batch.shape[0] * train.seq_len
+        predicted = train.sequences * train.seq_len
         for tokens in batch.split(train.micro_sequences or batch.shape[0]):
             with autocast_for(self.config, self.device):
                 loss = next_token_loss(self.model, tokens.to(self.device), reduction="sum") / predicted
             yield loss
-
-    def _clip(self) -> Tensor:
-        parameters = [
-            p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None
-        ]
-        return nn.utils.clip_grad_norm_(parameters, self.config.train.clip or math.inf)
 
     def _change_ranks(self, number: int) -> None:
         """Rank events of this update; the plan and compiled blocks follow."""
@@ -187,22 +211,10 @@ class Trainer:
             self._ranks_changed()
 
     def _ranks_changed(self) -> None:
-        self.plan = plan_of(self.config, self.model, self.optimizer)
+        self.plan = plan_of(self.config, self.model, self.optimizer, self.world.size)
         self._note_state()
         if self.config.train.compile:
-            self._compile()
-
-    def _compile(self) -> None:
-        """Compile each block. Blocks of equal shapes share a graph; adaptive ranks make all of them differ,
-        and what was traced for the old ones is dropped.
-        """
-        blocks = self.model.model.layers
-        if any(layer.is_adaptive() for layer in self.low_rank_layers):
-            torch._dynamo.reset()
-            limit = torch._dynamo.config.recompile_limit
-            torch._dynamo.config.recompile_limit = max(limit, 4 * len(blocks))
-        for block in blocks:
-            block.compile()
+            compile_blocks(self.model)
 
     def _count(self, applied: bool, tokens: int) -> None:
         progress = self.progress
@@ -226,20 +238,32 @@ class Trainer:
     def run(self) -> dict[str, Any]:
         """Train to the end, or raise `Interrupted` after a stop signal; returns the summary."""
         config = self.config
-        self.directory.begin(config)
-        self.directory.write_json(self.directory.environment, describe(self.device))
-        self.corpus.write_tokenizer(self.directory.tokenizer)
+        check_same_work(self.world, recipe=config.hash, corpus=self.corpus.fingerprint)
+        self.world.by_rank_0(self._begin)
         self._resume()
-        with StopRequest(once=True) as self.stop, self._tensorboard() as board:
-            while self.progress.step < config.train.steps and not self.stop:
+        self._check_alike("at the start")
+        with StopRequest(once=True) as self.stop, self._board() as board:
+            while self.progress.step < config.train.steps and not self._asked_to_stop():
                 self._advance(board)
-            if self._saved_step() != self.progress.step:
+            if self.saved_step != self.progress.step:
                 self._save()
             with self._on_the_wall_clock():
                 result = self._evaluate(board, whole=True)
             if result is None:
                 raise self._interruption()
         return self._finish(result)
+
+    def _begin(self) -> None:
+        self.directory.begin(self.config)
+        self.directory.write_json(self.directory.environment, describe(self.device, self.world.size))
+        self.corpus.write_tokenizer(self.directory.tokenizer)
+
+    def _asked_to_stop(self) -> bool:
+        """Whether any rank was: the same answer on all, at the same place of the run."""
+        number = self.world.largest(self.stop.signal or 0)
+        if number:
+            self.stop.request(number)
+        return bool(self.stop)
 
     def _advance(self, board: SummaryWriter | None) -> None:
         """One update and all that falls due after it."""
@@ -248,7 +272,7 @@ class Trainer:
         measured = _due(number, config.log.telemetry_every) or (
             number == 1 and config.log.telemetry_every > 0
         )
-        before = snapshot(self.model, self.dense_matrices) if measured else None
+        before = snapshot(self.model, self.dense_matrices) if measured and self.world.leads else None
         started = time.perf_counter()
         update = self.update()
         seconds = time.perf_counter() - started
@@ -271,6 +295,8 @@ class Trainer:
                 "step_ms": 1e3 * seconds,
                 "skipped": progress.skipped,
             }
+            if self.world.size > 1:
+                record |= self._parallel_record()
             if before is not None:
                 record["matrices"] = measure(self.model, before)
             self._write(record, board)
@@ -279,6 +305,15 @@ class Trainer:
                 self._evaluate(board, whole=False)
             if _due(number, config.checkpoint.every):
                 self._save()
+
+    def _parallel_record(self) -> dict[str, Any]:
+        record: dict[str, Any] = {
+            "communicated_bytes": self.gradients.payload_bytes,
+            "peak_memory_bytes": self.world.gathered(peak_memory_bytes(self.device)),
+        }
+        if self.device.type == "cpu":
+            record["communication_wait_ms"] = 1e3 * self.gradients.wait_seconds
+        return record
 
     def _skipped(self, update: Update) -> None:
         progress, limit = self.progress, self.config.train.nonfinite_limit
@@ -306,7 +341,9 @@ class Trainer:
         limit = 0 if whole else self.config.eval.tokens
         try:
             with autocast_for(self.config, self.device):
-                result = evaluate_split(self.model, self.corpus, self.config, limit, self.stop)
+                result = evaluate_split(
+                    self.model, self.corpus, self.config, limit, self._asked_to_stop, self.world
+                )
         except Stopped:
             return None
         self.display.evaluated(self.progress.step, result.loss)
@@ -323,50 +360,43 @@ class Trainer:
         )
         return result
 
-    def _write(self, record: dict[str, Any], board: SummaryWriter | None) -> None:
-        self.directory.append_metrics(record)
-        if board is None:
-            return
-        for key, value in record.items():
-            if isinstance(value, int | float) and key != "step":
-                board.add_scalar(key, value, record["step"])
-        for name, values in record.get("matrices", {}).items():
-            for key, value in values.items():
-                board.add_scalar(f"{key}/{name}", value, record["step"])
+    def _board(self) -> AbstractContextManager[SummaryWriter | None]:
+        wanted = self.config.log.tensorboard and self.world.leads
+        return open_board(self.directory.tensorboard, self.progress.step) if wanted else nullcontext()
 
-    @contextmanager
-    def _tensorboard(self) -> Iterator[SummaryWriter | None]:
-        if not self.config.log.tensorboard:
-            yield None
-            return
-        purge = self.progress.step + 1 if self.progress.step else None
-        with SummaryWriter(str(self.directory.tensorboard), purge_step=purge) as board:
-            yield board
+    def _write(self, record: dict[str, Any], board: SummaryWriter | None) -> None:
+        if self.world.leads:
+            self.directory.append_metrics(record)
+        if board is not None:
+            add_record(board, record)
 
     # --- checkpoints --------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        random = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            random["cuda"] = torch.cuda.get_rng_state(self.device)
+        """By rank 0, if all ranks have the same weights and state; the others wait."""
+        self._check_alike(f"after step {self.progress.step}")
+        self.world.by_rank_0(self._write_checkpoint)
+        self.saved_step = self.progress.step
+
+    def _check_alike(self, when: str) -> None:
+        check_alike(self.world, model_tensors(self.model) | self.optimizer.named_state(), when)
+
+    def _write_checkpoint(self) -> None:
         parts = {
             "model": model_tensors(self.model),
             "optimizer": self.optimizer.named_state(),
-            "random": random,
+            "random": random_state(self.device),
         }
         numbers = dataclasses.asdict(self.progress) | {"corpus": self.corpus.fingerprint}
         self.directory.checkpoints.save(self.progress.step, parts, numbers)
         self.directory.checkpoints.retire(self.config.checkpoint.keep, self.config.checkpoint.keep_every)
 
-    def _saved_step(self) -> int:
-        return max(self.directory.checkpoints.steps(), default=-1)
-
     def _resume(self) -> None:
-        checkpoint = self.directory.checkpoints.newest(
-            warn=lambda text: self.display.say(text, style="yellow")
+        checkpoint = newest_checkpoint(
+            self.directory.checkpoints, self.world, lambda text: self.display.say(text, style="yellow")
         )
         if checkpoint is None:
-            self.directory.rewind_metrics(-1)
+            self._rewind(-1)
             if self.config.init.run is not None:
                 spent = warm_start(self.model, self.config, self.corpus.tokenizer, self.display.say)
                 self.progress.init_tokens, self.progress.init_flops = spent.tokens, spent.flops
@@ -382,19 +412,23 @@ class Trainer:
             self._ranks_changed()
         load_model_tensors(self.model, checkpoint.parts["model"])
         self.optimizer.load_named_state(checkpoint.parts["optimizer"])
-        torch.set_rng_state(checkpoint.parts["random"]["cpu"])
-        if self.device.type == "cuda" and "cuda" in checkpoint.parts["random"]:
-            torch.cuda.set_rng_state(checkpoint.parts["random"]["cuda"], self.device)
+        set_random_state(checkpoint.parts["random"], self.device)
         known = {field.name for field in dataclasses.fields(Progress)}
         self.progress = Progress(**{k: v for k, v in checkpoint.numbers.items() if k in known})
+        self.saved_step = self.progress.step
         self._place_restarts()
-        self.directory.rewind_metrics(self.progress.step)
+        self._rewind(self.progress.step)
         self.display.say(f"Continuing from step {self.progress.step} ({checkpoint.path}).")
+
+    def _rewind(self, step: int) -> None:
+        if self.world.leads:
+            self.directory.rewind_metrics(step)
 
     def _interruption(self) -> Interrupted:
         stop = self.stop
         assert stop.signal is not None
-        self.directory.write_json(self.directory.summary, self.summary(None, "interrupted"))
+        summary = self.summary(None, "interrupted")
+        self.world.by_rank_0(lambda: self.directory.write_json(self.directory.summary, summary))
         return Interrupted(
             f"{stop.signal.name}: stopped after step {self.progress.step} of {self.config.train.steps}, "
             "saved. The same command continues from here.",
@@ -405,31 +439,17 @@ class Trainer:
 
     def _finish(self, result: EvalResult) -> dict[str, Any]:
         summary = self.summary(result, "completed")
-        sample = self._sample()
-        if sample is not None:
-            self.directory.sample.write_text(sample, encoding="utf-8")
-            summary["sample"] = sample
-        self.directory.write_json(self.directory.summary, summary)
-        write_report(self.directory.path)
-        return summary
 
-    def _sample(self) -> str | None:
-        settings = self.config.sample
-        if not settings.tokens:
-            return None
-        tokenizer = self.corpus.tokenizer
-        prompt = [tokenizer.separator_id, *(tokenizer.encode(settings.prompt) if settings.prompt else [])]
-        with autocast_for(self.config, self.device):
-            new = generate(
-                self.model,
-                prompt,
-                max_new_tokens=settings.tokens,
-                temperature=settings.temperature,
-                top_p=settings.top_p,
-                seed=self.config.seed,
-                stop_token=tokenizer.separator_id,
-            )
-            return (settings.prompt or "") + tokenizer.decode(new)
+        def write() -> None:
+            sample = sample_of(self.model, self.config, self.corpus.tokenizer, self.device)
+            if sample is not None:
+                self.directory.sample.write_text(sample, encoding="utf-8")
+                summary["sample"] = sample
+            self.directory.write_json(self.directory.summary, summary)
+            write_report(self.directory.path)
+
+        self.world.by_rank_0(write)
+        return summary
 
     def summary(self, result: EvalResult | None, status: str) -> dict[str, Any]:
         return summarize(
@@ -464,18 +484,30 @@ class Trainer:
             self.progress.wall_seconds += time.perf_counter() - started
 
 
-def train(config: RunConfig, corpus: Corpus, directory: RunDirectory, console: Console) -> dict[str, Any]:
+def train(
+    config: RunConfig,
+    corpus: Corpus,
+    directory: RunDirectory,
+    console: Console,
+    world: World | None = None,
+) -> dict[str, Any]:
     """Train in the directory, or continue there; returns the summary. A failure is written into the summary
-    too."""
-    with directory.locked(), Display(console, config.train.steps) as display:
-        trainer = Trainer(config, corpus, directory, display)
+    too.
+
+    With a `world` of several ranks each of them calls this, inside the `joined` block, with equal arguments.
+    """
+    world = world or World()
+    with ExitStack() as stack, Display(console, config.train.steps) as display:
+        world.by_rank_0(lambda: stack.enter_context(directory.locked()))
+        trainer = Trainer(config, corpus, directory, display, world)
         try:
             return trainer.run()
-        except (Interrupted, UsageError):
+        except (Interrupted, UsageError, FailedElsewhere):
             raise
         except Exception as error:
             failed = trainer.summary(None, "failed") | {"error": str(error) or type(error).__name__}
-            directory.write_json(directory.summary, failed)
+            if world.leads:
+                directory.write_json(directory.summary, failed)
             if isinstance(error, torch.OutOfMemoryError):
                 raise LowriseError(
                     f"Out of memory at update {trainer.progress.step + 1}: lower train.micro_sequences (now "
@@ -486,16 +518,3 @@ def train(config: RunConfig, corpus: Corpus, directory: RunDirectory, console: C
 
 def _due(number: int, every: int) -> bool:
     return every > 0 and number % every == 0
-
-
-def _set_numerics(config: RunConfig, device: torch.device) -> None:
-    if config.train.threads:
-        torch.set_num_threads(config.train.threads)
-    torch.manual_seed(config.seed)
-    if config.train.deterministic:
-        # cuBLAS reads this when it starts; without it torch refuses its deterministic mode.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
-        torch.cuda.reset_peak_memory_stats(device)

@@ -44,11 +44,14 @@ def plan_run(config: RunConfig, vocab_size: int) -> RunPlan:
     return plan_of(config, model, build_optimizer(config, model))
 
 
-def plan_of(config: RunConfig, model: Llama, optimizer: Optimizer) -> RunPlan:
-    """Plan of a model and an optimizer that are there."""
+def plan_of(config: RunConfig, model: Llama, optimizer: Optimizer, ranks: int = 1) -> RunPlan:
+    """Plan of a model and an optimizer that are there.
+
+    With ranks that keep copies, the optimizer's FLOPs are counted once: the others repeat the same work.
+    """
     params = count_parameters(model)
     train = config.train
-    pass_sequences = train.micro_sequences or train.sequences
+    pass_sequences = train.micro_sequences or train.sequences // ranks
     return RunPlan(
         steps=config.train.steps,
         tokens_per_step=config.train.sequences * config.train.seq_len,

@@ -95,7 +95,8 @@ def open_run(path: str | Path) -> RunDirectory:
 def _differences(before: RunConfig, now: RunConfig, limit: int = 3) -> str:
     old, new = flatten(before.to_dict()), flatten(now.to_dict())
     keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-    keys = [key for key in keys if not key.startswith(("checkpoint.", "log.", "data.cache", "data.workers"))]
+    free = ("checkpoint.", "log.", "parallel.", "data.cache", "data.workers")
+    keys = [key for key in keys if not key.startswith(free)]
     shown = [f"{key}: {old.get(key, 'unset')} there, {new.get(key, 'unset')} here" for key in keys[:limit]]
     return "; ".join(shown) + (f"; {len(keys) - limit} more" if len(keys) > limit else "")
 

@@ -1,0 +1,180 @@
+"""The processes of a run.
+
+`World` is who we are (rank k of N) and what small things ranks tell each other: sums, the largest of numbers,
+whether rank 0 has done its part. All of it is the identity for one rank, so the training loop is the same
+for one and for many. Words travel in tensors on the CPU by gloo, also beside NCCL, so that nothing here waits
+for a GPU; only gradients and their loss are summed where they are.
+
+torchrun names the ranks in the environment (RANK, WORLD_SIZE, LOCAL_RANK). A collective that fails because
+other ranks have gone raises `LostRanks`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lowrise.errors import LowriseError, UsageError
+
+# How long a rank waits for one that neither answers nor dies. Rank 0 writes checkpoints and the report
+# meanwhile, which may take minutes; a rank that dies is noticed at once, by its closed connections.
+PATIENCE = timedelta(minutes=30)
+
+
+class LostRanks(LowriseError):
+    """Other ranks have gone, or do not answer."""
+
+
+class FailedElsewhere(LowriseError):
+    """Rank 0 could not do its part and says why; the other ranks end with the same exit code, silently."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("rank 0 could not do its part; its own message says why.")
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True)
+class World:
+    """Rank `rank` of `size`, number `local_rank` on its machine. The default is one process alone."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> World:
+        """The ranks that torchrun has started; one rank where it has not."""
+        rank, size, local = (
+            int(environment.get(name, default))
+            for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+        )
+        return cls(rank, size, local) if size > 1 else cls()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the rank that writes and speaks."""
+        return self.rank == 0
+
+    def device(self, chosen: torch.device) -> torch.device:
+        """The device of this rank, where the configuration chose `chosen`: one GPU a rank."""
+        if self.size == 1 or chosen.type != "cuda":
+            return chosen
+        if chosen.index is not None:
+            raise UsageError(
+                f"train.device = '{chosen}' with {self.size} ranks: every rank takes the GPU of its own "
+                "number; set train.device = auto or cuda."
+            )
+        if self.local_rank >= torch.cuda.device_count():
+            raise UsageError(
+                f"Rank {self.rank} is number {self.local_rank} on its machine, which has "
+                f"{torch.cuda.device_count()} CUDA devices: start as many ranks (--nproc-per-node) as there "
+                "are GPUs."
+            )
+        return torch.device("cuda", self.local_rank)
+
+    @contextmanager
+    def joined(self, device: torch.device, patience: timedelta = PATIENCE) -> Iterator[World]:
+        """Meet the other ranks; inside the block they can be talked to."""
+        if self.size == 1:
+            yield self
+            return
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        with _lost_ranks_explained(self):
+            dist.init_process_group(backend, rank=self.rank, world_size=self.size, timeout=patience)
+        try:
+            yield self
+        except BaseException:
+            # Closes the connections, so that the others hear of it now. NCCL would wait for them first.
+            if device.type == "cpu":
+                dist.destroy_process_group()
+            raise
+        dist.destroy_process_group()
+
+    def share(self, count: int) -> slice:
+        """The rows of this rank, of `count` rows: consecutive, and as even as can be."""
+        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
+    # --- what ranks tell each other -----------------------------------------------------------------------
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Sum over ranks, in place, where the tensor is."""
+        return self._reduce(tensor, dist.ReduceOp.SUM)
+
+    def total(self, *numbers: float) -> list[float]:
+        """Sums over ranks, in float64."""
+        return self.sum_(torch.tensor(numbers, dtype=torch.float64)).tolist()
+
+    def largest(self, number: int) -> int:
+        """The largest of all ranks' numbers."""
+        return self.largest_of([number])[0]
+
+    def largest_of(self, numbers: Sequence[int]) -> list[int]:
+        """The largest of all ranks' numbers, place by place."""
+        if self.size == 1:
+            return list(numbers)
+        return self._reduce(torch.tensor(numbers, dtype=torch.int64), dist.ReduceOp.MAX).tolist()
+
+    def gathered(self, number: int) -> list[int]:
+        """Every rank's number, by rank."""
+        places = torch.zeros(self.size, dtype=torch.int64)
+        places[self.rank] = number
+        return self.sum_(places).tolist()
+
+    def by_rank_0(self, action: Callable[[], int | None]) -> int:
+        """Let rank 0 do something while the others wait; its number (0 for None) is everybody's result.
+
+        Where it fails, it raises what it met, and the others `FailedElsewhere` with the same exit code.
+        """
+        if self.size == 1:
+            return action() or 0
+        if not self.leads:
+            failure, number = self.gathered_from_0(0, 0)
+            if failure:
+                raise FailedElsewhere(failure)
+            return number
+        try:
+            number = action() or 0
+        except BaseException as error:
+            usage = isinstance(error, UsageError)
+            self.gathered_from_0(2 if usage else getattr(error, "exit_code", 1), 0)
+            raise
+        self.gathered_from_0(0, number)
+        return number
+
+    def gathered_from_0(self, *numbers: int) -> list[int]:
+        """Rank 0's numbers, at all ranks."""
+        told = torch.tensor(numbers, dtype=torch.int64)
+        with _lost_ranks_explained(self):
+            dist.broadcast(told, src=0)
+        return told.tolist()
+
+    def _reduce(self, tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
+        if self.size > 1:
+            with _lost_ranks_explained(self):
+                dist.all_reduce(tensor, operation)
+        return tensor
+
+
+@contextmanager
+def _lost_ranks_explained(world: World) -> Iterator[None]:
+    """torch reports a closed connection or a timeout as a RuntimeError; so does a full device memory."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise LostRanks(
+            f"Rank {world.rank} has lost the other ranks ({first_line}): the first error above, or the "
+            "table that torchrun prints, says which one failed and why. The same command continues from "
+            "the newest checkpoint."
+        ) from error

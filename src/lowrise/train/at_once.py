@@ -1,0 +1,62 @@
+"""The update of the training loop: all gradients, their sum over ranks, their norm, one optimizer step.
+
+1. micro-batches: forward, backward, gradients accumulate; in the last backward pass they are summed over
+   ranks (`lowrise.dist.GradientSum`), and so is the loss
+2. global gradient norm, clipped
+3. if loss and norm are finite, the optimizer moves everything
+
+Steps 2 and 3 work on sums, so all ranks decide and move alike.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from lowrise.dist import GradientSum
+from lowrise.optim import Optimizer
+from lowrise.train.per_layer import StepResult
+
+
+def step_at_once(
+    losses: Iterator[Tensor],
+    passes: int,
+    model: nn.Module,
+    optimizer: Optimizer,
+    gradients: GradientSum,
+    *,
+    clip: float,
+    synchronize: Callable[[], None] | None,
+) -> StepResult:
+    """One update from `passes` losses (0-dim, each with its graph), whose sum over passes and ranks is the
+    batch's mean loss.
+
+    `clip` 0: none. With `synchronize`, which waits for the device, the optimizer's time is measured.
+    """
+    total: Tensor | None = None
+    for number, part in enumerate(losses, start=1):
+        # Gradients come from the last layer first.
+        last = number == passes
+        with gradients.over_ranks(reversed(list(model.parameters())), part.device) if last else nullcontext():
+            part.backward()
+        total = part.detach() if total is None else total + part.detach()
+    assert total is not None
+    total = gradients.world.sum_(total)
+    norm = nn.utils.clip_grad_norm_(
+        [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None],
+        clip or math.inf,
+    )
+    loss_value, norm_value = torch.stack([total.float(), norm.float()]).tolist()
+    finite = math.isfinite(loss_value) and math.isfinite(norm_value)
+    started = time.perf_counter()
+    if finite:
+        optimizer.step()
+    if synchronize is not None:
+        synchronize()
+    seconds = time.perf_counter() - started if synchronize is not None else 0.0
+    return StepResult(loss_value, norm_value, moved=finite, seconds=seconds)
