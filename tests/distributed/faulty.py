@@ -8,7 +8,8 @@ import signal
 import sys
 
 from lowrise.cli import main
-from lowrise.train.loop import Trainer, Update
+from lowrise.train.loop import Trainer
+from lowrise.train.update import Update
 
 fault, rank, step = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 update = Trainer.update
