@@ -9,7 +9,7 @@ demo: $(STAMP)
 	$(BIN)/lowrise train
 
 test: $(STAMP) lint
-	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadgroup
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ clock; on a GPU they are the clock's. Medians.
 
     python benchmarks/optimizer_step.py [--preset 60m] [--periods 3] [--only galore fira] [--device auto]
 
-Needs galore-torch and fira (extra `dev`); apollo-torch is measured where it is installed.
+Needs galore-torch and fira (extra `peers`); apollo-torch is measured where it is installed.
 """
 
 from __future__ import annotations
