@@ -14,11 +14,11 @@ from tiny import final_tensors, metrics, run_training
 
 from lowrise.methods import METHODS
 
-# Largest |W_N - W_1|_F / |W_1|_F of any parameter after eight updates in float32. Ranks add the same numbers
-# in another order, so gradients differ by some 1e-7, and weights move by a small part of themselves.
 # One worker: the runs of all methods are made once, and its two processes are company enough for the rest.
 pytestmark = pytest.mark.xdist_group("ranks")
 
+# Largest |W_N - W_1|_F / |W_1|_F of any parameter after eight updates in float32. Ranks add the same numbers
+# in another order, so gradients differ by some 1e-7, and weights move by a small part of themselves.
 BAR = 1e-5
 WIDER = {
     # A factor that was zeroed at update 6 has moved twice: Adam's first updates are g / |g|, where an entry
@@ -37,10 +37,7 @@ WIDER = {
 }
 # Of the movement in three float64 updates. SWAN's whitening enlarges 1e-16 to 4e-11 (see above), the others
 # stay below 1e-12.
-FLOAT64_# One worker: the runs of all methods are made once, and its two processes are company enough for the rest.
-pytestmark = pytest.mark.xdist_group("ranks")
-
-BAR = {"swan": 1e-9}
+FLOAT64_BAR = {"swan": 1e-9}
 every_method = pytest.mark.parametrize("method", METHODS)
 
 
