@@ -34,12 +34,11 @@ from torch import Tensor
 
 from lowrise.errors import UsageError
 from lowrise.optim.base import Optimizer
-from lowrise.optim.growth_limit import GAMMA, Limiter
+from lowrise.optim.growth_limit import GAMMA, Limiter, check_limiter
 from lowrise.optim.projected import (
     Member,
     ProjectedAdam,
     channel_factors,
-    check_limiter,
     frobenius,
     limit_,
 )

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from lowrise.errors import UsageError
 from lowrise.optim.base import Optimizer
-from lowrise.optim.growth_limit import GAMMA, Limiter
-from lowrise.optim.projected import Member, ProjectedAdam, channel_factors, check_limiter, limit_
+from lowrise.optim.growth_limit import GAMMA, Limiter, check_limiter
+from lowrise.optim.projected import Member, ProjectedAdam, channel_factors, limit_
 from lowrise.optim.projection import Projection, ProjType, add_back_, sides_of
 from lowrise.optim.units import Layout, Shape
 

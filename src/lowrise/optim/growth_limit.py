@@ -13,10 +13,13 @@ rule "safe" leaves q alone where n is 0 or not finite, and takes q = 0 as "no up
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from lowrise.errors import UsageError
 
 Limiter = Literal["safe", "reference", "off"]
 
@@ -42,3 +45,11 @@ def limit_growth(
     if rule == "safe":
         limited = torch.where((norms > 0) & norms.isfinite(), limited, previous)
     return divisors, limited
+
+
+def check_limiter(who: str, group: Mapping[str, Any]) -> None:
+    """Raise `UsageError` for options that the limiter cannot run with."""
+    if group["limiter"] not in LIMITERS:
+        raise UsageError(f"{who} has limiter = {group['limiter']!r}; choose one of {', '.join(LIMITERS)}.")
+    if not group.get("gamma", GAMMA) >= 1:
+        raise UsageError(f"{who} has gamma = {group['gamma']}; a norm may grow by a factor of at least 1.")

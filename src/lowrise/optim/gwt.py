@@ -43,7 +43,7 @@ from lowrise.linalg.haar import haar_approximation, replace_coefficients
 from lowrise.optim.adamw_rule import Form
 from lowrise.optim.base import Optimizer
 from lowrise.optim.checks import parameter_name
-from lowrise.optim.growth_limit import LIMITERS, Limiter, limit_growth
+from lowrise.optim.growth_limit import Limiter, check_limiter, limit_growth
 from lowrise.optim.units import Layout, Shape, Unit, buckets, decay_and_subtract_
 
 
@@ -96,8 +96,7 @@ class GWT(Optimizer):
         super().__init__(params, defaults)
 
     def _check_options(self, group: Mapping[str, Any]) -> None:
-        if group["limiter"] not in LIMITERS:
-            raise UsageError(f"GWT has limiter = {group['limiter']!r}; choose one of {', '.join(LIMITERS)}.")
+        check_limiter("GWT", group)
         if not 0.0 <= group["scale"] < math.inf:
             raise UsageError(f"GWT has scale = {group['scale']}; it must be a finite number, 0 or more.")
         if group["role"] not in self.roles:

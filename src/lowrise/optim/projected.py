@@ -36,7 +36,7 @@ from torch import Tensor
 from lowrise.errors import UsageError
 from lowrise.optim.adamw_rule import Form
 from lowrise.optim.base import Optimizer
-from lowrise.optim.growth_limit import LIMITERS, limit_growth
+from lowrise.optim.growth_limit import limit_growth
 from lowrise.optim.projection import (
     PROJ_TYPES,
     PROJECTIONS,
@@ -261,11 +261,3 @@ def limit_(U: Tensor, group: Mapping[str, Any], members: Sequence[Member]) -> No
     )
     U.div_(divisors[:, None, None])
     torch._foreach_copy_(states, list(norms.unbind()))
-
-
-def check_limiter(who: str, group: Mapping[str, Any]) -> None:
-    """Raise `UsageError` for options that the limiter cannot run with."""
-    if group["limiter"] not in LIMITERS:
-        raise UsageError(f"{who} has limiter = {group['limiter']!r}; choose one of {', '.join(LIMITERS)}.")
-    if not group["gamma"] >= 1:
-        raise UsageError(f"{who} has gamma = {group['gamma']}; a norm may grow by a factor of at least 1.")

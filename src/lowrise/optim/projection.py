@@ -10,20 +10,23 @@ transposed.
 | "reverse_std" | left | right |
 | "left", "right", "full" | that side; "full": both | the same |
 
-A basis is renewed at the updates with 0-based number 0, T, 2T, ... (T = update_proj_gap); with `stagger` every
-matrix has an offset in [0, T) of its own, in proportion to the cost of the matrices before it, so that after
-update 0 no update pays for all.
+A basis is renewed at the updates with 0-based number 0, T, 2T, ... (T = update_proj_gap); with `stagger`
+every matrix has an offset in [0, T) of its own, in proportion to the cost of the matrices before it, so that
+after update 0 no update pays for all.
 
 | projection | basis |
 |---|---|
 | "svd" | leading singular vectors of G (`linalg.subspace.leading_left`) |
 | "range_finder" | the same by a randomized range finder, 16 test vectors more than the rank, 2 power steps |
-| "random" | normal numbers, a function of (seed, parameter name, number of the update): APOLLO's have variance 1/r, GaLore's and Fira's are made orthonormal |
-| callable(G, rank, side, step) | what it returns: d x r for the projected dimension d, `side` "left" or "right", `step` 0-based, G one matrix |
+| "random" | normal numbers, a function of (seed, parameter name, number of the update) |
+| callable(G, rank, side, step) | what it returns: d x r for the projected dimension d |
+
+Random numbers of APOLLO have variance 1/r, those of GaLore and Fira are made orthonormal. A callable gets one
+matrix G, `side` "left" or "right", and the 0-based number of the update.
 
 Columns are aligned in sign with the basis before (which starts as the first columns of the identity). A
 gradient that is zero or not finite leaves the basis as it is.
-"""  # noqa: E501
+"""
 
 from __future__ import annotations
 
