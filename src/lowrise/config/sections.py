@@ -127,9 +127,17 @@ class TrainSection:
 class ParallelSection:
     """Several processes, started by torchrun."""
 
-    data: Literal["auto", "ddp"] = "auto"
-    """ddp: every rank keeps all weights and state, and reads its rows of the batch. auto: ddp under
-    torchrun."""
+    data: Literal["auto", "ddp", "fsdp", "hsdp"] = "auto"
+    """ddp: every rank keeps all weights. fsdp: ranks share weights, gradients and state by rows. hsdp: copies
+    of the model, each shared by the ranks of a machine. auto: ddp under torchrun."""
+    share_work: bool = True
+    """Let one rank move, and keep the state of, each matrix whose rule needs it whole; not all the same."""
+    shard_ranks: int = 0
+    """hsdp: ranks that share one copy; 0: the ranks of one machine."""
+    copy_below: int = 8192
+    """fsdp, hsdp: parameters with fewer elements are copied to every rank."""
+    gather: Literal["float32", "bfloat16"] = "float32"
+    """fsdp, hsdp: how weights travel; bfloat16 needs train.precision bfloat16 and halves their bytes."""
 
 
 @dataclass(kw_only=True)

@@ -17,8 +17,8 @@ forward and backward pass; T (S - 1) / S for the sums; with C = N / S copies 2 (
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -63,14 +63,6 @@ class Traffic:
         self.sent_bytes, self.seconds = 0, 0.0
 
 
-@dataclass(frozen=True)
-class FullyShardedModel:
-    """What `shard_model` made."""
-
-    mesh: DeviceMesh
-    traffic: Traffic
-
-
 def shard_model(
     model: nn.Module,
     blocks: Sequence[nn.Module],
@@ -78,11 +70,11 @@ def shard_model(
     *,
     keep_whole: Collection[nn.Parameter] = (),
     gather_dtype: torch.dtype | None = None,
-) -> FullyShardedModel:
+) -> Traffic:
     """Step 2, in place, on the meta device or on real weights, which must be alike at all ranks.
 
     `gather_dtype`: weights are rounded to it before they are gathered, and their gradients summed in float32.
-    Needs torch 2.8.
+    Returns the counts of what its gathers and sums send. Needs torch 2.8.
     """
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
@@ -108,7 +100,7 @@ def shard_model(
             module.set_force_sum_reduction_for_comms(True)
             module.set_custom_all_gather(_Gather(traffic))  # type: ignore[arg-type]
             module.set_custom_reduce_scatter(_Sum(traffic))  # type: ignore[arg-type]
-    return FullyShardedModel(mesh, traffic)
+    return traffic
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,9 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
+from lowrise.dist.shards import is_sharded, local, shard_group
 from lowrise.dist.world import World, _lost_ranks_explained
 
 BUCKET_BYTES = 25 * 2**20  # as torch's DistributedDataParallel
@@ -50,17 +51,26 @@ class GradientSum:
     world: World
     bucket_bytes: int = BUCKET_BYTES
     payload_bytes: int = 0
-    """Handed to all-reduce in the last update, by one rank. A ring sends 2 (N - 1) / N times as much."""
+    """Handed to all-reduce in the last update, by one rank."""
     wait_seconds: float = 0.0
     """Time that the last update waited for sums after its backward pass; on a CPU alone."""
 
+    @property
+    def sent_bytes(self) -> int:
+        """Sent by one rank for it, in a ring."""
+        return 2 * (self.world.size - 1) * self.payload_bytes // self.world.size
+
     @contextmanager
     def over_ranks(self, parameters: Iterable[Tensor], device: torch.device) -> Iterator[None]:
-        """Within the block, one backward pass; after it every `p.grad` is the sum over ranks."""
+        """Within the block, one backward pass; after it every `p.grad` is the sum over ranks.
+
+        Parameters that ranks share by rows are left to FSDP2.
+        """
         if self.world.size == 1:
             yield
             return
-        buckets = list(layout([p for p in parameters if p.requires_grad], self.bucket_bytes))
+        summed = [p for p in parameters if p.requires_grad and not is_sharded(p)]
+        buckets = list(layout(summed, self.bucket_bytes))
         started: list[_Bucket] = []
         handles = []
         for bucket in buckets:
@@ -121,3 +131,25 @@ def _begin(bucket: _Bucket) -> None:
             p.grad = view.view_as(p)
     bucket.flat = flat
     bucket.work = dist.all_reduce(flat, async_op=True)
+
+
+@torch.no_grad()
+def clip_gradients_(parameters: Sequence[Tensor], limit: float) -> Tensor:
+    """Scale gradients so that their common norm is at most `limit` (inf: leave them); the norm before (0-dim).
+
+    As `torch.nn.utils.clip_grad_norm_`, also where ranks share some parameters by rows and have copies of
+    others, whose gradients are counted once.
+    """
+    with_gradient = [p for p in parameters if p.grad is not None]
+    shared = [p for p in with_gradient if is_sharded(p)]
+    if not shared:
+        return nn.utils.clip_grad_norm_(with_gradient, limit)
+    grads = [local(p.grad) for p in with_gradient if p.grad is not None]
+    squares = torch.stack(torch._foreach_norm(grads)).square()
+    by_rows = torch.tensor([is_sharded(p) for p in with_gradient], device=squares.device)
+    total = squares[by_rows].sum()
+    ranks = shard_group(shared[0])
+    dist.all_reduce(total, group=ranks.group)
+    norm = (total + squares[~by_rows].sum()).sqrt()
+    torch._foreach_mul_(grads, (limit / (norm + 1e-6)).clamp(max=1.0))
+    return norm

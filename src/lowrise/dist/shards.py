@@ -49,8 +49,9 @@ def rows_of(size: int, ranks: int, rank: int) -> slice:
     return slice(min(size, rank * each), min(size, (rank + 1) * each))
 
 
-def shard_group(tensor: DTensor) -> ShardGroup:
+def shard_group(tensor: Tensor) -> ShardGroup:
     """The ranks that share one tensor; `UsageError` for a tensor that is not split along its rows alone."""
+    assert isinstance(tensor, DTensor)
     *copies, last = tensor.placements
     if not isinstance(last, Shard) or last.dim != 0 or any(not p.is_replicate() for p in copies):
         raise UsageError(

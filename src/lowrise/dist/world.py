@@ -42,20 +42,28 @@ class FailedElsewhere(LowriseError):
 
 @dataclass(frozen=True)
 class World:
-    """Rank `rank` of `size`, number `local_rank` on its machine. The default is one process alone."""
+    """Rank `rank` of `size`, number `local_rank` of the `ranks_here` (0: all) on its machine. The default is
+    one process alone.
+    """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    ranks_here: int = 0
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> World:
         """The ranks that torchrun has started; one rank where it has not."""
-        rank, size, local = (
-            int(environment.get(name, default))
-            for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        rank, size, local, here = (
+            int(environment.get(name, default)) for name, default in zip(names, "0100", strict=True)
         )
-        return cls(rank, size, local) if size > 1 else cls()
+        return cls(rank, size, local, here) if size > 1 else cls()
+
+    @property
+    def local_size(self) -> int:
+        """Ranks on this machine."""
+        return self.ranks_here or self.size
 
     @property
     def leads(self) -> bool:

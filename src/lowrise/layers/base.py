@@ -97,6 +97,16 @@ class LowRankLayer(nn.Module, ABC):
     def after_update(self, number: int, total: int) -> None:
         """Called by a training loop after the optimizer step of update `number`; the same rules hold."""
 
+    def rewrites_after(self, number: int, total: int) -> bool:
+        """Whether `after_update` of this update reads or writes parameters. Ranks that share them by rows
+        gather them for it.
+        """
+        return False
+
+    def changes_parameters(self) -> bool:
+        """Whether the layer may drop or resize parameters during training."""
+        return self.is_adaptive() or bool(self.guide_parameters())
+
     @torch.no_grad()
     def load_dense_(self, weight: Tensor, bias: Tensor | None = None) -> None:
         """Take over a dense weight (m x n) in place, as `from_dense` does at this layer's rank.

@@ -128,8 +128,11 @@ class LoRALinear(LowRankLayer):
 
     def after_update(self, number: int, total: int) -> None:
         """Step 3 where it is due. Not after the last update, which nothing follows."""
-        if self.merge_every and number % self.merge_every == 0 and number < total:
+        if self.rewrites_after(number, total):
             self.merge_(number)
+
+    def rewrites_after(self, number: int, total: int) -> bool:
+        return self.merge_every > 0 and number % self.merge_every == 0 and number < total
 
     @torch.no_grad()
     def merge_(self, number: int) -> None:

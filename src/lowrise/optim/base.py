@@ -226,7 +226,7 @@ class Optimizer(Spread):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self.sent_bytes = 0
+        self.sent_bytes, self.wait_seconds = 0, 0.0
         for group in self.param_groups:
             ready = (self._ready_unit(unit) for unit in units_of(group) if self.owner(unit) is None)
             self._move(group, [unit for unit in ready if unit is not None])

@@ -22,10 +22,11 @@ run: they are not saved.
 from __future__ import annotations
 
 import math
+import time
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -35,6 +36,8 @@ from lowrise.dist.shards import ShardGroup, is_sharded, local, shard_group
 from lowrise.optim.formats import format_of
 from lowrise.optim.saving import Saved
 from lowrise.optim.units import Unit, chunked, state_dtype, units_of
+
+T = TypeVar("T")
 
 # Most elements of weights that a rank owns in a transfer (64 MiB in float32); a few are under way at a time.
 TRANSFER_ELEMENTS = 1 << 24
@@ -49,7 +52,9 @@ class Spread(Saved):
     shared_with: ShardGroup | None = None
     """The ranks that own units of which all have copies."""
     sent_bytes: int = 0
-    """Sent by this rank in the last step."""
+    """Sent by this rank to owners, and by it as an owner, in the last step."""
+    wait_seconds: float = 0.0
+    """In which the last step waited for that; on a CPU alone."""
 
     @abstractmethod
     def _move(
@@ -152,7 +157,7 @@ class Spread(Saved):
             current.give_back()
             for finished in (before, current if upcoming is None else None):
                 if finished is not None:
-                    finished.finish()
+                    self._timed(finished.finish)
                     self.sent_bytes += finished.sent_bytes
             if upcoming is not None:
                 before, current = current, upcoming
@@ -163,11 +168,18 @@ class Spread(Saved):
             if parcel.owner != transfer.ranks.rank:
                 torch._foreach_add_([self.state[p]["step"] for p in parcel.params], 1.0)
         units, wholes = [], {}
-        for parcel, (weights, grads) in zip(transfer.mine, transfer.whole(), strict=True):
+        arrived = self._timed(transfer.whole)
+        for parcel, (weights, grads) in zip(transfer.mine, arrived, strict=True):
             wholes.update({id(p): w for p, w in zip(parcel.params, weights, strict=True)})
             wide = tuple(g.to(state_dtype(p)) for p, g in zip(parcel.params, grads, strict=True))
             units.append(Unit(parcel.params, wide, tuple(self.state[p] for p in parcel.params)))
         self._move(group, units, wholes if transfer.by_rows else None)
+
+    def _timed(self, wait: Callable[[], T]) -> T:
+        started = time.perf_counter()
+        result = wait()
+        self.wait_seconds += time.perf_counter() - started
+        return result
 
     # ---- the ledger
 

@@ -18,7 +18,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from lowrise.dist import GradientSum
+from lowrise.dist import GradientSum, clip_gradients_
 from lowrise.optim import Optimizer
 from lowrise.train.per_layer import StepResult
 
@@ -40,17 +40,13 @@ def step_at_once(
     """
     total: Tensor | None = None
     for number, part in enumerate(losses, start=1):
-        # Gradients come from the last layer first.
         last = number == passes
-        with gradients.over_ranks(reversed(list(model.parameters())), part.device) if last else nullcontext():
+        with gradients.over_ranks(_last_first(model, optimizer), part.device) if last else nullcontext():
             part.backward()
         total = part.detach() if total is None else total + part.detach()
     assert total is not None
     total = gradients.world.sum_(total)
-    norm = nn.utils.clip_grad_norm_(
-        [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None],
-        clip or math.inf,
-    )
+    norm = clip_gradients_([p for group in optimizer.param_groups for p in group["params"]], clip or math.inf)
     loss_value, norm_value = torch.stack([total.float(), norm.float()]).tolist()
     finite = math.isfinite(loss_value) and math.isfinite(norm_value)
     started = time.perf_counter()
@@ -60,3 +56,11 @@ def step_at_once(
         synchronize()
     seconds = time.perf_counter() - started if synchronize is not None else 0.0
     return StepResult(loss_value, norm_value, moved=finite, seconds=seconds)
+
+
+def _last_first(model: nn.Module, optimizer: Optimizer) -> list[Tensor]:
+    """The optimizer's parameters in the order in which gradients come. Between forward and backward pass the
+    model may hold gathered stand-ins for parameters that ranks share by rows: these are not among them.
+    """
+    members = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return [p for p in reversed(list(model.parameters())) if id(p) in members]

@@ -49,8 +49,9 @@ def evaluate_split(
         for batch in itertools.islice(shares, passes):
             if stop is not None and stop():
                 raise Stopped
-            if len(batch):  # more ranks than rows leave some without any
-                yield batch
+            # More ranks than rows leave some without any. They read padding, which counts nothing,
+            # since ranks that share weights by rows make every forward pass together.
+            yield batch if len(batch) else np.full((1, seq_len + 1), -1)
 
     result = evaluate(model, windows(), text_bytes=corpus.valid.text_bytes, total=world.total)
     share = result.tokens / len(corpus.valid)

@@ -20,6 +20,7 @@ from lowrise.checkpoint.newest import newest_checkpoint
 from lowrise.config import RunConfig
 from lowrise.data import Corpus
 from lowrise.dist import FailedElsewhere, World, check_alike, check_same_work
+from lowrise.dist.shards import is_sharded
 from lowrise.errors import LowriseError, UsageError
 from lowrise.export.evaluate import EvalResult
 from lowrise.lab.report import write_report
@@ -32,11 +33,12 @@ from lowrise.train.environment import (
     set_random_state,
 )
 from lowrise.train.evaluation import Stopped, autocast_for, evaluate_split
+from lowrise.train.parallel import shares_rows
 from lowrise.train.ranks import fit_ranks
 from lowrise.train.run_directory import RunDirectory
 from lowrise.train.sample import sample_of
 from lowrise.train.summary import Progress, summarize
-from lowrise.train.telemetry import measure, snapshot
+from lowrise.train.telemetry import Snapshot, measure, snapshot
 from lowrise.train.tensorboard import add_record, open_board
 from lowrise.train.update import Update, Updater
 from lowrise.train.warm_start import warm_start
@@ -106,7 +108,7 @@ class Trainer(Updater):
         measured = _due(number, config.log.telemetry_every) or (
             number == 1 and config.log.telemetry_every > 0
         )
-        before = snapshot(self.model, self.dense_matrices) if measured and self.world.leads else None
+        before = self._snapshot() if measured else None
         started = time.perf_counter()
         update = self.update()
         seconds = time.perf_counter() - started
@@ -130,9 +132,9 @@ class Trainer(Updater):
                 "skipped": progress.skipped,
             }
             if self.world.size > 1:
-                record |= self._parallel_record()
+                record |= self._parallel_record(seconds)
             if before is not None:
-                record["matrices"] = measure(self.model, before)
+                record["matrices"] = measure(self.model, before, keep=self.world.leads)
             self._write(record, board)
         with self._on_the_wall_clock():
             if _due(number, config.eval.every) and number < config.train.steps:
@@ -140,13 +142,25 @@ class Trainer(Updater):
             if _due(number, config.checkpoint.every):
                 self._save()
 
-    def _parallel_record(self) -> dict[str, Any]:
+    def _snapshot(self) -> Snapshot | None:
+        """Of rank 0; the others take part where they have rows of the weights."""
+        shared = shares_rows(self.config, self.world)
+        if not shared and not self.world.leads:
+            return None
+        return snapshot(self.model, self.dense_matrices, keep=self.world.leads)
+
+    def _parallel_record(self, seconds: float) -> dict[str, Any]:
+        """What this rank sent in the last update, and the memory of all."""
+        gradients, weights, optimizer = self.gradients, self.shared.traffic, self.optimizer
         record: dict[str, Any] = {
-            "communicated_bytes": self.gradients.payload_bytes,
+            "communicated_bytes": gradients.sent_bytes + weights.sent_bytes + optimizer.sent_bytes,
             "peak_memory_bytes": self.world.gathered(peak_memory_bytes(self.device)),
+            "state_bytes": self.world.gathered(optimizer.state_bytes()),
         }
         if self.device.type == "cpu":
-            record["communication_wait_ms"] = 1e3 * self.gradients.wait_seconds
+            waited = gradients.wait_seconds + weights.seconds + optimizer.wait_seconds
+            record["communication_wait_ms"] = 1e3 * waited
+            record["communication_share"] = waited / seconds
         return record
 
     def _skipped(self, update: Update) -> None:
@@ -213,7 +227,9 @@ class Trainer(Updater):
         self.saved_step = self.progress.step
 
     def _check_alike(self, when: str) -> None:
-        check_alike(self.world, model_tensors(self.model) | self.optimizer.named_state(), when)
+        """What all ranks should have alike; not rows, and not the state of a matrix that one rank owns."""
+        copies = {name: t for name, t in model_tensors(self.model).items() if not is_sharded(t)}
+        check_alike(self.world, copies | self.optimizer.common_state(), when)
 
     def _write_checkpoint(self) -> None:
         parts = {
@@ -273,9 +289,11 @@ class Trainer(Updater):
 
     def _finish(self, result: EvalResult) -> dict[str, Any]:
         summary = self.summary(result, "completed")
+        # Where ranks share weights by rows, a forward pass needs all of them.
+        speaks = self.world.leads or shares_rows(self.config, self.world)
+        sample = sample_of(self.model, self.config, self.corpus.tokenizer, self.device) if speaks else None
 
         def write() -> None:
-            sample = sample_of(self.model, self.config, self.corpus.tokenizer, self.device)
             if sample is not None:
                 self.directory.sample.write_text(sample, encoding="utf-8")
                 summary["sample"] = sample

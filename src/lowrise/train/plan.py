@@ -47,7 +47,7 @@ def plan_run(config: RunConfig, vocab_size: int) -> RunPlan:
 def plan_of(config: RunConfig, model: Llama, optimizer: Optimizer, ranks: int = 1) -> RunPlan:
     """Plan of a model and an optimizer that are there.
 
-    With ranks that keep copies, the optimizer's FLOPs are counted once: the others repeat the same work.
+    FLOPs of the optimizer are counted once, also where ranks repeat them; bytes of state are this rank's.
     """
     params = count_parameters(model)
     train = config.train
@@ -59,15 +59,5 @@ def plan_of(config: RunConfig, model: Llama, optimizer: Optimizer, ranks: int = 
         params_non_embedding=params.non_embedding - params.temporary,
         flops_per_token=flops_per_token(model, train.seq_len, sequences=pass_sequences).training,
         optimizer_flops_per_step=optimizer.step_flops(),
-        state_bytes=planned_state_bytes(optimizer),
+        state_bytes=optimizer.planned_bytes_here(),
     )
-
-
-def planned_state_bytes(optimizer: Optimizer) -> int:
-    """Bytes of optimizer state by each class's formula over roles, shapes and options (formats, views)."""
-    total = 0
-    for group in optimizer.param_groups:
-        if params := group["params"]:
-            shapes = [tuple(p.shape) for p in params]
-            total += type(optimizer).planned_state_bytes(group["role"], shapes, group, dtype=params[0].dtype)
-    return total

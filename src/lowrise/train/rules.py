@@ -22,6 +22,19 @@ def check_ranks(config: RunConfig, world: World) -> None:
             f"divide the {share} sequences that each of {size} ranks has of train.sequences = "
             f"{train.sequences}."
         )
+    parallel = config.parallel
+    if parallel.gather == "bfloat16" and train.precision != "bfloat16":
+        raise UsageError(
+            f'parallel.gather = "bfloat16" goes with bfloat16 arithmetic, and train.precision is '
+            f'"{train.precision}": set it to "bfloat16", or gather in "float32".'
+        )
+    shard_ranks = parallel.shard_ranks or world.local_size
+    if size > 1 and parallel.data == "hsdp" and (shard_ranks < 1 or size % shard_ranks):
+        raise UsageError(
+            f"parallel.shard_ranks = {parallel.shard_ranks} (0: the {world.local_size} ranks of a machine): "
+            f"{size} ranks cannot be split into copies of the model with {shard_ranks} ranks each; give a "
+            "number that divides them."
+        )
     if size > 1 and train.per_layer:
         raise UsageError(
             f"train.per_layer = true moves a matrix before its gradient is summed over the {size} ranks: set "

@@ -17,11 +17,13 @@ singular values, and so is a layer with a dense part (LoRA's W0, SLTrain's S).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from lowrise.dist.shards import whole_parameters
 from lowrise.errors import UsageError
 from lowrise.layers.base import LowRankLayer
 from lowrise.linalg import product_singular_values
@@ -36,18 +38,21 @@ class Snapshot:
     matrices: dict[str, Factors]
 
 
-def _factors(model: nn.Module, dense: set[str]) -> dict[str, Factors]:
-    found: dict[str, Factors] = {}
+def _matrices(model: nn.Module, dense: set[str]) -> Iterator[tuple[str, nn.Module, Factors]]:
+    """Every measured matrix with its module. Where ranks share its parameters by rows, they are whole until
+    the next is asked for; all ranks must go through them together.
+    """
     for name, module in model.named_modules():
         if isinstance(module, LowRankLayer):
-            factors = module.spectral_factors()
-            if factors is not None:
-                found[name] = factors
-            elif (weight := _dense_form(module)) is not None:
-                found[name] = (weight, None)
+            with whole_parameters(module, write=False):
+                factors = module.spectral_factors()
+                if factors is not None:
+                    yield name, module, factors
+                elif (weight := _dense_form(module)) is not None:
+                    yield name, module, (weight, None)
         elif f"{name}.weight" in dense:
-            found[name] = (module.weight, None)
-    return found
+            with whole_parameters(module, write=False):
+                yield name, module, (module.weight, None)
 
 
 def _dense_form(layer: LowRankLayer) -> Tensor | None:
@@ -58,25 +63,30 @@ def _dense_form(layer: LowRankLayer) -> Tensor | None:
 
 
 @torch.no_grad()
-def snapshot(model: nn.Module, dense: set[str]) -> Snapshot:
-    """Copy every measured matrix before an update; `dense` names the weights that are matrices as they
-    are."""
-    return Snapshot(
-        {
-            name: (left.detach().clone(), None if right is None else right.detach().clone())
-            for name, (left, right) in _factors(model, dense).items()
-        }
-    )
+def snapshot(model: nn.Module, dense: set[str], *, keep: bool = True) -> Snapshot:
+    """Copy every measured matrix before an update; `dense` names the weights that are matrices as they are.
+
+    With `keep` False only the names, for a rank that does not measure but has rows of the weights.
+    """
+    matrices: dict[str, Factors] = {}
+    for name, _, (left, right) in _matrices(model, dense):
+        empty = left.new_empty(0)
+        kept = (left.detach().clone(), None if right is None else right.detach().clone())
+        matrices[name] = kept if keep else (empty, None if right is None else empty)
+    return Snapshot(matrices)
 
 
 @torch.no_grad()
-def measure(model: nn.Module, before: Snapshot) -> dict[str, dict[str, float]]:
-    """Measurements of every matrix of the snapshot, now that the model was updated."""
+def measure(model: nn.Module, before: Snapshot, *, keep: bool = True) -> dict[str, dict[str, float]]:
+    """Measurements of every matrix of the snapshot, now that the model was updated; of none where `keep` is
+    False.
+    """
     dense = {f"{name}.weight" for name, (_, right) in before.matrices.items() if right is None}
-    now = _factors(model, dense)
-    measured = {name: _measure(now[name], old) for name, old in before.matrices.items()}
-    for name, values in measured.items():
-        module = model.get_submodule(name)
+    measured: dict[str, dict[str, float]] = {}
+    for name, module, now in _matrices(model, dense):
+        if not keep:
+            continue
+        values = measured[name] = _measure(now, before.matrices[name])
         if not isinstance(module, LowRankLayer):
             continue
         error = module.orthonormality_error()

@@ -9,14 +9,15 @@
      `after_update` of the layers and of the optimizer, and rank events of adaptive layers
 Steps 3 to 5 are `train/at_once.py`. With `train.per_layer` the steps 4 and 5 happen to each matrix by itself
 during the last backward pass (`train/per_layer.py`).
-With N ranks each has its rows of the batch; loss and gradients are summed, and all ranks make the same update
-of their copies of weights and state.
+With N ranks each has its rows of the batch; loss and gradients are summed, and each rank moves its copies of
+the weights, its rows of them, or the matrices that it owns (`train/parallel.py`, `optim/spread.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -24,13 +25,15 @@ from torch import Tensor
 from lowrise.config import RunConfig
 from lowrise.data import Corpus
 from lowrise.dist import GradientSum, World
+from lowrise.dist.shards import whole_parameters
 from lowrise.layers.base import LowRankLayer
 from lowrise.model import next_token_loss
 from lowrise.train.at_once import step_at_once
-from lowrise.train.build import build_optimizer, compile_blocks, model_from
+from lowrise.train.build import build_optimizer, compile_blocks
 from lowrise.train.display import Display
 from lowrise.train.environment import choose_device, set_numerics
 from lowrise.train.evaluation import autocast_for
+from lowrise.train.parallel import share_work, shared_model
 from lowrise.train.per_layer import StepResult, step_per_layer
 from lowrise.train.plan import RunPlan, plan_of
 from lowrise.train.ranks import change_ranks, check_adaptive
@@ -65,8 +68,10 @@ class Updater:
         self.rows = self.world.share(train.sequences)
         self.device = self.world.device(choose_device(train.device))
         set_numerics(config, self.device)
-        self.model = model_from(config, corpus.tokenizer.vocab_size, self.device)
+        self.shared = shared_model(config, corpus.tokenizer.vocab_size, self.world, self.device)
+        self.model = self.shared.model
         self.optimizer = build_optimizer(config, self.model, show=display.table)
+        share_work(config, self.optimizer, self.shared.ranks)
         check_adaptive(self.model, self.optimizer)
         self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.plan: RunPlan = plan_of(config, self.model, self.optimizer, self.world.size)
@@ -99,11 +104,14 @@ class Updater:
         scale = multiplier(number, train.steps, self.config.schedule, self.restarts)
         for group, peak in zip(self.optimizer.param_groups, self.peak_lrs, strict=True):
             group["lr"] = peak * scale
+        self.shared.traffic.reset()
         step = self._step_per_layer if train.per_layer else self._step_at_once
         result = step(torch.from_numpy(batch), number)
         if result.moved:
             for layer in self.low_rank_layers:
-                layer.after_update(number, train.steps)
+                whole = layer.rewrites_after(number, train.steps)
+                with whole_parameters(layer) if whole else nullcontext():
+                    layer.after_update(number, train.steps)
             self.optimizer.after_update(number, train.steps)
         self.progress.train_flops += self.plan.flops_per_step
         if result.moved:

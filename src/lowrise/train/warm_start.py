@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from lowrise.checkpoint import Checkpoint
 from lowrise.config import RunConfig, load
 from lowrise.data import Tokenizer
+from lowrise.dist.shards import copy_whole_, whole_parameters
 from lowrise.errors import UsageError
 from lowrise.layers.base import LowRankLayer
 from lowrise.train.plan import plan_run
@@ -99,9 +100,12 @@ def load_weights_(model: nn.Module, tensors: Mapping[str, Tensor], *, source: st
     for name, module in dense.items():
         bias = tensors.get(f"{name}.bias")
         device = next(module.parameters()).device
-        module.load_dense_(tensors[f"{name}.weight"].to(device), None if bias is None else bias.to(device))
+        with whole_parameters(module):
+            module.load_dense_(
+                tensors[f"{name}.weight"].to(device), None if bias is None else bias.to(device)
+            )
     for key, tensor in {**own, **buffers}.items():
-        tensor.copy_(tensors[key])
+        copy_whole_(tensor, tensors[key])
 
 
 def _taken_over(name: str, layer: LowRankLayer, tensors: Mapping[str, Tensor], source: str) -> bool:
