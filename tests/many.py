@@ -21,9 +21,13 @@ from torch import Tensor, nn
 
 from lowrise.config import RunConfig
 from lowrise.dist import FailedElsewhere, GradientSum, LostRanks, World, check_alike, check_same_work
+from lowrise.dist.shards import whole
 from lowrise.errors import LowriseError, UsageError
+from lowrise.optim import Optimizer
+from lowrise.optim.units import units_of
 from lowrise.train.build import build_optimizer
 from lowrise.train.loop import Trainer
+from lowrise.train.parallel import share_work
 from lowrise.train.weights import model_tensors
 
 Work = Callable[..., Any]
@@ -139,13 +143,23 @@ def keep_only(run: Path, step: int) -> None:
             shutil.rmtree(checkpoint)
 
 
-def train_methods(world: World, folder: Path, runs: Path, methods: list[str]) -> None:
+SHARED: dict[str, dict[str, Any]] = {
+    "ddp": {"parallel.data": "ddp"},
+    # Without norms (64 elements), which would be copies in any case, all parameters of the nano preset.
+    "fsdp": {"parallel.data": "fsdp", "parallel.copy_below": 65},
+    "hsdp": {"parallel.data": "hsdp", "parallel.copy_below": 65, "parallel.shard_ranks": 2},
+}
+"""Settings of each way to share a model."""
+
+
+def train_methods(world: World, folder: Path, runs: Path, data: str, methods: list[str]) -> None:
     """For each method: a whole run, one that is killed and resumed, and the second half of the one-rank run
     that lies in `one/METHOD`.
     """
-    drift(world, folder, runs / "drifted")
+    if data == "ddp":
+        drift(world, folder, runs / "drifted")
     for method in methods:
-        config = parallel_config(folder, method)
+        config = parallel_config(folder, method, **SHARED[data])
         run_training(config, runs / "many" / method, world)
         kill_after(trainer_for(config, runs / "killed" / method, world), 5)
         run_training(config, runs / "killed" / method, world)
@@ -157,25 +171,43 @@ def train_methods(world: World, folder: Path, runs: Path, methods: list[str]) ->
         run_training(config, copy, world)
 
 
-def float64_updates(world: World, folder: Path, runs: Path, methods: list[str]) -> dict[str, Any]:
-    """`float64_run` of each method; nothing from the other ranks, which must not differ."""
-    return {method: float64_run(world, folder, runs, method) for method in methods}
+def float64_updates(world: World, folder: Path, runs: Path, kinds: list[str], methods: list[str]) -> Any:
+    """`float64_run` of each method in each way to share."""
+    return {data: {m: float64_run(world, folder, runs, data, m) for m in methods} for data in kinds}
 
 
-def float64_run(world: World | None, folder: Path, runs: Path, method: str) -> dict[str, Any]:
-    """Three updates in float64: losses, gradient norms, first and last weights."""
-    config = parallel_config(folder, method)
+def float64_run(world: World | None, folder: Path, runs: Path, data: str, method: str) -> dict[str, Any]:
+    """Three updates in float64: losses, gradient norms, first and last weights, bytes of state."""
+    config = parallel_config(folder, method, **SHARED[data])
     trainer = trainer_for(config, runs / "float64" / method, world)
     trainer.model.double()
     trainer.optimizer = build_optimizer(config, trainer.model)
-    start: dict[str, Tensor] = {k: v.clone() for k, v in model_tensors(trainer.model).items()}
+    share_work(config, trainer.optimizer, trainer.shared.ranks)
+    start = whole_tensors(trainer.model)
     updates = [trainer.update() for _ in range(3)]
+    optimizer = trainer.optimizer
     return {
         "losses": [update.loss for update in updates],
         "norms": [update.grad_norm for update in updates],
         "start": start,
-        "end": {k: v.clone() for k, v in model_tensors(trainer.model).items()},
+        "end": whole_tensors(trainer.model),
+        "state": optimizer.state_bytes(),
+        "planned": optimizer.planned_bytes_here(),
+        "sent": optimizer.sent_bytes,
+        "owned": owned_bytes(optimizer),
+        "whole": sum(p.numel() * p.element_size() for g in optimizer.param_groups for p in g["params"]),
     }
+
+
+def owned_bytes(optimizer: Optimizer) -> int:
+    """Of the parameters of units that have an owner."""
+    units = [unit for group in optimizer.param_groups for unit in units_of(group)]
+    owned = [p for unit in units if optimizer.owner(unit) is not None for p in unit]
+    return sum(p.numel() * p.element_size() for p in owned)
+
+
+def whole_tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {name: whole(t.detach()).clone() for name, t in model_tensors(model).items()}
 
 
 def words(world: World) -> dict[str, object]:

@@ -8,8 +8,10 @@ import random
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
+from lowrise.checkpoint import CheckpointStore
 from lowrise.config import RunConfig, load
 from lowrise.data import Corpus, prepare
 from lowrise.dist import World
@@ -111,9 +113,15 @@ def run_training(config: RunConfig, run: Path, world: World | None = None) -> di
 
 
 def final_tensors(run: Path, step: int) -> dict[str, bytes]:
-    """Bytes of the model and optimizer of a checkpoint."""
+    """Bytes of the model and optimizer of a checkpoint, file by file."""
     folder = run / "checkpoints" / f"step-{step:08d}"
-    return {name: (folder / name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors")}
+    files = [f for f in sorted(folder.glob("*.safetensors")) if not f.name.startswith("random")]
+    return {file.name: file.read_bytes() for file in files}
+
+
+def saved_weights(run: Path, step: int) -> dict[str, torch.Tensor]:
+    """Whole weights of a checkpoint, however many ranks wrote it."""
+    return CheckpointStore(run / "checkpoints").load(step).parts["model"]
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
-"""Every method on several ranks: the same result as on one, resumed to the bit, and on another number of
-ranks. A new row of the table of methods is tested by being there.
+"""Every method on several ranks, which have copies of the weights or share them by rows: the same result as
+on one, resumed to the bit, and on another number of ranks. A new row of the table of methods is tested by
+being there.
 """
 
 import json
@@ -8,9 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from many import float64_run, float64_updates, keep_only, on_ranks, parallel_config, train_methods
-from safetensors.torch import load_file
-from tiny import final_tensors, metrics, run_training
+from many import SHARED, float64_run, float64_updates, keep_only, on_ranks, parallel_config, train_methods
+from tiny import final_tensors, metrics, run_training, saved_weights
 
 from lowrise.methods import METHODS
 
@@ -42,20 +42,19 @@ every_method = pytest.mark.parametrize("method", METHODS)
 
 
 class Runs:
-    """The runs of all methods on one rank and on `size`."""
+    """The runs of all methods on `size` ranks, beside those on one rank in `one`."""
 
-    def __init__(self, size: int, text: Path, folder: Path) -> None:
-        self.text, self.folder = text, folder
-        for method in METHODS:
-            run_training(parallel_config(text, method), folder / "one" / method)
-        on_ranks(size, folder / "ranks", train_methods, text, folder, list(METHODS), seconds=1500)
+    def __init__(self, size: int, text: Path, one: Path, folder: Path, data: str) -> None:
+        self.text, self.folder, self.data = text, folder, data
+        shutil.copytree(one, folder / "one")
+        on_ranks(size, folder / "ranks", train_methods, text, folder, data, list(METHODS), seconds=1500)
 
-    def checkpoint(self, kind: str, method: str) -> Path:
-        return self.folder / kind / method / "checkpoints" / "step-00000008"
+    def weights(self, kind: str, method: str, step: int = 8) -> dict[str, torch.Tensor]:
+        return saved_weights(self.folder / kind / method, step)
 
     def distance(self, kind: str, method: str) -> float:
         """Of the weights from those of one rank."""
-        one, other = (load_file(self.checkpoint(k, method) / "model.safetensors") for k in ("one", kind))
+        one, other = (self.weights(k, method) for k in ("one", kind))
         assert one.keys() == other.keys()
         return max(relative(other[k], one[k]) for k in one)
 
@@ -66,14 +65,33 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 @pytest.fixture(scope="module")
-def runs(text_folder, tmp_path_factory) -> Runs:
-    return Runs(2, text_folder, tmp_path_factory.mktemp("runs"))
+def one(text_folder, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("one")
+    for method in METHODS:
+        run_training(parallel_config(text_folder, method), folder / method)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["ddp", "fsdp"])
+def runs(request, text_folder, one, tmp_path_factory) -> Runs:
+    return Runs(2, text_folder, one, tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="module")
+def one_in_float64(text_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one-float64")
+    return {method: float64_run(None, text_folder, folder, "ddp", method) for method in METHODS}
 
 
 @pytest.fixture(scope="module")
 def in_float64(text_folder, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("float64")
-    return on_ranks(2, folder / "ranks", float64_updates, text_folder, folder, list(METHODS))
+    """Ways to share -> results by rank: two ranks, and four as two copies of two shards."""
+    folder, methods = tmp_path_factory.mktemp("float64"), list(METHODS)
+    many = {}
+    for size, kinds in ((2, ["ddp", "fsdp"]), (4, ["hsdp"])):
+        results = on_ranks(size, folder / str(size), float64_updates, text_folder, folder, kinds, methods)
+        many |= {data: [result[data] for result in results] for data in kinds}
+    return many
 
 
 @every_method
@@ -92,18 +110,22 @@ def test_two_ranks_equal_one(method, runs):
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=WIDER.get(method, BAR))
     summaries = [json.loads((runs.folder / k / method / "summary.json").read_text()) for k in ("one", "many")]
     assert summaries[0]["val_loss"] == pytest.approx(summaries[1]["val_loss"], rel=loss_bar)
-    for key in ("tokens", "steps", "config_hash", "val_tokens", "params_total", "state_bytes_measured"):
+    for key in ("tokens", "steps", "config_hash", "val_tokens", "params_total"):
         assert summaries[0][key] == summaries[1][key]
+    assert summaries[1]["state_bytes_measured"] == summaries[1]["state_bytes_planned"]
+    assert summaries[1]["state_bytes_measured"] <= summaries[0]["state_bytes_measured"]
 
 
 @every_method
-def test_two_ranks_equal_one_in_float64(method, in_float64, text_folder, tmp_path):
+@pytest.mark.parametrize("data", SHARED)
+def test_ranks_equal_one_in_float64(method, data, in_float64, one_in_float64):
     """Where rounding is 1e-16, what is left of it after three updates is below 1e-10 of the movement, clipped
     and accumulated: nothing but the order of sums differs."""
     bar = FLOAT64_BAR.get(method, 1e-10)
-    one = float64_run(None, text_folder, tmp_path, method)
-    for rank in range(2):
-        many = in_float64[rank][method]
+    one = one_in_float64[method]
+    for result in in_float64[data]:
+        many = result[method]
+        assert many["state"] == many["planned"]
         assert many["losses"] == pytest.approx(one["losses"], rel=1e-6)  # reported in float32
         assert many["norms"] == pytest.approx(one["norms"], rel=1e-6)
         for name, end in one["end"].items():
@@ -128,7 +150,7 @@ def test_resume_on_another_number_of_ranks(method, runs, tmp_path):
     back = runs.folder / "many_then_one" / method
     shutil.copytree(runs.folder / "many" / method, back)
     keep_only(back, 4)
-    run_training(parallel_config(runs.text, method), back)
+    run_training(parallel_config(runs.text, method, **SHARED[runs.data]), back)
     assert runs.distance("many_then_one", method) <= WIDER.get(method, BAR)
     for kind in ("one_then_many", "many_then_one"):
         steps = [line["step"] for line in metrics(runs.folder / kind / method) if "loss" in line]
@@ -137,33 +159,75 @@ def test_resume_on_another_number_of_ranks(method, runs, tmp_path):
 
 def test_what_happens_in_mid_run_has_happened(runs):
     """A guide was dropped, ranks have changed: the tests above have met both."""
-    guided = load_file(runs.checkpoint("many", "selfguided") / "model.safetensors")
+    guided = runs.weights("many", "selfguided")
     assert not any(name.endswith("guide") for name in guided)
-    first = runs.folder / "many" / "tsvd" / "checkpoints" / "step-00000004"
-    early, late = (load_file(c / "model.safetensors") for c in (first, runs.checkpoint("many", "tsvd")))
+    early, late = (runs.weights("many", "tsvd", step) for step in (4, 8))
     name = "model.layers.0.mlp.up_proj.s"
     full = 16  # rank 0.25 of width 64
     assert len(late[name]) <= len(early[name]) < full
 
 
+@every_method
+@pytest.mark.parametrize("data", SHARED)
+def test_state_is_spread_over_the_ranks(method, data, in_float64, one_in_float64):
+    """What is moved by rows or by owners is there once in every copy of the model; the rest is copied."""
+    one = one_in_float64[method]
+    copies = 2 if data == "hsdp" else 1
+    ranks = [result[method] for result in in_float64[data]]
+    total = sum(r["state"] for r in ranks)
+    assert total >= copies * one["state"]
+    if data != "ddp" and method not in ("selfguided", "tsvd"):  # those have copies of what they change
+        # Norms are copies; so little that half of all state is at each rank.
+        assert total <= copies * one["state"] * 1.02 + 20_000
+    if data == "ddp" and ranks[0]["owned"]:
+        assert total < len(ranks) * one["state"] or one["state"] == ranks[0]["state"]
+
+
+@every_method
+def test_bytes_to_owners_and_back_are_those_of_the_formula(method, in_float64):
+    """3 P (N - 1) / N^2 from each rank on average for rows, P (N - 1) / N for copies."""
+    for data, share in (("fsdp", 3 / 4), ("hsdp", 3 / 4), ("ddp", 1 / 2)):
+        ranks = [result[method] for result in in_float64[data]]
+        copies = 2 if data == "hsdp" else 1
+        owned = ranks[0]["owned"]
+        sent = sum(r["sent"] for r in ranks) / copies
+        if method == "tsvd" and data != "ddp":  # its factors are copies
+            share = 1 / 2
+        assert sent == pytest.approx(2 * share * owned, rel=0.01)
+
+
 def test_each_rank_reports_its_memory_and_what_it_sent(runs):
+    ways = {
+        # A ring sends each of two ranks' half of the sum once, and the sum once; owners send their half of the
+        # factors.
+        "ddp": lambda all_, factors: all_ + factors / 2,
+        # In each of two passes: blocks are gathered twice, the rest once, gradients are summed once; then rows
+        # of factors and gradients go to the owners, and new factors back.
+        "fsdp": lambda all_, factors: 2 * (2 * factors + 2 * (all_ - factors) + factors) / 2 + 3 * factors / 4,
+    }
+    weights = runs.weights("many", "spectron")
+    sizes = {name: 4 * t.numel() for name, t in weights.items()}
+    factors = sum(size for name, size in sizes.items() if name.endswith((".A", ".B")))
     for line in metrics(runs.folder / "many" / "spectron"):
         if "loss" not in line:
             continue
-        weights = load_file(runs.checkpoint("many", "spectron") / "model.safetensors")
-        assert line["communicated_bytes"] == 4 * sum(t.numel() for t in weights.values())
-        assert len(line["peak_memory_bytes"]) == 2
-        assert all(value > 0 for value in line["peak_memory_bytes"])
+        # Norms are copies in both ways: 5 x 64 x 4 bytes.
+        assert line["communicated_bytes"] == pytest.approx(ways[runs.data](sum(sizes.values()), factors), rel=0.01)
+        for key in ("peak_memory_bytes", "state_bytes"):
+            assert len(line[key]) == 2
+            assert all(value > 0 for value in line[key])
         assert line["communication_wait_ms"] >= 0
+        assert 0 <= line["communication_share"] <= 1
     environment = json.loads((runs.folder / "many" / "spectron" / "environment.json").read_text())
     assert environment["ranks"] == 2
 
 
 @pytest.mark.slow
-def test_four_ranks(text_folder, tmp_path):
+@pytest.mark.parametrize("data", ["ddp", "fsdp"])
+def test_four_ranks(data, text_folder, one, tmp_path):
     """From three ranks on the order of a sum depends on where in a bucket an element lies, so this finds a
     bucket layout that a restart would change."""
-    runs = Runs(4, text_folder, tmp_path)
+    runs = Runs(4, text_folder, one, tmp_path, data)
     for method in METHODS:
         assert runs.distance("many", method) <= WIDER.get(method, BAR), method
         assert runs.distance("one_then_many", method) <= WIDER.get(method, BAR), method
