@@ -24,7 +24,7 @@ from lowrise import __version__
 from lowrise.config import RunConfig, load, lookup, validate
 from lowrise.data import DataConfig, open_corpus, prepare
 from lowrise.data.progress import prepare_with_progress
-from lowrise.dist import World, check_ranks
+from lowrise.dist import World
 from lowrise.dist.command import prefix_of, require_one_process, told_to_torchrun
 from lowrise.errors import LowriseError, UsageError
 from lowrise.methods import METHODS
@@ -100,6 +100,7 @@ def train(arguments: Arguments, console: Console) -> int:
     from lowrise.train import RunDirectory
     from lowrise.train import train as run_training
     from lowrise.train.environment import choose_device
+    from lowrise.train.rules import check_ranks
 
     command = _parse(Train, arguments, "train", default=Train(config=_base_config(arguments)))
     config = command.config

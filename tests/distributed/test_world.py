@@ -6,13 +6,11 @@ from many import everything, free_port, late_world, on_ranks, parallel_config, t
 
 from lowrise.cli import main
 from lowrise.config import load
-from lowrise.dist import (
-    World,
-    check_ranks,
-)
+from lowrise.dist import World
 from lowrise.dist.agreement import checksums
 from lowrise.dist.gradients import layout
 from lowrise.errors import UsageError
+from lowrise.train.rules import check_ranks
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from lowrise.dist.agreement import check_alike, check_same_work
 from lowrise.dist.gradients import GradientSum
-from lowrise.dist.rules import check_ranks
 from lowrise.dist.world import FailedElsewhere, LostRanks, World
 
-__all__ = ["FailedElsewhere", "GradientSum", "LostRanks", "World", "check_alike", "check_ranks", "check_same_work"]
+__all__ = ["FailedElsewhere", "GradientSum", "LostRanks", "World", "check_alike", "check_same_work"]

@@ -13,6 +13,7 @@ import hashlib
 import torch
 from torch import nn
 
+from lowrise.dist.shards import whole_parameters
 from lowrise.layers.base import LowRankLayer
 from lowrise.layers.inits import normal
 from lowrise.model.norm import RMSNorm
@@ -31,22 +32,26 @@ def init_weights(model: nn.Module, seed: int | None = None, *, std: float = 0.02
 
     Low-rank layers draw theirs by their own init. `seed` None: one is drawn from torch's global generator. A
     module with parameters of another kind is a `TypeError`, since leaving it as it is could mean leaving
-    uninitialized memory.
+    uninitialized memory. Where ranks share a model by rows, each draws one module after the other as a whole
+    and keeps its rows.
     """
     if seed is None:
         seed = int(torch.randint(2**62, ()))
     for name, module in model.named_modules():
         generator = torch.Generator().manual_seed(name_seed(seed, name))
-        if isinstance(module, LowRankLayer):
-            module.reset_parameters(generator)
-        elif isinstance(module, nn.Linear | nn.Embedding):
-            weight = module.weight
-            weight.copy_(normal(weight.shape[0], weight.shape[1], std, generator, weight.device))
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                module.bias.zero_()
-        elif isinstance(module, RMSNorm):
-            module.weight.fill_(1.0)
-        elif next(module.parameters(recurse=False), None) is not None:
-            raise TypeError(
-                f"no initialization is known for the parameters of {name} ({type(module).__name__})"
-            )
+        with whole_parameters(module, read=False):
+            _init_module(name, module, generator, std)
+
+
+def _init_module(name: str, module: nn.Module, generator: torch.Generator, std: float) -> None:
+    if isinstance(module, LowRankLayer):
+        module.reset_parameters(generator)
+    elif isinstance(module, nn.Linear | nn.Embedding):
+        weight = module.weight
+        weight.copy_(normal(weight.shape[0], weight.shape[1], std, generator, weight.device))
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            module.bias.zero_()
+    elif isinstance(module, RMSNorm):
+        module.weight.fill_(1.0)
+    elif next(module.parameters(recurse=False), None) is not None:
+        raise TypeError(f"no initialization is known for the parameters of {name} ({type(module).__name__})")

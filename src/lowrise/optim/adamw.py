@@ -23,6 +23,7 @@ class AdamW(Optimizer):
     """
 
     roles: ClassVar[frozenset[str]] = frozenset({"matrix", "factors", "svd", "other"})
+    elementwise = roles
 
     def __init__(
         self,

@@ -39,6 +39,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from lowrise.dist.shards import is_sharded, local
 from lowrise.errors import UsageError
 from lowrise.optim.adamw_rule import (
     ADAMW_DEFAULTS,
@@ -64,7 +65,7 @@ from lowrise.optim.formats import (
     stored_layout,
     uncompressed,
 )
-from lowrise.optim.saving import Saved
+from lowrise.optim.spread import Spread, here, seen_group
 from lowrise.optim.units import (
     Layout,
     Shape,
@@ -78,12 +79,11 @@ from lowrise.optim.units import (
 from lowrise.optim.views import CHOICE, as_matrices, check_view, matrices_of, split, split_state, write_back
 
 
-class Optimizer(Saved):
+class Optimizer(Spread):
     """A torch optimizer whose groups carry a `role`; see the module's docstring for the steps and for
     subclassing.
     """
 
-    roles: ClassVar[frozenset[str]] = frozenset()
     keeps_orthonormal: ClassVar[bool] = False  # whether U and V of role "svd" stay orthonormal
     adamw_form: ClassVar[Form] = "torch"  # of the built-in AdamW
 
@@ -139,14 +139,16 @@ class Optimizer(Saved):
             check_view(group, where=where)
             check_params(group)
             check_format(group, where=where)
-            matrices = {id(p): split(p.detach(), group["view"]) for p in group["params"]}
+            matrices = {id(p): split(_shape_of(p), group["view"]) for p in group["params"]}
             self._check_options(as_matrices(group, matrices) if group["view"] else group)
         except UsageError:
             self.param_groups.pop()
             raise
+        self._appoint(group)
         for unit in units_of(group):
             for param, layout in zip(unit, self._layouts(group, unit), strict=True):
-                self.state[param] = _zero_state(param, layout)
+                stored = {} if self.is_elsewhere(unit) else layout
+                self.state[param] = _zero_state(param, stored, whole=self.owner(unit) is not None)
         if group["role"] in self.roles:
             self._start_group(group)
 
@@ -154,10 +156,11 @@ class Optimizer(Saved):
         """Start values of every matrix of the group, which is the last one."""
         index = self.first_matrix(group)
         for param in group["params"]:
-            matrices = split(param.detach() if group["view"] else param, group["view"])
+            matrices = split(_shape_of(param), group["view"])
             states = split_state(uncompressed(self.state[param]), len(matrices), group["view"])
             for matrix, state in zip(matrices, states, strict=True):
-                self._start_state(group, matrix, index, state)
+                if len(state) > 1:
+                    self._start_state(group, matrix, index, state)
                 index += 1
 
     def _settle_role(self, group: dict[str, Any], *, stated: bool) -> None:
@@ -223,19 +226,27 @@ class Optimizer(Saved):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self.sent_bytes = 0
         for group in self.param_groups:
-            ready = (self._ready_unit(params) for params in units_of(group))
+            ready = (self._ready_unit(unit) for unit in units_of(group) if self.owner(unit) is None)
             self._move(group, [unit for unit in ready if unit is not None])
+            owned = (unit for unit in units_of(group) if self.owner(unit) is not None)
+            self._move_owned(group, [unit for unit in owned if self._has_gradient(unit)])
         return loss
 
-    def _move(self, group: dict[str, Any], units: list[Unit]) -> None:
-        """Steps 3 to 6 for units of one group."""
+    def _move(
+        self, group: dict[str, Any], units: list[Unit], wholes: Mapping[int, Tensor] | None = None
+    ) -> None:
+        """Steps 3 to 6 for units of one group; `wholes` has the matrices of owned units by the id of their
+        parameters.
+        """
         if not units:
             return
+        seen = seen_group(group, wholes)
         torch._foreach_add_([s["step"] for unit in units for s in unit.states], 1.0)
         for part in _parts(group, units):
             with self.opened_state(group, [p for unit in part for p in unit.params]) as states:
-                self._apply(group, with_states(part, states))
+                self._apply(seen, [here(unit, wholes) for unit in with_states(part, states)])
 
     def _apply(self, group: dict[str, Any], units: list[Unit]) -> None:
         """Step 5, with the matrices of the group's view in the place of its tensors."""
@@ -281,17 +292,22 @@ class Optimizer(Saved):
         with opened(states, [place[id(p)] for p in params]) as floats:
             yield floats
 
-    def _ready_unit(self, params: tuple[Tensor, ...]) -> Unit | None:
-        """Step 2 for one unit; None where it has no gradient."""
-        if all(p.grad is None for p in params):
-            return None
+    def _has_gradient(self, params: tuple[Tensor, ...]) -> bool:
         if any(p.grad is not None and p.grad.is_sparse for p in params):
             raise UsageError(
                 f"{type(self).__name__} met a sparse gradient of shape {tuple(params[0].shape)}; "
                 "build the embedding with sparse=False."
             )
+        return any(p.grad is not None for p in params)
+
+    def _ready_unit(self, params: tuple[Tensor, ...]) -> Unit | None:
+        """Step 2 for one unit, with this rank's rows of its gradients; None where it has none."""
+        if not self._has_gradient(params):
+            return None
         grads = tuple(
-            torch.zeros_like(p, dtype=state_dtype(p)) if p.grad is None else p.grad.to(state_dtype(p))
+            torch.zeros_like(local(p), dtype=state_dtype(p))
+            if p.grad is None
+            else local(p.grad).to(state_dtype(p))
             for p in params
         )
         return Unit(params, grads, tuple(self.state[p] for p in params))
@@ -333,6 +349,7 @@ class Optimizer(Saved):
             for param, stays in zip(group["params"], keep, strict=True):
                 if not stays:
                     del self.state[param]
+                    self._owners.pop(param, None)
             for key in ("params", "param_names"):
                 if key in group:
                     group[key] = [x for x, stays in zip(group[key], keep, strict=True) if stays]
@@ -393,20 +410,18 @@ class Optimizer(Saved):
         """FLOPs of one step over all parameters: the class's formula for its roles, 14 an element for
         built-in AdamW.
         """
-        total = 0
-        for group in self.param_groups:
-            for unit in units_of(group):
-                counted = [matrices_of(tuple(p.shape), group.get("view")) for p in unit]
-                shapes = tuple(shape for _, shape in counted)
-                if group["role"] in self.roles:
-                    total += counted[0][0] * self._unit_flops(group["role"], shapes, group)
-                else:
-                    total += ADAMW_FLOPS_PER_ELEMENT * sum(p.numel() for p in unit)
-        return total
+        return sum(self._flops_of(group, unit) for group in self.param_groups for unit in units_of(group))
+
+    def _flops_of(self, group: Mapping[str, Any], unit: Sequence[Tensor]) -> int:
+        counted = [matrices_of(tuple(p.shape), group.get("view")) for p in unit]
+        if group["role"] not in self.roles:
+            return ADAMW_FLOPS_PER_ELEMENT * sum(p.numel() for p in unit)
+        shapes = tuple(shape for _, shape in counted)
+        return counted[0][0] * self._unit_flops(group["role"], shapes, group)
 
     def _counted_state(self) -> Iterator[Tensor]:
         for state in self.state.values():
-            yield from (tensor for key, tensor in state.items() if key != "step")
+            yield from (local(tensor) for key, tensor in state.items() if key != "step")
 
 
 def option_defaults(cls: type[Optimizer]) -> dict[str, Any]:
@@ -426,10 +441,18 @@ def _parts(group: Mapping[str, Any], units: list[Unit]) -> Iterable[list[Unit]]:
     return chunked(units, lambda unit: compressed_elements(unit.states), OPEN_ELEMENTS)
 
 
-def _zero_state(param: Tensor, stored: Stored) -> dict[str, Tensor]:
+def _shape_of(param: Tensor) -> Tensor:
+    """A stand-in for a shared parameter, which has the whole shape and no values; others are themselves."""
+    if is_sharded(param):
+        return torch.empty(param.shape, dtype=param.dtype, device="meta")
+    return param.detach()
+
+
+def _zero_state(param: Tensor, stored: Stored, *, whole: bool = False) -> dict[str, Tensor]:
+    """Zeros for each tensor; one of a shared parameter's shape is shared like it, unless it is kept whole."""
     state = {"step": torch.zeros((), dtype=torch.float32)}
     for key, (shape, dtype) in stored.items():
-        if shape == tuple(param.shape):
+        if shape == tuple(param.shape) and not (whole and is_sharded(param)):
             state[key] = torch.zeros_like(param, dtype=dtype, requires_grad=False)
         else:
             state[key] = torch.zeros(shape, dtype=dtype, device=param.device)

@@ -43,11 +43,15 @@ def exchange(optimizer: Optimizer, exchanges: Sequence[Exchange]) -> None:
         saved = {i: optimizer.state.pop(e.old) for i, e in found.items()}
         for i, e in found.items():
             members[i] = e.new
+            if e.old in optimizer._owners:
+                optimizer._owners[e.new] = optimizer._owners.pop(e.old)
         position = 0
         for unit in units_of(group):
             for param, layout in zip(unit, optimizer._layouts(group, unit), strict=True):
                 if position in found:
-                    optimizer.state[param] = _zero_state(param, layout)
+                    # Another rank may own the unit: then there is `step` alone, here and afterwards.
+                    kept = {key: stored for key, stored in layout.items() if key in saved[position]}
+                    optimizer.state[param] = _zero_state(param, kept)
                     with optimizer.opened_state(group, [param]) as (state,):
                         _carry_into(state, loaded(saved[position]), found[position])
                 position += 1

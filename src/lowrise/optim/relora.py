@@ -34,6 +34,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lowrise.dist.shards import local, whole
 from lowrise.errors import UsageError
 from lowrise.optim.adamw import AdamW
 from lowrise.optim.base import Optimizer
@@ -101,22 +102,23 @@ class ReLoRAAdamW(AdamW):
 def drop_moments_(m: Tensor, v: Tensor, *, how: str, prune: float) -> None:
     """Step 2 for one parameter, in place."""
     if how == "zero":
-        m.zero_()
-        v.zero_()
+        local(m).zero_()
+        local(v).zero_()
     else:
         small = small_entries(m, prune)
-        m.masked_fill_(small, 0.0)
-        v.masked_fill_(small if how == "joint" else small_entries(v, prune), 0.0)
+        local(m).masked_fill_(small, 0.0)
+        local(v).masked_fill_(small if how == "joint" else small_entries(v, prune), 0.0)
 
 
 def small_entries(x: Tensor, share: float) -> Tensor:
     """Where |x| is at most the `share`-quantile of |x| (over all entries, in float32, interpolated linearly).
 
-    That is torch.quantile's, which refuses more than 16 million entries.
+    That is torch.quantile's, which refuses more than 16 million entries. Of a moment that ranks share by
+    rows, all entries count, and what is returned is for this rank's rows.
     """
-    ordered = x.abs().float().flatten().sort().values
+    ordered = whole(x).abs().float().flatten().sort().values
     position = share * (ordered.numel() - 1)
     below = int(position)
     above = min(below + 1, ordered.numel() - 1)
     threshold = torch.lerp(ordered[below], ordered[above], position - below)
-    return x.abs() <= threshold
+    return local(x).abs() <= threshold

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from lowrise.config import RunConfig
 from lowrise.data import Corpus
-from lowrise.dist import GradientSum, World, check_ranks
+from lowrise.dist import GradientSum, World
 from lowrise.layers.base import LowRankLayer
 from lowrise.model import next_token_loss
 from lowrise.train.at_once import step_at_once
@@ -34,6 +34,7 @@ from lowrise.train.evaluation import autocast_for
 from lowrise.train.per_layer import StepResult, step_per_layer
 from lowrise.train.plan import RunPlan, plan_of
 from lowrise.train.ranks import change_ranks, check_adaptive
+from lowrise.train.rules import check_ranks
 from lowrise.train.schedule import multiplier, restarts_of
 from lowrise.train.summary import Progress
 

@@ -1,0 +1,97 @@
+"""Parameters that ranks share by rows: torch's `DTensor`, as FSDP2 (`fully_shard`) makes them.
+
+Of M rows, N ranks have ceil(M / N) each, the last ones fewer or none (`torch.chunk`). On a mesh of two
+dimensions (HSDP) the first is of copies, the last of shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Shard
+
+from lowrise.errors import UsageError
+
+
+@dataclass(frozen=True)
+class ShardGroup:
+    """The ranks that have one copy of a model between them."""
+
+    group: dist.ProcessGroup
+    size: int
+    rank: int
+    """Of this process within the group."""
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether ranks share the tensor's rows."""
+    return isinstance(tensor, DTensor)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's rows, sharing their storage; a tensor that is not shared is itself."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All rows, gathered from all ranks, which must all call this; a tensor that is not shared is itself."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def rows_of(size: int, ranks: int, rank: int) -> slice:
+    """The rows of one rank."""
+    each = -(-size // ranks)
+    return slice(min(size, rank * each), min(size, (rank + 1) * each))
+
+
+def shard_group(tensor: DTensor) -> ShardGroup:
+    """The ranks that share one tensor; `UsageError` for a tensor that is not split along its rows alone."""
+    *copies, last = tensor.placements
+    if not isinstance(last, Shard) or last.dim != 0 or any(not p.is_replicate() for p in copies):
+        raise UsageError(
+            f"A parameter of shape {tuple(tensor.shape)} is spread over ranks as {tensor.placements}; "
+            "optimizers move parameters that are split by rows (Shard(0), as fully_shard does), on the last "
+            "dimension of the mesh."
+        )
+    mesh, dim = tensor.device_mesh, tensor.device_mesh.ndim - 1
+    return ShardGroup(mesh.get_group(dim), mesh.size(dim), mesh.get_local_rank(dim))
+
+
+def own_rows(tensor: DTensor, full: Tensor) -> Tensor:
+    """The rows of `full` that this rank has of `tensor`, which is of the same shape."""
+    ranks = shard_group(tensor)
+    return full[rows_of(tensor.shape[0], ranks.size, ranks.rank)]
+
+
+@torch.no_grad()
+def copy_whole_(tensor: Tensor, full: Tensor) -> None:
+    """Write a whole tensor into one that may be shared: each rank takes its rows."""
+    local(tensor).copy_(own_rows(tensor, full) if isinstance(tensor, DTensor) else full)
+
+
+@contextmanager
+def whole_parameters(module: nn.Module, *, read: bool = True, write: bool = True) -> Iterator[None]:
+    """Within the block the module's own shared parameters are whole, plain ones, the same at every rank.
+
+    With `read` False they have no values; with `write` each rank takes its rows back at the end. All ranks
+    must enter the block together. Parameters of submodules are left alone.
+    """
+    shared = {name: p for name, p in module.named_parameters(recurse=False) if is_sharded(p)}
+    if not shared:
+        yield
+        return
+    for name, p in shared.items():
+        full = whole(p.detach()) if read else torch.empty(p.shape, dtype=p.dtype, device=p.device)
+        module._parameters[name] = nn.Parameter(full, requires_grad=p.requires_grad)
+    try:
+        yield
+        if write:
+            for name, p in shared.items():
+                copy_whole_(p.detach(), module.get_parameter(name).detach())
+    finally:
+        module._parameters.update(shared)

@@ -1,0 +1,228 @@
+"""How an optimizer's work and state are spread over ranks. Each unit is moved in one of three ways:
+
+| way | parameters | state | arithmetic |
+|---|---|---|---|
+| copied | every rank has a copy | a copy each | repeated by every rank |
+| by rows | shared by rows (FSDP2) | the same rows | each rank its rows |
+| owned | shared by rows, or copies after `share_work` | whole, at the owner alone | once, by the owner |
+
+The first two need no communication. To an owner go weights and gradients, and new weights come back
+(`lowrise.dist.owners`).
+
+By rows go rules that move every element by itself: the built-in AdamW, and the roles in a class's
+`elementwise`. All others need a whole matrix and are owned, and so is state in another format than float32,
+whose blocks and rounding belong to the whole tensor. Copies are owned only after `share_work`.
+
+The owner of a unit is a function of roles, shapes and options (`least_loaded` over the FLOPs of a step), the
+same at every rank, fixed when its group is added; in the state of the other ranks there is its `step` alone.
+With copies of a sharded model (HSDP) each copy has its own owners. Owners belong to the ranks and not to the
+run: they are not saved.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lowrise.dist.owners import Parcel, Transfer, least_loaded
+from lowrise.dist.shards import ShardGroup, is_sharded, local, shard_group
+from lowrise.optim.formats import format_of
+from lowrise.optim.saving import Saved
+from lowrise.optim.units import Unit, chunked, state_dtype, units_of
+
+# Most elements of weights that a rank owns in a transfer (64 MiB in float32); a few are under way at a time.
+TRANSFER_ELEMENTS = 1 << 24
+
+
+class Spread(Saved):
+    """The part of `lowrise.optim.Optimizer` that knows of other ranks."""
+
+    roles: ClassVar[frozenset[str]] = frozenset()
+    elementwise: ClassVar[frozenset[str]] = frozenset()
+    """Those of `roles` whose rule moves every element by itself."""
+    shared_with: ShardGroup | None = None
+    """The ranks that own units of which all have copies."""
+    sent_bytes: int = 0
+    """Sent by this rank in the last step."""
+
+    @abstractmethod
+    def _move(
+        self, group: dict[str, Any], units: list[Unit], wholes: Mapping[int, Tensor] | None = None
+    ) -> None: ...
+
+    @abstractmethod
+    def _flops_of(self, group: Mapping[str, Any], unit: Sequence[Tensor]) -> int: ...
+
+    # ---- who
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._owners: dict[Tensor, int] = {}  # first parameter of a unit -> rank
+        self._loads: list[float] = []
+        super().__init__(*arguments, **options)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy: its owners are appointed anew."""
+        super().__setstate__(state)
+        self.__dict__.setdefault("_owners", {})
+        self.__dict__.setdefault("_loads", [])
+        for group in self.param_groups:
+            self._appoint(group)
+
+    def share_work(self, ranks: ShardGroup) -> None:
+        """Give each unit of which every rank has a copy, and whose rule needs it whole, to one rank.
+
+        Call it before the first step, and sum gradients over ranks as before. The state of units that other
+        ranks own is dropped here.
+        """
+        self.shared_with = ranks
+        for group in self.param_groups:
+            self._appoint(group)
+            for unit in units_of(group):
+                if self.is_elsewhere(unit):
+                    for p in unit:
+                        self.state[p] = {"step": self.state[p]["step"]}
+
+    def moves_elements(self, group: Mapping[str, Any]) -> bool:
+        """Whether each element of the group is moved by itself."""
+        by_itself = group["role"] not in self.roles or group["role"] in self.elementwise
+        return by_itself and format_of(group) == "float32"
+
+    def ranks(self) -> ShardGroup | None:
+        """The ranks that own units; None where nothing is spread."""
+        shared = next((p for group in self.param_groups for p in group["params"] if is_sharded(p)), None)
+        return self.shared_with if shared is None else shard_group(shared)
+
+    def _appoint(self, group: Mapping[str, Any]) -> None:
+        """Owners for the units of a group that need one and have none. They stay, whatever else changes."""
+        ranks = self.ranks()
+        if ranks is None or self.moves_elements(group):
+            return
+        self._loads = self._loads or [0.0] * ranks.size
+        units = [
+            unit
+            for unit in units_of(group)
+            if unit[0] not in self._owners and (self.shared_with is not None or is_sharded(unit[0]))
+        ]
+        owners = least_loaded([self._flops_of(group, unit) for unit in units], self._loads)
+        self._owners.update((unit[0], owner) for unit, owner in zip(units, owners, strict=True))
+
+    def owner(self, unit: Sequence[Tensor]) -> int | None:
+        """The rank that moves a unit; None where each moves its copy or its rows."""
+        return self._owners.get(unit[0])
+
+    def is_elsewhere(self, unit: Sequence[Tensor]) -> bool:
+        """Whether another rank has the unit's state."""
+        ranks = self.ranks() if self._owners else None
+        return ranks is not None and self.owner(unit) not in (None, ranks.rank)
+
+    def common_state(self) -> dict[str, Tensor]:
+        """Of `named_state`, what every rank has a copy of."""
+        common = {}
+        for group in self.param_groups:
+            names = iter(group["param_names"])
+            for unit in units_of(group):
+                for p, name in zip(unit, names, strict=False):
+                    for key, tensor in self.state[p].items():
+                        if key == "step" or (self.owner(unit) is None and not is_sharded(tensor)):
+                            common[f"{name}.{key}"] = tensor
+        return common
+
+    # ---- a step
+
+    def _move_owned(self, group: dict[str, Any], units: Sequence[tuple[Tensor, ...]]) -> None:
+        """Move units that have a gradient and an owner. The next chunk arrives while one is worked on, and
+        the one before returns.
+        """
+        ranks = self.ranks()
+        if not units or ranks is None:
+            return
+        parcels = [Parcel(unit, tuple(p.grad for p in unit), self._owners[unit[0]]) for unit in units]
+        chunks = list(_chunks(parcels, ranks.size))
+        before: Transfer | None = None
+        current = Transfer(ranks, chunks[0])
+        for following in [*chunks[1:], None]:
+            upcoming = None if following is None else Transfer(ranks, following)
+            self._move_parcels(group, current)
+            current.give_back()
+            for finished in (before, current if upcoming is None else None):
+                if finished is not None:
+                    finished.finish()
+                    self.sent_bytes += finished.sent_bytes
+            if upcoming is not None:
+                before, current = current, upcoming
+
+    def _move_parcels(self, group: dict[str, Any], transfer: Transfer) -> None:
+        """The units of a transfer that this rank owns; the counters of all of them."""
+        for parcel in transfer.parcels:
+            if parcel.owner != transfer.ranks.rank:
+                torch._foreach_add_([self.state[p]["step"] for p in parcel.params], 1.0)
+        units, wholes = [], {}
+        for parcel, (weights, grads) in zip(transfer.mine, transfer.whole(), strict=True):
+            wholes.update({id(p): w for p, w in zip(parcel.params, weights, strict=True)})
+            wide = tuple(g.to(state_dtype(p)) for p, g in zip(parcel.params, grads, strict=True))
+            units.append(Unit(parcel.params, wide, tuple(self.state[p] for p in parcel.params)))
+        self._move(group, units, wholes if transfer.by_rows else None)
+
+    # ---- the ledger
+
+    def planned_bytes_here(self) -> int:
+        """Bytes of this rank's state by each class's formula over roles, shapes, options and owners."""
+        total = 0
+        for group in self.param_groups:
+            for unit in units_of(group):
+                if self.is_elsewhere(unit):
+                    continue
+                held = [tuple(p.shape if self.owner(unit) is not None else local(p).shape) for p in unit]
+                layouts = self._stored_layouts(group["role"], tuple(held), group, state_dtype(unit[0]))
+                total += sum(math.prod(shape) * d.itemsize for lay in layouts for shape, d in lay.values())
+        return total
+
+    @classmethod
+    @abstractmethod
+    def _stored_layouts(
+        cls, role: str, shapes: tuple[tuple[int, ...], ...], options: Mapping[str, Any], dtype: torch.dtype
+    ) -> tuple[Any, ...]: ...
+
+
+def here(unit: Unit, wholes: Mapping[int, Tensor] | None) -> Unit:
+    """The unit as a rule sees it: its whole matrices where they have come, or this rank's rows."""
+    if wholes is not None:
+        return replace(unit, params=tuple(wholes[id(p)] for p in unit.params))
+    if not any(is_sharded(p) for p in unit.params):
+        return unit
+    return Unit(
+        tuple(local(p) for p in unit.params),
+        unit.grads,
+        tuple({key: local(t) for key, t in state.items()} for state in unit.states),
+    )
+
+
+def seen_group(group: dict[str, Any], wholes: Mapping[int, Tensor] | None) -> dict[str, Any]:
+    """The group as a rule sees it, with whole matrices in the place of shared parameters; those of other
+    ranks have shapes alone.
+    """
+    if wholes is None:
+        return group
+    stand_ins = [wholes.get(id(p), None) for p in group["params"]]
+    params = [
+        torch.empty(p.shape, dtype=p.dtype, device="meta") if w is None else w
+        for p, w in zip(group["params"], stand_ins, strict=True)
+    ]
+    return {**group, "params": params, "viewed_group": group}
+
+
+def _chunks(parcels: Sequence[Parcel], ranks: int) -> Iterator[list[Parcel]]:
+    """Parcels of one kind and dtype, a bounded number of elements at a time."""
+    kinds: dict[tuple[Any, ...], list[Parcel]] = {}
+    for parcel in parcels:
+        grads = {g.dtype for g in parcel.grads if g is not None}
+        kind = (is_sharded(parcel.params[0]), parcel.params[0].dtype, *sorted(map(str, grads)))
+        kinds.setdefault(kind, []).append(parcel)
+    for same in kinds.values():
+        yield from chunked(same, lambda p: sum(t.numel() for t in p.params), TRANSFER_ELEMENTS * ranks)
