@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowrise.checkpoint.pieces import piece_of, rows_of
+from lowrise.checkpoint.pieces import piece_of, row_count
 from lowrise.checkpoint.tensor_file import Readers, described, dtype_name, read_header
 from lowrise.dist import World
 from lowrise.dist.words import Words
@@ -49,7 +49,7 @@ class SavedTensors(Mapping[str, Tensor]):
         self._saved = saved
 
     def __getitem__(self, name: str) -> Tensor:
-        return self.rows(name, 0, rows_of(tuple(self._saved[name].whole.shape)))
+        return self.rows(name, 0, row_count(self._saved[name].whole.shape))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._saved)
@@ -183,7 +183,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 def _by_headers(path: Path, files: Mapping[str, Any]) -> dict[str, dict[str, Saved]]:
     return {
         Path(file).stem: {
-            name: Saved(whole, ((0, rows_of(tuple(whole.shape)), file),))
+            name: Saved(whole, ((0, row_count(whole.shape), file),))
             for name, whole in read_header(path / file).items()
         }
         for file in files

@@ -12,13 +12,14 @@ To the checkpoint all are the same thing: a **piece**, the rows from `start` on 
 
 from __future__ import annotations
 
-import math
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Shard
 
+from lowrise.dist.shards import rows_of
 from lowrise.errors import LowriseError
 
 
@@ -32,10 +33,10 @@ class Piece:
 
     @property
     def rows(self) -> int:
-        return rows_of(tuple(self.local.shape))
+        return row_count(self.local.shape)
 
 
-def rows_of(shape: tuple[int, ...]) -> int:
+def row_count(shape: Sequence[int]) -> int:
     """Rows of a shape: its first dimension, or 1 where it has none."""
     return shape[0] if shape else 1
 
@@ -44,18 +45,16 @@ def rows_of(shape: tuple[int, ...]) -> int:
 def piece_of(name: str, tensor: Tensor) -> Piece:
     """What this rank has of a tensor. Raises `LowriseError` for a `DTensor` that is laid out in another
     way."""
-    tensors = sys.modules.get("torch.distributed.tensor")  # not loaded: there is no DTensor
-    if tensors is None or not isinstance(tensor, tensors.DTensor):
-        return Piece(tensor.detach(), 0, tuple(tensor.shape))
-    shape, mesh = tuple(tensor.shape), tensor.device_mesh
+    shape = tuple(tensor.shape)
+    if not isinstance(tensor, DTensor):
+        return Piece(tensor.detach(), 0, shape)
+    sharded = [(axis, p) for axis, p in enumerate(tensor.placements) if not p.is_replicate()]
     start = 0
-    sharded = [axis for axis, placement in enumerate(tensor.placements) if not placement.is_replicate()]
-    if sharded:
-        (axis, *more), placement = sharded, tensor.placements[sharded[0]]
-        if more or type(placement) is not tensors.Shard or placement.dim != 0:
+    for axis, placement in sharded:
+        if len(sharded) > 1 or type(placement) is not Shard or placement.dim != 0:
             raise LowriseError(
                 f"{name} is laid out as {tensor.placements}; a checkpoint takes copies and one Shard(0)."
             )
-        chunk = math.ceil(shape[0] / mesh.size(axis))
-        start = min(shape[0], mesh.get_local_rank(axis) * chunk)
+        mesh = tensor.device_mesh
+        start = rows_of(shape[0], mesh.size(axis), mesh.get_local_rank(axis)).start
     return Piece(tensor.to_local().detach(), start, shape)

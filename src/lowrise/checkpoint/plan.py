@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowrise.checkpoint.pieces import piece_of, rows_of
+from lowrise.checkpoint.pieces import piece_of, row_count
 from lowrise.checkpoint.tensor_file import described, dtype_name
 from lowrise.dist.words import Words
 from lowrise.errors import LowriseError
@@ -103,7 +103,7 @@ def _told(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _is_whole(told: list[Any] | None) -> bool:
     """Whether a rank has all rows of a tensor."""
-    return told is not None and told[3] == rows_of(tuple(told[1]))
+    return told is not None and told[3] == row_count(told[1])
 
 
 def _planned(name: str, told: list[list[Any] | None], load: list[int], at_rank_0: bool) -> Planned:
@@ -116,7 +116,7 @@ def _planned(name: str, told: list[list[Any] | None], load: list[int], at_rank_0
     whole = described(dtype, list(shape))
     owners: dict[tuple[int, int], list[int]] = {}
     for rank, entry in enumerate(told):
-        if entry and (entry[3] or not rows_of(shape)):
+        if entry and (entry[3] or not row_count(shape)):
             owners.setdefault((entry[2], entry[3]), []).append(rank)
     row_bytes = whole.element_size() * math.prod(shape[1:])
     shares, end = [], 0
@@ -127,9 +127,9 @@ def _planned(name: str, told: list[list[Any] | None], load: list[int], at_rank_0
         load[writer] += rows * row_bytes
         shares.append(Share(start, rows, writer))
         end = start + rows
-    if end != rows_of(shape) or len(shares) != len(owners):
+    if end != row_count(shape) or len(shares) != len(owners):
         raise LowriseError(
-            f"The ranks have rows {[[a, a + b] for a, b in sorted(owners)]} of the {rows_of(shape)} of "
+            f"The ranks have rows {[[a, a + b] for a, b in sorted(owners)]} of the {row_count(shape)} of "
             f"{name}: they do not make one whole, so nothing is saved."
         )
     return Planned(whole, tuple(shares))
