@@ -1,22 +1,24 @@
-"""The newest whole checkpoint, for all ranks of a run: rank 0 looks for it, the others read the same one."""
+"""The newest whole checkpoint, for all ranks of a run: rank 0 looks for it, the others open the same one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from lowrise.checkpoint.store import Checkpoint, CheckpointStore
+from lowrise.checkpoint.checkpoint import Checkpoint
+from lowrise.checkpoint.store import CheckpointStore
 from lowrise.dist import World
 from lowrise.errors import LowriseError
 
 
 def newest_checkpoint(store: CheckpointStore, world: World, warn: Callable[[str], None]) -> Checkpoint | None:
-    """As `CheckpointStore.newest`, of which rank 0 alone sets damaged ones aside. Every rank reads the file
-    by itself.
+    """As `CheckpointStore.newest`, for the processes that train: rank 0 alone sweeps up what a kill has left,
+    verifies the files and sets damaged ones aside. Every rank then reads what it needs by itself.
     """
     found: Checkpoint | None = None
 
     def look() -> int:
         nonlocal found
+        store.sweep()
         found = store.newest(warn)
         return -1 if found is None else found.step
 
@@ -28,4 +30,4 @@ def newest_checkpoint(store: CheckpointStore, world: World, warn: Callable[[str]
             f"Rank {world.rank} does not see {store.path(step)}, which rank 0 does: put the run's folder "
             "(--run) on a file system that all machines share."
         )
-    return store.load(step)
+    return store.load(step, verify=False)

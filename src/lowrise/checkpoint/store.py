@@ -1,8 +1,12 @@
 """A folder of checkpoints.
 
-`step-00001000/` holds one safetensors file a part (model, optimizer, random) and `checkpoint.json` with the
-trainer's numbers and the SHA-256 of every file. It is written under another name, flushed to the disk and
-renamed, so a folder of that name is complete. Loading reads tensors and JSON: nothing is executed.
+`step-00001000/` holds safetensors files and `checkpoint.json` with the trainer's numbers and the SHA-256 of
+every file. In the whole form there is one file a part (model, optimizer, random), written by rank 0. In the
+sharded form rank k of N writes its own rows as `PART.0000k-of-0000N.safetensors`, and `checkpoint.json` says
+which rows of which tensor lie where.
+
+It is written under another name, flushed to the disk and renamed, so a folder of that name is complete.
+Loading reads tensors and JSON: nothing is executed.
 """
 
 from __future__ import annotations
@@ -13,34 +17,27 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lowrise.checkpoint.checkpoint import (
+    FORMAT,
+    MANIFEST,
+    Checkpoint,
+    DamagedCheckpoint,
+    read_checkpoint,
+)
+from lowrise.checkpoint.plan import Parts, Plan, agree
+from lowrise.checkpoint.writing import table, write_share
+from lowrise.dist import World
+from lowrise.dist.words import Words
 from lowrise.errors import LowriseError
 from lowrise.files import flush
 
-FORMAT = 1
-MANIFEST = "checkpoint.json"
 _NAME = re.compile(r"step-(\d{8,})")
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """What was saved: `parts[part][name]` tensors on the CPU and the trainer's numbers."""
-
-    path: Path
-    step: int
-    parts: dict[str, dict[str, Tensor]]
-    numbers: dict[str, Any]
-
-
-class DamagedCheckpoint(LowriseError):
-    """A checkpoint whose files are not what its manifest says."""
+_LEFT_BEHIND = re.compile(r"\.(writing|retired)-\d{8,}")
 
 
 class CheckpointStore:
@@ -59,68 +56,114 @@ class CheckpointStore:
         found = (_NAME.fullmatch(entry.name) for entry in self.root.iterdir() if entry.is_dir())
         return sorted(int(match[1]) for match in found if match)
 
-    def save(self, step: int, parts: Mapping[str, Mapping[str, Tensor]], numbers: Mapping[str, Any]) -> Path:
-        """Write one checkpoint; on any failure the folder is as before, and a full disk gets a sentence."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        target, aside = self.path(step), self.root / f".writing-{step:08d}"
-        shutil.rmtree(aside, ignore_errors=True)
-        try:
-            aside.mkdir()
-            files = {}
-            for part, tensors in parts.items():
-                file = aside / f"{part}.safetensors"
-                save_file({name: t.detach().contiguous() for name, t in tensors.items()}, file)
-                files[file.name] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-                flush(file)
-            manifest = {"format": FORMAT, "step": step, "files": files, "numbers": dict(numbers)}
-            (aside / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-            flush(aside / MANIFEST)
-            flush(aside)
-            if target.exists():  # written before a restart that fell back to an older one
-                retired = self.root / f".retired-{step:08d}"
-                shutil.rmtree(retired, ignore_errors=True)
-                target.rename(retired)
-                aside.rename(target)
-                shutil.rmtree(retired, ignore_errors=True)
-            else:
-                aside.rename(target)
-            flush(self.root)
-        except (OSError, SafetensorError) as error:
-            shutil.rmtree(aside, ignore_errors=True)
-            if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
-                raise LowriseError(
-                    f"No space left to write the checkpoint of step {step} in {self.root}: free some space "
-                    f"and start again; the run continues from step {max(self.steps(), default=0)}."
-                ) from error
-            raise
-        return target
+    # --- saving -------------------------------------------------------------------------------------------
 
-    def load(self, step: int) -> Checkpoint:
-        """Read and verify one checkpoint; raises `DamagedCheckpoint` with the file and the reason."""
-        path = self.path(step)
+    def save(
+        self,
+        step: int,
+        parts: Parts,
+        numbers: Mapping[str, Any],
+        *,
+        world: World | None = None,
+        whole: bool = False,
+    ) -> Path:
+        """Write one checkpoint now: each of `world`'s ranks gives the parts that it has, rank 0 the numbers.
+        With `whole`, rank 0 collects what others have.
+
+        On any failure at any rank all ranks raise, and the folder is as before; a full disk gets a sentence.
+        """
+        words = Words(world or World())
+        plan = agree(parts, words, collect=whole)
+        pieces = plan.pieces(parts, words.world.rank)
+        if plan.by_all:
+            self.write(step, plan, pieces, numbers, words)
+        else:
+            words.together(lambda: self.write(step, plan, pieces, numbers, words))
+        return self.path(step)
+
+    def write(
+        self,
+        step: int,
+        plan: Plan,
+        pieces: Mapping[str, Mapping[str, Tensor]],
+        numbers: Mapping[str, Any],
+        words: Words,
+    ) -> None:
+        """Write the pieces of this rank by the plan, and at rank 0 all that makes them a checkpoint.
+
+        Collective where the plan is `by_all`; else rank 0 does its work and the others return at once.
+        """
+        if not plan.by_all:
+            if not words.world.leads:
+                return
+            words = Words(World())
+        leads = words.world.leads
+        aside = self.root / f".writing-{step:08d}"
         try:
-            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-            files, numbers = manifest["files"], manifest["numbers"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DamagedCheckpoint(f"{path / MANIFEST} cannot be read ({error}).") from error
-        if manifest.get("format") != FORMAT:
-            raise LowriseError(
-                f"{path} has checkpoint format {manifest.get('format')}; this version reads {FORMAT}: "
-                "use the version of lowrise that wrote it."
-            )
-        parts = {}
-        for name, expected in files.items():
-            file = path / name
-            if not file.is_file():
-                raise DamagedCheckpoint(f"{file} is missing.")
-            if file.stat().st_size != expected["bytes"]:
-                raise DamagedCheckpoint(f"{file} has {file.stat().st_size} bytes, not {expected['bytes']}.")
-            if _sha256(file) != expected["sha256"]:
-                raise DamagedCheckpoint(
-                    f"{file} does not have the SHA-256 that was recorded when it was written."
-                )
-            parts[file.stem] = load_file(file)
-        return Checkpoint(path, step, parts, numbers)
+            self._together(step, words, lambda: self._make(aside) if leads else None)
+            files = self._together(step, words, lambda: write_share(aside, plan, pieces, words))
+            manifest: dict[str, Any] = {
+                "format": FORMAT,
+                "step": step,
+                "files": {file: facts for told in files for file, facts in told.items()},
+                "numbers": dict(numbers),
+            }
+            if plan.sharded:
+                manifest["tensors"] = table(plan, words.world.size)
+            self._together(step, words, lambda: self._complete(step, aside, manifest) if leads else None)
+        except Exception:
+            if leads:
+                shutil.rmtree(aside, ignore_errors=True)
+            raise
+
+    def _together(self, step: int, words: Words, action: Callable[[], Any]) -> list[Any]:
+        """`words.together`, with a sentence for what a disk refuses."""
+
+        def explained() -> Any:
+            try:
+                return action()
+            except OSError as error:
+                full = error.errno == errno.ENOSPC
+                what = "No space left to write" if full else f"{error}: cannot write"
+                raise LowriseError(
+                    f"{what} the checkpoint of step {step} in {self.root}: "
+                    f"{'free some space' if full else 'look into it'} and start again; the run continues "
+                    f"from step {max(self.steps(), default=0)}."
+                ) from error
+
+        return words.together(explained)
+
+    def _make(self, aside: Path) -> None:
+        self.root.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+
+    def _complete(self, step: int, aside: Path, manifest: dict[str, Any]) -> None:
+        """The manifest, and the name that says that all is there. By rank 0, after all have flushed."""
+        text = json.dumps(manifest, indent=None if "tensors" in manifest else 1)
+        (aside / MANIFEST).write_text(text, encoding="utf-8")
+        flush(aside / MANIFEST)
+        flush(aside)
+        target = self.path(step)
+        if target.exists():  # written before a restart that fell back to an older one
+            retired = self.root / f".retired-{step:08d}"
+            shutil.rmtree(retired, ignore_errors=True)
+            target.rename(retired)
+            aside.rename(target)
+            shutil.rmtree(retired, ignore_errors=True)
+        else:
+            aside.rename(target)
+        flush(self.root)
+
+    # --- finding ------------------------------------------------------------------------------------------
+
+    def load(self, step: int, *, verify: bool = True) -> Checkpoint:
+        """One checkpoint, its files verified, its tensors to be read where they are used.
+
+        Raises `DamagedCheckpoint` with the file and the reason. Without `verify` the sums are taken for
+        right: another rank has looked.
+        """
+        return read_checkpoint(self.path(step), step, check_file if verify else lambda file, expected: None)
 
     def newest(self, warn: Callable[[str], None]) -> Checkpoint | None:
         """The newest whole checkpoint. Damaged ones are set aside as `step-N.damaged` and named through
@@ -139,6 +182,8 @@ class CheckpointStore:
                 )
         return None
 
+    # --- cleaning -----------------------------------------------------------------------------------------
+
     def retire(self, keep: int, keep_every: int = 0) -> None:
         """Delete all but the newest `keep` checkpoints and those whose step is a multiple of `keep_every`."""
         for step in self.steps()[:-keep]:
@@ -149,7 +194,22 @@ class CheckpointStore:
                 self.path(step).rename(retired)
                 shutil.rmtree(retired, ignore_errors=True)
 
+    def sweep(self) -> None:
+        """Delete what a kill in the middle of saving has left. Only for the process that holds the run."""
+        if self.root.is_dir():
+            for entry in self.root.iterdir():
+                if _LEFT_BEHIND.fullmatch(entry.name):
+                    shutil.rmtree(entry, ignore_errors=True)
 
-def _sha256(file: Path) -> str:
+
+def check_file(file: Path, expected: Mapping[str, Any]) -> None:
+    """Raise `DamagedCheckpoint` unless a file has the size and the SHA-256 that were recorded."""
+    if not file.is_file():
+        raise DamagedCheckpoint(f"{file} is missing.")
+    if file.stat().st_size != expected["bytes"]:
+        raise DamagedCheckpoint(f"{file} has {file.stat().st_size} bytes, not {expected['bytes']}.")
     with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        if hashlib.file_digest(stream, "sha256").hexdigest() != expected["sha256"]:
+            raise DamagedCheckpoint(
+                f"{file} does not have the SHA-256 that was recorded when it was written."
+            )

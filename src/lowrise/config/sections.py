@@ -162,6 +162,10 @@ class CheckpointSection:
     """Newest checkpoints kept."""
     keep_every: int = 0
     """Also keep every checkpoint whose step is a multiple of this; 0: none."""
+    asynchronous: bool = True
+    """Write beside training, from a copy in CPU memory; the same bits are saved."""
+    whole: bool = False
+    """Collect sharded weights and state at rank 0, one file for all ranks."""
 
 
 @dataclass(kw_only=True)

@@ -22,7 +22,7 @@ from lowrise.train.build import model_from
 from lowrise.train.environment import choose_device
 from lowrise.train.evaluation import autocast_for, evaluate_split
 from lowrise.train.run_directory import open_run
-from lowrise.train.weights import load_model_tensors
+from lowrise.train.weights import load_saved_model
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def load_run(folder: str | Path, device: str, console: Console) -> TrainedRun:
     for layer in model.modules():
         if isinstance(layer, LowRankLayer) and checkpoint.step:
             layer.before_update(checkpoint.step, config.train.steps)
-    load_model_tensors(model, checkpoint.parts["model"])
+    load_saved_model(model, checkpoint)
     return TrainedRun(config, model.eval(), tokenizer, checkpoint.step, checkpoint.numbers["corpus"], chosen)
 
 

@@ -6,6 +6,7 @@ import os
 import platform
 import resource
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def random_state(device: torch.device) -> dict[str, torch.Tensor]:
     return state
 
 
-def set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+def set_random_state(state: Mapping[str, torch.Tensor], device: torch.device) -> None:
     """Put the generators back, as far as they were saved."""
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:

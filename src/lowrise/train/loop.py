@@ -10,12 +10,14 @@ import dataclasses
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
+from lowrise.checkpoint import Saver
 from lowrise.checkpoint.newest import newest_checkpoint
 from lowrise.config import RunConfig
 from lowrise.data import Corpus
@@ -24,6 +26,7 @@ from lowrise.dist.shards import is_sharded
 from lowrise.errors import LowriseError, UsageError
 from lowrise.export.evaluate import EvalResult
 from lowrise.lab.report import write_report
+from lowrise.optim.checks import require_match
 from lowrise.signals import StopRequest
 from lowrise.train.display import Display
 from lowrise.train.environment import (
@@ -42,7 +45,7 @@ from lowrise.train.telemetry import Snapshot, measure, snapshot
 from lowrise.train.tensorboard import add_record, open_board
 from lowrise.train.update import Update, Updater
 from lowrise.train.warm_start import warm_start
-from lowrise.train.weights import load_model_tensors, model_tensors
+from lowrise.train.weights import load_saved_model, model_tensors
 
 
 class Interrupted(LowriseError):
@@ -68,6 +71,16 @@ class Trainer(Updater):
         self.directory = run
         self.stop = StopRequest()
         self.saved_step = -1
+        kept = config.checkpoint
+        self.saver = Saver(
+            run.checkpoints,
+            self.world,
+            keep=kept.keep,
+            keep_every=kept.keep_every,
+            asynchronous=kept.asynchronous,
+            whole=kept.whole,
+            warn=lambda text: self.display.say(text, style="yellow"),
+        )
 
     # --- the run ------------------------------------------------------------------------------------------
 
@@ -78,13 +91,14 @@ class Trainer(Updater):
         self.world.by_rank_0(self._begin)
         self._resume()
         self._check_alike("at the start")
-        with StopRequest(once=True) as self.stop, self._board() as board:
+        with StopRequest(once=True) as self.stop, self._board() as board, self.saver:
             while self.progress.step < config.train.steps and not self._asked_to_stop():
                 self._advance(board)
             if self.saved_step != self.progress.step:
                 self._save()
             with self._on_the_wall_clock():
                 result = self._evaluate(board, whole=True)
+                self.saver.finish()
             if result is None:
                 raise self._interruption()
         return self._finish(result)
@@ -174,6 +188,7 @@ class Trainer(Updater):
         )
         if progress.skipped_in_a_row >= limit:
             self._save()
+            self.saver.finish()
             raise LowriseError(
                 f"{progress.skipped_in_a_row} updates in a row had a loss or gradient that is not finite "
                 f"(the last is update {progress.step}). The weights from before them are saved in "
@@ -221,25 +236,21 @@ class Trainer(Updater):
     # --- checkpoints --------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        """By rank 0, if all ranks have the same weights and state; the others wait."""
+        """If all ranks agree on the weights and state; written while training goes on (`Saver`)."""
         self._check_alike(f"after step {self.progress.step}")
-        self.world.by_rank_0(self._write_checkpoint)
+        parts = {
+            "model": model_tensors(self.model),
+            "optimizer": self.optimizer.named_state(),
+            "random": random_state(self.device) if self.world.leads else {},
+        }
+        numbers = dataclasses.asdict(self.progress) | {"corpus": self.corpus.fingerprint}
+        self.saver.save(self.progress.step, parts, numbers)
         self.saved_step = self.progress.step
 
     def _check_alike(self, when: str) -> None:
         """What all ranks should have alike; not rows, and not the state of a matrix that one rank owns."""
         copies = {name: t for name, t in model_tensors(self.model).items() if not is_sharded(t)}
         check_alike(self.world, copies | self.optimizer.common_state(), when)
-
-    def _write_checkpoint(self) -> None:
-        parts = {
-            "model": model_tensors(self.model),
-            "optimizer": self.optimizer.named_state(),
-            "random": random_state(self.device),
-        }
-        numbers = dataclasses.asdict(self.progress) | {"corpus": self.corpus.fingerprint}
-        self.directory.checkpoints.save(self.progress.step, parts, numbers)
-        self.directory.checkpoints.retire(self.config.checkpoint.keep, self.config.checkpoint.keep_every)
 
     def _resume(self) -> None:
         checkpoint = newest_checkpoint(
@@ -258,10 +269,12 @@ class Trainer(Updater):
             )
         if checkpoint.step:
             self._tell_time(checkpoint.step)
-        if fit_ranks(self.model, checkpoint.parts["model"], self.optimizer):
+        if fit_ranks(self.model, checkpoint.described("model"), self.optimizer):
             self._ranks_changed()
-        load_model_tensors(self.model, checkpoint.parts["model"])
-        self.optimizer.load_named_state(checkpoint.parts["optimizer"])
+        load_saved_model(self.model, checkpoint, self.world)
+        checkpoint.load_into(
+            "optimizer", self.optimizer.named_state(), self.world, partial(require_match, check_dtype=True)
+        )
         set_random_state(checkpoint.parts["random"], self.device)
         known = {field.name for field in dataclasses.fields(Progress)}
         self.progress = Progress(**{k: v for k, v in checkpoint.numbers.items() if k in known})

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
+from lowrise.checkpoint import Checkpoint
+from lowrise.dist import World
 from lowrise.errors import LowriseError
 from lowrise.train.ranks import fit_ranks
 
@@ -17,22 +21,36 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def load_model_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Copy saved tensors into the model; a sentence for names or shapes that do not fit. Adaptive layers take
-    the saved ranks.
+def load_model_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy saved tensors into the model; a sentence, and nothing changed, for names or shapes that do not
+    fit. Adaptive layers take the saved ranks.
     """
     fit_ranks(model, tensors)
     own = model_tensors(model)
-    if own.keys() != tensors.keys():
-        missing, extra = sorted(own.keys() - tensors.keys())[:3], sorted(tensors.keys() - own.keys())[:3]
+    require_same_model(own, tensors)
+    for name, tensor in own.items():
+        tensor.copy_(tensors[name])
+
+
+def load_saved_model(model: nn.Module, checkpoint: Checkpoint, world: World | None = None) -> None:
+    """As `load_model_tensors`, of a checkpoint, into a model that `world`'s ranks share in any way.
+    Collective."""
+    fit_ranks(model, checkpoint.described("model"))
+    checkpoint.load_into("model", model_tensors(model), world, require_same_model)
+
+
+def require_same_model(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    """Raise `LowriseError` for saved weights whose names or shapes are not those of the model."""
+    if own.keys() != saved.keys():
+        missing, extra = sorted(own.keys() - saved.keys())[:3], sorted(saved.keys() - own.keys())[:3]
         raise LowriseError(
             f"The checkpoint is of another model: it lacks {missing or 'nothing'}, and has "
             f"{extra or 'nothing'} more."
         )
     for name, tensor in own.items():
-        if tensor.shape != tensors[name].shape:
+        there = saved[name].shape
+        if tensor.shape != there:
             raise LowriseError(
-                f"The checkpoint is of another model: {name} is {tuple(tensors[name].shape)} there, "
+                f"The checkpoint is of another model: {name} is {tuple(there)} there, "
                 f"{tuple(tensor.shape)} here."
             )
-        tensor.copy_(tensors[name])
