@@ -1,16 +1,17 @@
-"""What N ranks send, keep and compute, for every method: gloo processes on this machine.
+"""What N ranks send and keep, for every method and way to share a model: gloo processes on this machine.
 
-Each method trains the same few updates of a small preset on 1, 2, 4 ... ranks.
+Each method trains the same few updates of a small preset on 1, 2, 4 ... ranks; at each size, once per way.
 
-payload      bytes that a rank hands to all-reduce in one update, counted where they are handed over
-formula      bytes of the gradients: 4 a trainable parameter in float32. A ring sends 2 (N - 1) / N times as
-             much over each rank's link
-state        bytes of optimizer state at each rank (replicated: the same for any N)
-loss         largest difference of a logged loss from that of one rank, relative
-wait         median time a rank waits for sums after its backward pass; ranks share this machine's cores, so
+sent         bytes that a rank sends in one update, counted where they are handed over (a ring for sums), the
+             mean of the ranks
+formula      docs/parallel.md's, from shapes, ranks and micro-batches alone
+state        bytes of optimizer state, at the ranks with the least and the most
+1 / N        state on one rank over N
+loss         largest difference of a loss from that of one rank, relative
+waiting      median share of an update in which a rank waits for others; ranks share this machine's cores, so
              it says nothing about a network
 
-    python benchmarks/ranks.py [--ranks 1 2 4] [--preset nano] [--updates 6] [--only spectron muon]
+    python benchmarks/ranks.py [--ranks 1 2 4] [--preset nano] [--updates 4] [--only spectron muon]
 """
 
 from __future__ import annotations
@@ -21,22 +22,28 @@ import os
 import socket
 import statistics
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from common import publish
 from rich.console import Console
+from torch import nn
 
 from lowrise.config import RunConfig, load
 from lowrise.data import prepare
 from lowrise.dist import World
+from lowrise.dist.shards import is_sharded
 from lowrise.methods import METHODS
+from lowrise.optim import Optimizer
+from lowrise.optim.units import units_of
 from lowrise.train import RunDirectory
 from lowrise.train.display import Display
 from lowrise.train.loop import Trainer
 
 CPU = torch.device("cpu")
+WAYS = ("ddp", "fsdp")
 
 
 @dataclass(frozen=True)
@@ -51,11 +58,11 @@ class Options:
 class Measured:
     """Of one method on one number of ranks, at one rank."""
 
-    payload_bytes: int
-    gradient_bytes: int
-    state_bytes: int
+    sent: float
+    formula: float
+    state: int
     losses: list[float]
-    wait_ms: float
+    waiting: float
 
 
 def main() -> None:
@@ -64,47 +71,51 @@ def main() -> None:
     )
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--preset", default="nano")
-    parser.add_argument("--updates", type=int, default=6)
+    parser.add_argument("--updates", type=int, default=4)
     parser.add_argument("--only", nargs="*", default=list(METHODS), choices=list(METHODS))
     arguments = parser.parse_args()
     sequences = 2 * max(arguments.ranks)
     options = Options(arguments.preset, arguments.updates, sequences, tuple(arguments.only))
-    prepare(config_of(options, options.methods[0]).data)
+    prepare(config_of(options, options.methods[0], "ddp").data)
     measured = {size: on_ranks(size, options) for size in arguments.ranks}
     publish(
         f"ranks_{options.preset}_cpu",
         f"{options.preset}, {options.updates} updates of {sequences} sequences, gloo",
-        ("method", "ranks", "payload", "formula", "ring sends", "state a rank", "loss", "wait ms"),
+        ("method", "way", "ranks", "sent", "formula", "state", "1 / N", "loss", "waiting"),
         [row for method in options.methods for row in rows_of(method, measured)],
         {"updates": options.updates, "sequences": sequences},
         CPU,
     )
 
 
-def rows_of(method: str, measured: dict[int, list[dict[str, Measured]]]) -> list[tuple[str, ...]]:
-    one = measured[min(measured)][0][method].losses
+def rows_of(method: str, measured: dict[int, list[dict[tuple[str, str], Measured]]]) -> list[tuple[str, ...]]:
+    one = measured[min(measured)][0][method, WAYS[0]]
     rows = []
-    for size, ranks in measured.items():
-        own = [rank[method] for rank in ranks]
-        first = own[0]
-        states = sorted({m.state_bytes for m in own})
-        difference = max(abs(a - b) / a for a, b in zip(one, first.losses, strict=True))
-        rows.append(
-            (
-                method,
-                str(size),
-                f"{first.payload_bytes:,}",
-                f"{first.gradient_bytes if size > 1 else 0:,}",
-                f"{2 * (size - 1) * first.payload_bytes // size:,}",
-                " or ".join(f"{s:,}" for s in states),
-                f"{difference:.1e}",
-                f"{statistics.median(m.wait_ms for m in own):.2f}",
+    for way in WAYS:
+        for size, ranks in measured.items():
+            own = [rank[method, way] for rank in ranks]
+            if size == 1 and way != WAYS[0]:
+                continue  # nothing is shared
+            states = [m.state for m in own]
+            least, most = min(states), max(states)
+            difference = max(abs(a - b) / a for a, b in zip(one.losses, own[0].losses, strict=True))
+            rows.append(
+                (
+                    method,
+                    way if size > 1 else "-",
+                    str(size),
+                    f"{statistics.mean(m.sent for m in own):,.0f}",
+                    f"{statistics.mean(m.formula for m in own):,.0f}",
+                    f"{least:,}" if least == most else f"{least:,} to {most:,}",
+                    f"{one.state // size:,}",
+                    f"{difference:.1e}",
+                    f"{statistics.median(m.waiting for m in own):.0%}",
+                )
             )
-        )
     return rows
 
 
-def config_of(options: Options, method: str) -> RunConfig:
+def config_of(options: Options, method: str, way: str) -> RunConfig:
     return load(
         None,
         {
@@ -115,11 +126,14 @@ def config_of(options: Options, method: str) -> RunConfig:
             "train.seq_len": 64,
             "train.device": "cpu",
             "train.threads": 1,
+            "parallel.data": way,
+            # Small presets have small factors: what is measured is sharing, not the threshold.
+            "parallel.copy_below": 257,
         },
     )
 
 
-def on_ranks(size: int, options: Options) -> list[dict[str, Measured]]:
+def on_ranks(size: int, options: Options) -> list[dict[tuple[str, str], Measured]]:
     """Measurements by rank."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -144,25 +158,54 @@ def measure(world: World, port: int, options: Options, results: torch.multiproce
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     with world.joined(CPU), tempfile.TemporaryDirectory() as folder:
         results.put(
-            {method: measure_method(world, options, method, Path(folder)) for method in options.methods}
+            {
+                (method, way): measure_method(world, options, method, way, Path(folder))
+                for method in options.methods
+                for way in WAYS
+            }
         )
 
 
-def measure_method(world: World, options: Options, method: str, folder: Path) -> Measured:
-    config = config_of(options, method)
+def measure_method(world: World, options: Options, method: str, way: str, folder: Path) -> Measured:
+    config = config_of(options, method, way)
     display = Display(Console(file=io.StringIO()), options.updates)
     trainer = Trainer(config, prepare(config.data), RunDirectory(folder), display, world)
-    losses, waits = [], []
+    losses, waiting, formula = [], [], 0.0
     for _ in range(options.updates):
+        # Before the update: an adaptive rank changes at its end.
+        formula = planned_bytes(trainer.model, trainer.optimizer, world.size)
+        started = time.perf_counter()
         losses.append(trainer.update().loss)
-        waits.append(1e3 * trainer.gradients.wait_seconds)
+        waiting.append(trainer.communication().seconds / (time.perf_counter() - started))
     return Measured(
-        payload_bytes=trainer.gradients.payload_bytes,
-        gradient_bytes=sum(p.nbytes for p in trainer.model.parameters() if p.requires_grad),
-        state_bytes=trainer.optimizer.state_bytes(),
+        sent=trainer.communication().sent_bytes,
+        formula=formula,
+        state=trainer.optimizer.state_bytes(),
         losses=losses,
-        wait_ms=statistics.median(waits),
+        waiting=statistics.median(waiting),
     )
+
+
+def planned_bytes(model: nn.Module, optimizer: Optimizer, ranks: int) -> float:
+    """Bytes that one rank sends in an update of one micro-batch, on average; docs/parallel.md."""
+    if ranks == 1:
+        return 0.0
+    blocks = {id(p) for p in model.get_submodule("model.layers").parameters()}
+    rows = [p for p in model.parameters() if is_sharded(p)]
+    copies = [p for p in model.parameters() if not is_sharded(p) and p.requires_grad]
+    gathers = sum((2 if id(p) in blocks else 1) * _bytes(p) for p in rows)
+    sums = sum(_bytes(p) for p in rows if p.requires_grad)
+    sent = (gathers + sums + 2 * sum(map(_bytes, copies))) * (ranks - 1) / ranks
+    for group in optimizer.param_groups:
+        for unit in units_of(group):
+            if optimizer.owner(unit) is not None:
+                there_and_back = 3 / ranks if is_sharded(unit[0]) else 1
+                sent += there_and_back * sum(map(_bytes, unit)) * (ranks - 1) / ranks
+    return sent
+
+
+def _bytes(p: torch.Tensor) -> int:
+    return p.numel() * p.element_size()
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ _sum = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
 
 @dataclass
 class Traffic:
-    """What one rank sent for gathers and sums since `reset`, and what they took."""
+    """What one rank sent, for gathers and sums since `reset`, and what that took."""
 
     sent_bytes: int = 0
     seconds: float = 0.0

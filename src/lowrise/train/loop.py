@@ -165,16 +165,15 @@ class Trainer(Updater):
 
     def _parallel_record(self, seconds: float) -> dict[str, Any]:
         """What this rank sent in the last update, and the memory of all."""
-        gradients, weights, optimizer = self.gradients, self.shared.traffic, self.optimizer
+        communicated = self.communication()
         record: dict[str, Any] = {
-            "communicated_bytes": gradients.sent_bytes + weights.sent_bytes + optimizer.sent_bytes,
+            "communicated_bytes": communicated.sent_bytes,
             "peak_memory_bytes": self.world.gathered(peak_memory_bytes(self.device)),
-            "state_bytes": self.world.gathered(optimizer.state_bytes()),
+            "state_bytes": self.world.gathered(self.optimizer.state_bytes()),
         }
         if self.device.type == "cpu":
-            waited = gradients.wait_seconds + weights.seconds + optimizer.wait_seconds
-            record["communication_wait_ms"] = 1e3 * waited
-            record["communication_share"] = waited / seconds
+            record["communication_wait_ms"] = 1e3 * communicated.seconds
+            record["communication_share"] = communicated.seconds / seconds
         return record
 
     def _skipped(self, update: Update) -> None:

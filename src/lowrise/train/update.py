@@ -25,6 +25,7 @@ from torch import Tensor
 from lowrise.config import RunConfig
 from lowrise.data import Corpus
 from lowrise.dist import GradientSum, World
+from lowrise.dist.fully_sharded import Traffic
 from lowrise.dist.shards import whole_parameters
 from lowrise.layers.base import LowRankLayer
 from lowrise.model import next_token_loss
@@ -121,6 +122,14 @@ class Updater:
         self._count(applied, train.sequences * train.seq_len)
         lr = self.peak_lrs[0] * scale
         return Update(result.loss, result.grad_norm, lr, applied, result.left_alone)
+
+    def communication(self) -> Traffic:
+        """Of the last update: gradients, weights shared by rows, matrices on their way to owners and back."""
+        gradients, weights, optimizer = self.gradients, self.shared.traffic, self.optimizer
+        return Traffic(
+            gradients.sent_bytes + weights.sent_bytes + optimizer.sent_bytes,
+            gradients.wait_seconds + weights.seconds + optimizer.wait_seconds,
+        )
 
     def _step_at_once(self, batch: Tensor, number: int) -> StepResult:
         """Steps 3 to 5. On a GPU the time of the optimizer is measured now and then, as it takes a wait."""
