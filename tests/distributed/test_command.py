@@ -116,4 +116,7 @@ def test_a_failure_of_rank_0_alone_ends_all(folder):
     done = lowrise("train", folder / "recipe.toml", "--run", folder / "one", "--seed", 5)
     assert done.stderr.count("holds checkpoints of another recipe") >= 1
     assert "lost" not in done.stderr
-    assert done.stderr.count("exitcode  : 2") == 2
+    # The other rank ends with 2 as well, unless torchrun saw the first one's end before and sent it SIGTERM.
+    ended = done.stderr.count("exitcode  : 2") + done.stderr.count("exitcode  : -15")
+    assert done.stderr.count("exitcode  : 2") >= 1
+    assert ended == 2
