@@ -171,6 +171,12 @@ def train_methods(world: World, folder: Path, runs: Path, data: str, methods: li
         run_training(config, copy, world)
 
 
+def option_runs(world: World, text: Path, folder: Path, runs: dict[str, tuple[str, dict[str, Any]]]) -> None:
+    """Runs by name, each of a method with its settings."""
+    for name, (method, more) in runs.items():
+        run_training(parallel_config(text, method, **more), folder / name, world)
+
+
 def float64_updates(world: World, folder: Path, runs: Path, kinds: list[str], methods: list[str]) -> Any:
     """`float64_run` of each method in each way to share."""
     return {data: {m: float64_run(world, folder, runs, data, m) for m in methods} for data in kinds}

@@ -229,6 +229,11 @@ def test_four_ranks(data, text_folder, one, tmp_path):
     bucket layout that a restart would change."""
     runs = Runs(4, text_folder, one, tmp_path, data)
     for method in METHODS:
+        back = runs.folder / "many_then_one" / method
+        shutil.copytree(runs.folder / "many" / method, back)
+        keep_only(back, 4)
+        run_training(parallel_config(text_folder, method), back)
+        assert runs.distance("many_then_one", method) <= WIDER.get(method, BAR), method
         assert runs.distance("many", method) <= WIDER.get(method, BAR), method
         assert runs.distance("one_then_many", method) <= WIDER.get(method, BAR), method
         whole, killed = (final_tensors(runs.folder / kind / method, 8) for kind in ("many", "killed"))

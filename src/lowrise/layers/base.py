@@ -113,7 +113,10 @@ class LowRankLayer(nn.Module, ABC):
 
         A layer whose options decide how it stores a weight writes its own.
         """
-        self.load_state_dict(type(self).from_dense(weight, self.rank, bias=bias).state_dict())
+        # Not load_state_dict, whose hooks FSDP2 has.
+        own = dict(self.named_parameters()) | dict(self.named_buffers())
+        for name, tensor in type(self).from_dense(weight, self.rank, bias=bias).state_dict().items():
+            own[name].copy_(tensor)
 
     def orthonormality_error(self) -> float | None:
         """How far factors that should be orthonormal are from it; None where none should be."""
