@@ -78,12 +78,18 @@ def test_sigterm_to_one_rank_saves_and_stops_all(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fault", "rank"),
-    [("raise", 1), pytest.param("raise", 0, marks=pytest.mark.slow), ("sigkill", 1)],
+    ("fault", "rank", "data"),
+    [
+        ("raise", 1, "ddp"),
+        pytest.param("raise", 0, "ddp", marks=pytest.mark.slow),
+        pytest.param("sigkill", 1, "ddp", marks=pytest.mark.slow),
+        ("sigkill", 1, "fsdp"),
+    ],
 )
-def test_a_rank_that_fails_ends_the_run_within_a_minute(fault, rank, folder, tmp_path):
+def test_a_rank_that_fails_ends_the_run_within_a_minute(fault, rank, data, folder, tmp_path):
     started = time.monotonic()
-    failed = lowrise_with(fault, rank, 5, "train", folder / "recipe.toml", "--run", tmp_path / "run")
+    shared = ["--parallel.data", data, "--parallel.copy_below", 65]
+    failed = lowrise_with(fault, rank, 5, "train", folder / "recipe.toml", "--run", tmp_path / "run", *shared)
     assert time.monotonic() - started < 60 + 60  # a minute to start two processes on a busy machine
     assert failed.returncode != 0
     table = failed.stderr[failed.stderr.index("Root Cause") :]

@@ -30,7 +30,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lowrise.dist.shards import is_sharded, local, shard_group
-from lowrise.dist.world import World, _lost_ranks_explained
+from lowrise.dist.world import World, lost_ranks_explained
 
 BUCKET_BYTES = 25 * 2**20  # as torch's DistributedDataParallel
 
@@ -82,7 +82,7 @@ class GradientSum:
             for handle in handles:
                 handle.remove()
         began = time.perf_counter()
-        with _lost_ranks_explained(self.world):
+        with lost_ranks_explained(self.world):
             for bucket in buckets[len(started) :]:
                 _begin(bucket)
             for bucket in buckets:

@@ -127,11 +127,13 @@ class Transfer:
             params = [t.detach() for p in self.parcels if p.owner == owner for t in p.params]
             if not params:
                 continue
-            flat = torch.cat([t.reshape(-1) for t in params])
+            mine = owner == self.ranks.rank
+            elements = sum(t.numel() for t in params)
+            flat = torch.cat([t.reshape(-1) for t in params]) if mine else params[0].new_empty(elements)
             work = dist.broadcast(flat, group=self.ranks.group, group_src=owner, async_op=True)
             assert work is not None
             self._works.append(work)
-            if owner == self.ranks.rank:
+            if mine:
                 self.sent_bytes += flat.nbytes * (self.ranks.size - 1)
             else:
                 self._returning.append((flat, params))

@@ -63,7 +63,7 @@ def shard_group(tensor: Tensor) -> ShardGroup:
     return ShardGroup(mesh.get_group(dim), mesh.size(dim), mesh.get_local_rank(dim))
 
 
-def own_rows(tensor: DTensor, full: Tensor) -> Tensor:
+def own_rows(tensor: Tensor, full: Tensor) -> Tensor:
     """The rows of `full` that this rank has of `tensor`, which is of the same shape."""
     ranks = shard_group(tensor)
     return full[rows_of(tensor.shape[0], ranks.size, ranks.rank)]
@@ -71,8 +71,10 @@ def own_rows(tensor: DTensor, full: Tensor) -> Tensor:
 
 @torch.no_grad()
 def copy_whole_(tensor: Tensor, full: Tensor) -> None:
-    """Write a whole tensor into one that may be shared: each rank takes its rows."""
-    local(tensor).copy_(own_rows(tensor, full) if isinstance(tensor, DTensor) else full)
+    """Write a tensor, whole or shared alike, into one that may be shared: each rank takes its rows."""
+    if is_sharded(tensor) and not is_sharded(full):
+        full = own_rows(tensor, full)
+    local(tensor).copy_(local(full))
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lowrise.dist.world import World, _lost_ranks_explained
+from lowrise.dist.world import World, lost_ranks_explained
 from lowrise.errors import LowriseError
 
 
@@ -36,7 +36,7 @@ class Words:
         if self.world.size == 1:
             return [value]
         own = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-        with _lost_ranks_explained(self.world):
+        with lost_ranks_explained(self.world):
             lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world.size)]
             dist.all_gather(lengths, torch.tensor([len(own)]), group=self.group)
             longest = max(int(length) for length in lengths)
@@ -68,10 +68,10 @@ class Words:
 
     def send(self, tensor: Tensor) -> None:
         """The bytes of a tensor on the CPU, to rank 0."""
-        with _lost_ranks_explained(self.world):
+        with lost_ranks_explained(self.world):
             dist.send(tensor.contiguous().reshape(-1).view(torch.uint8), dst=0, group=self.group)
 
     def receive_(self, tensor: Tensor, rank: int) -> None:
         """Fill a contiguous tensor on the CPU with what `rank` sends."""
-        with _lost_ranks_explained(self.world):
+        with lost_ranks_explained(self.world):
             dist.recv(tensor.view(-1).view(torch.uint8), src=rank, group=self.group)

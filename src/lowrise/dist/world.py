@@ -96,7 +96,7 @@ class World:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        with _lost_ranks_explained(self):
+        with lost_ranks_explained(self):
             dist.init_process_group(backend, rank=self.rank, world_size=self.size, timeout=patience)
         try:
             yield self
@@ -145,7 +145,7 @@ class World:
         if self.size == 1:
             return action() or 0
         if not self.leads:
-            failure, number = self.gathered_from_0(0, 0)
+            failure, number = self.told_by_rank_0(0, 0)
             if failure:
                 raise FailedElsewhere(failure)
             return number
@@ -153,33 +153,40 @@ class World:
             number = action() or 0
         except BaseException as error:
             usage = isinstance(error, UsageError)
-            self.gathered_from_0(2 if usage else getattr(error, "exit_code", 1), 0)
+            self.told_by_rank_0(2 if usage else getattr(error, "exit_code", 1), 0)
             raise
-        self.gathered_from_0(0, number)
+        self.told_by_rank_0(0, number)
         return number
 
-    def gathered_from_0(self, *numbers: int) -> list[int]:
+    def told_by_rank_0(self, *numbers: int) -> list[int]:
         """Rank 0's numbers, at all ranks."""
         told = torch.tensor(numbers, dtype=torch.int64)
-        with _lost_ranks_explained(self):
+        with lost_ranks_explained(self):
             dist.broadcast(told, src=0)
         return told.tolist()
 
     def _reduce(self, tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
         if self.size > 1:
-            with _lost_ranks_explained(self):
+            with lost_ranks_explained(self):
                 dist.all_reduce(tensor, operation)
         return tensor
 
 
 @contextmanager
-def _lost_ranks_explained(world: World) -> Iterator[None]:
-    """torch reports a closed connection or a timeout as a RuntimeError; so does a full device memory."""
+def lost_ranks_explained(world: World, *, among_others: bool = False) -> Iterator[None]:
+    """Raise `LostRanks` where torch reports a closed connection or a timeout, as a RuntimeError.
+
+    Not where the device's memory is full, which is one too; and where the block does other work
+    (`among_others`) only for errors that name a connection.
+    """
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
+        named = isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL"))
+        if among_others and not named:
+            raise
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise LostRanks(
             f"Rank {world.rank} has lost the other ranks ({first_line}): the first error above, or the "

@@ -20,7 +20,7 @@ one parameter for every other role. A step is:
 A subclass writes `roles`, `_state_layout` (names and shapes of its state, from shapes alone), `_update`,
 `_unit_flops` and, where its state does not start at zero, `_start_state`. Everything it needs between two
 steps is in the state and in the groups: an optimizer has no other attributes, so copying, pickling and
-resuming cannot lose any.
+resuming cannot lose any (but for who owns what, which belongs to the ranks: `spread.py`).
 
 State is tensors: float32 (float64 for float64 parameters) whatever the dtype of the parameter, unless its
 format says otherwise, and one 0-dim float32 `step` on the CPU, as in torch.optim. All of it exists from

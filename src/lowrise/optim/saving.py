@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lowrise.dist.shards import copy_whole_
 from lowrise.errors import UsageError
 from lowrise.optim.checks import parameter_name, require_match
 from lowrise.optim.formats import format_of
@@ -94,13 +95,13 @@ class Saved(torch.optim.Optimizer):
 
     def load_named_state(self, named: Mapping[str, Tensor]) -> None:
         """Copy `named` into the state. Raises `UsageError`, changing nothing, unless names, shapes and dtypes
-        all agree.
+        all agree. Tensors that ranks share by rows may be given whole or shared alike.
         """
         own = self.named_state()
         require_match(own, named, check_dtype=True)
         with torch.no_grad():
             for key, tensor in own.items():
-                tensor.copy_(named[key])
+                copy_whole_(tensor, named[key])
 
 
 def _function_text(value: Any) -> str:

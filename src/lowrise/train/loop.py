@@ -23,6 +23,7 @@ from lowrise.config import RunConfig
 from lowrise.data import Corpus
 from lowrise.dist import FailedElsewhere, World, check_alike, check_same_work
 from lowrise.dist.shards import is_sharded
+from lowrise.dist.world import lost_ranks_explained
 from lowrise.errors import LowriseError, UsageError
 from lowrise.export.evaluate import EvalResult
 from lowrise.lab.report import write_report
@@ -355,7 +356,9 @@ def train(
         world.by_rank_0(lambda: stack.enter_context(directory.locked()))
         trainer = Trainer(config, corpus, directory, display, world)
         try:
-            return trainer.run()
+            # FSDP2 and owners talk in the middle of forward passes, backward passes and steps.
+            with lost_ranks_explained(world, among_others=True):
+                return trainer.run()
         except (Interrupted, UsageError, FailedElsewhere):
             raise
         except Exception as error:
