@@ -23,7 +23,7 @@ from lowrise.config import RunConfig
 from lowrise.dist import FailedElsewhere, GradientSum, LostRanks, World, check_alike, check_same_work
 from lowrise.dist.shards import whole
 from lowrise.errors import LowriseError, UsageError
-from lowrise.optim import Optimizer
+from lowrise.optim import Optimizer, spread
 from lowrise.optim.units import units_of
 from lowrise.train.build import build_optimizer
 from lowrise.train.loop import Trainer
@@ -185,6 +185,8 @@ def float64_updates(world: World, folder: Path, runs: Path, kinds: list[str], me
 def float64_run(world: World | None, folder: Path, runs: Path, data: str, method: str) -> dict[str, Any]:
     """Three updates in float64: losses, gradient norms, first and last weights, bytes of state."""
     config = parallel_config(folder, method, **SHARED[data])
+    if data == "hsdp":  # a matrix or two at a time; the others send all at once
+        spread.TRANSFER_ELEMENTS = 1 << 11
     trainer = trainer_for(config, runs / "float64" / method, world)
     trainer.model.double()
     trainer.optimizer = build_optimizer(config, trainer.model)
