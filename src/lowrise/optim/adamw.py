@@ -23,7 +23,7 @@ class AdamW(Optimizer):
     """
 
     roles: ClassVar[frozenset[str]] = frozenset({"matrix", "factors", "svd", "other"})
-    elementwise = roles
+    by_rows = roles
 
     def __init__(
         self,

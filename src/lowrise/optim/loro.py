@@ -107,7 +107,7 @@ class LORO(Optimizer):
     """LORO for factored weights, with Adam for all other parameters; see the module's docstring."""
 
     roles: ClassVar[frozenset[str]] = frozenset({"factors", "other"})
-    elementwise: ClassVar[frozenset[str]] = frozenset({"other"})
+    by_rows: ClassVar[frozenset[str]] = frozenset({"other"})
 
     def __init__(
         self,

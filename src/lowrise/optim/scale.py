@@ -39,6 +39,7 @@ class SCALE(Optimizer):
     """
 
     roles: ClassVar[frozenset[str]] = frozenset({"matrix", "embedding", "head"})
+    by_rows: ClassVar[frozenset[str]] = frozenset({"matrix", "head"})
 
     def __init__(
         self,

@@ -9,9 +9,9 @@
 The first two need no communication. To an owner go weights and gradients, and new weights come back
 (`lowrise.dist.owners`).
 
-By rows go rules that move every element by itself: the built-in AdamW, and the roles in a class's
-`elementwise`. All others need a whole matrix and are owned, and so is state in another format than float32,
-whose blocks and rounding belong to the whole tensor. Copies are owned only after `share_work`.
+By rows go rules that move every row by itself: the built-in AdamW, and the roles in a class's `by_rows`. All
+others need a whole matrix and are owned, and so are groups with a view, and state in another format than
+float32, whose blocks and rounding belong to the whole tensor. Copies are owned only after `share_work`.
 
 The owner of a unit is a function of roles, shapes and options (`least_loaded` over the FLOPs of a step), the
 same at every rank, fixed when its group is added; in the state of the other ranks there is its `step` alone.
@@ -47,8 +47,8 @@ class Spread(Saved):
     """The part of `lowrise.optim.Optimizer` that knows of other ranks."""
 
     roles: ClassVar[frozenset[str]] = frozenset()
-    elementwise: ClassVar[frozenset[str]] = frozenset()
-    """Those of `roles` whose rule moves every element by itself."""
+    by_rows: ClassVar[frozenset[str]] = frozenset()
+    """Those of `roles` whose rule moves every row of a parameter by itself."""
     shared_with: ShardGroup | None = None
     """The ranks that own units of which all have copies."""
     sent_bytes: int = 0
@@ -93,10 +93,10 @@ class Spread(Saved):
                     for p in unit:
                         self.state[p] = {"step": self.state[p]["step"]}
 
-    def moves_elements(self, group: Mapping[str, Any]) -> bool:
-        """Whether each element of the group is moved by itself."""
-        by_itself = group["role"] not in self.roles or group["role"] in self.elementwise
-        return by_itself and format_of(group) == "float32"
+    def moves_rows(self, group: Mapping[str, Any]) -> bool:
+        """Whether each row of the group's parameters is moved by itself."""
+        by_itself = group["role"] not in self.roles or group["role"] in self.by_rows
+        return by_itself and format_of(group) == "float32" and group.get("view") is None
 
     def ranks(self) -> ShardGroup | None:
         """The ranks that own units; None where nothing is spread."""
@@ -106,7 +106,7 @@ class Spread(Saved):
     def _appoint(self, group: Mapping[str, Any]) -> None:
         """Owners for the units of a group that need one and have none. They stay, whatever else changes."""
         ranks = self.ranks()
-        if ranks is None or self.moves_elements(group):
+        if ranks is None or self.moves_rows(group):
             return
         self._loads = self._loads or [0.0] * ranks.size
         units = [
