@@ -88,8 +88,8 @@ def test_what_ranks_cannot_share_gets_a_sentence(size, settings, sentence, tmp_p
 
 
 def test_what_is_not_there_gets_a_sentence():
-    with pytest.raises(UsageError, match=r"parallel\.data = 'fsdp' should be one of 'auto', 'ddp'"):
-        load(None, {"parallel.data": "fsdp"})
+    with pytest.raises(UsageError, match=r"parallel\.data = 'zero' should be one of 'auto', 'ddp'"):
+        load(None, {"parallel.data": "zero"})
 
 
 def test_ranks_do_not_change_the_identity_of_a_result():

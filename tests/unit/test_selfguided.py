@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from many import Killed
 from safetensors.torch import load_file
 from tiny import config_for, console, final_tensors, metrics, run_training, trainer_for
 from torch import Tensor, nn
@@ -190,10 +191,10 @@ def test_resume_is_bitwise_on_both_sides_of_the_half(stop, text_folder, tmp_path
     def advance_then_die(board: object) -> None:
         advance(board)
         if trainer.progress.step == stop:
-            raise KeyboardInterrupt
+            raise Killed
 
     trainer._advance = advance_then_die
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Killed):
         trainer.run()
     saved = load_file(tmp_path / "parts" / "checkpoints" / f"step-{stop:08d}" / "model.safetensors")
     assert any(name.endswith(".guide") for name in saved) == (stop <= 4)
@@ -238,10 +239,10 @@ def test_a_run_stopped_in_the_fade_is_evaluated_with_its_guide(text_folder, tmp_
     def advance_then_die(board: object) -> None:
         advance(board)
         if trainer.progress.step == 3:
-            raise KeyboardInterrupt
+            raise Killed
 
     trainer._advance = advance_then_die
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Killed):
         trainer.run()
     during = next(line["val_loss"] for line in metrics(tmp_path) if "val_loss" in line)
     assert evaluate_run(tmp_path, "cpu", console())["val_loss"] == during

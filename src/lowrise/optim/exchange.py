@@ -50,8 +50,8 @@ def exchange(optimizer: Optimizer, exchanges: Sequence[Exchange]) -> None:
             for param, layout in zip(unit, optimizer._layouts(group, unit), strict=True):
                 if position in found:
                     # Another rank may own the unit: then there is `step` alone, here and afterwards.
-                    kept = {key: stored for key, stored in layout.items() if key in saved[position]}
-                    optimizer.state[param] = _zero_state(param, kept)
+                    elsewhere = saved[position].keys() == {"step"}
+                    optimizer.state[param] = _zero_state(param, {} if elsewhere else layout)
                     with optimizer.opened_state(group, [param]) as (state,):
                         _carry_into(state, loaded(saved[position]), found[position])
                 position += 1
