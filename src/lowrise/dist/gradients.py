@@ -144,12 +144,12 @@ def clip_gradients_(parameters: Sequence[Tensor], limit: float) -> Tensor:
     shared = [p for p in with_gradient if is_sharded(p)]
     if not shared:
         return nn.utils.clip_grad_norm_(with_gradient, limit)
-    grads = [local(p.grad) for p in with_gradient if p.grad is not None]
-    squares = torch.stack(torch._foreach_norm(grads)).square()
-    by_rows = torch.tensor([is_sharded(p) for p in with_gradient], device=squares.device)
-    total = squares[by_rows].sum()
-    ranks = shard_group(shared[0])
-    dist.all_reduce(total, group=ranks.group)
-    norm = (total + squares[~by_rows].sum()).sqrt()
-    torch._foreach_mul_(grads, (limit / (norm + 1e-6)).clamp(max=1.0))
+    rows = [local(p.grad) for p in shared if p.grad is not None]
+    copies = [p.grad for p in with_gradient if p.grad is not None and not is_sharded(p)]
+    square = torch.stack(torch._foreach_norm(rows)).square().sum()
+    dist.all_reduce(square, group=shard_group(shared[0]).group)
+    if copies:
+        square += torch.stack(torch._foreach_norm(copies)).square().sum()
+    norm = square.sqrt()
+    torch._foreach_mul_(rows + copies, (limit / (norm + 1e-6)).clamp(max=1.0))
     return norm

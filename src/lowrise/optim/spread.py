@@ -144,8 +144,8 @@ class Spread(Saved):
         """Move units that have a gradient and an owner. The next chunk arrives while one is worked on, and
         the one before returns.
         """
-        ranks = self.ranks()
-        if not units or ranks is None:
+        ranks = self.ranks() if units else None
+        if ranks is None:
             return
         parcels = [Parcel(unit, tuple(p.grad for p in unit), self._owners[unit[0]]) for unit in units]
         chunks = list(_chunks(parcels, ranks.size))
