@@ -29,18 +29,15 @@ from pathlib import Path
 import torch
 from common import publish
 from rich.console import Console
-from torch import nn
 
 from lowrise.config import RunConfig, load
 from lowrise.data import prepare
 from lowrise.dist import World
-from lowrise.dist.shards import is_sharded
 from lowrise.methods import METHODS
-from lowrise.optim import Optimizer
-from lowrise.optim.units import units_of
 from lowrise.train import RunDirectory
 from lowrise.train.display import Display
 from lowrise.train.loop import Trainer
+from lowrise.train.plan import plan_of
 
 CPU = torch.device("cpu")
 WAYS = ("ddp", "fsdp")
@@ -173,7 +170,7 @@ def measure_method(world: World, options: Options, method: str, way: str, folder
     losses, waiting, formula = [], [], 0.0
     for _ in range(options.updates):
         # Before the update: an adaptive rank changes at its end.
-        formula = planned_bytes(trainer.model, trainer.optimizer, world.size)
+        formula = plan_of(config, trainer.model, trainer.optimizer, world).communicated_bytes
         started = time.perf_counter()
         losses.append(trainer.update().loss)
         waiting.append(trainer.communication().seconds / (time.perf_counter() - started))
@@ -184,28 +181,6 @@ def measure_method(world: World, options: Options, method: str, way: str, folder
         losses=losses,
         waiting=statistics.median(waiting),
     )
-
-
-def planned_bytes(model: nn.Module, optimizer: Optimizer, ranks: int) -> float:
-    """Bytes that one rank sends in an update of one micro-batch, on average; docs/parallel.md."""
-    if ranks == 1:
-        return 0.0
-    blocks = {id(p) for p in model.get_submodule("model.layers").parameters()}
-    rows = [p for p in model.parameters() if is_sharded(p)]
-    copies = [p for p in model.parameters() if not is_sharded(p) and p.requires_grad]
-    gathers = sum((2 if id(p) in blocks else 1) * _bytes(p) for p in rows)
-    sums = sum(_bytes(p) for p in rows if p.requires_grad)
-    sent = (gathers + sums + 2 * sum(map(_bytes, copies))) * (ranks - 1) / ranks
-    for group in optimizer.param_groups:
-        for unit in units_of(group):
-            if optimizer.owner(unit) is not None:
-                there_and_back = 3 / ranks if is_sharded(unit[0]) else 1
-                sent += there_and_back * sum(map(_bytes, unit)) * (ranks - 1) / ranks
-    return sent
-
-
-def _bytes(p: torch.Tensor) -> int:
-    return p.numel() * p.element_size()
 
 
 if __name__ == "__main__":

@@ -23,11 +23,11 @@ from lowrise.config import RunConfig
 from lowrise.dist import FailedElsewhere, GradientSum, LostRanks, World, check_alike, check_same_work
 from lowrise.dist.shards import whole
 from lowrise.errors import LowriseError, UsageError
-from lowrise.optim import Optimizer, spread
-from lowrise.optim.units import units_of
+from lowrise.optim import spread
 from lowrise.train.build import build_optimizer
 from lowrise.train.loop import Trainer
 from lowrise.train.parallel import share_work
+from lowrise.train.plan import plan_of
 from lowrise.train.weights import model_tensors
 
 Work = Callable[..., Any]
@@ -192,8 +192,10 @@ def float64_run(world: World | None, folder: Path, runs: Path, data: str, method
     trainer.optimizer = build_optimizer(config, trainer.model)
     share_work(config, trainer.optimizer, trainer.shared.ranks)
     start = whole_tensors(trainer.model)
-    updates = [trainer.update() for _ in range(3)]
+    updates = [trainer.update() for _ in range(2)]
     optimizer = trainer.optimizer
+    planned = plan_of(config, trainer.model, optimizer, world).communicated_bytes  # of the next update
+    updates.append(trainer.update())
     return {
         "losses": [update.loss for update in updates],
         "norms": [update.grad_norm for update in updates],
@@ -201,17 +203,9 @@ def float64_run(world: World | None, folder: Path, runs: Path, data: str, method
         "end": whole_tensors(trainer.model),
         "state": optimizer.state_bytes(),
         "planned": optimizer.planned_bytes_here(),
-        "sent": optimizer.sent_bytes,
-        "owned": owned_bytes(optimizer),
-        "whole": sum(p.numel() * p.element_size() for g in optimizer.param_groups for p in g["params"]),
+        "sent": trainer.communication().sent_bytes,
+        "formula": planned,
     }
-
-
-def owned_bytes(optimizer: Optimizer) -> int:
-    """Of the parameters of units that have an owner."""
-    units = [unit for group in optimizer.param_groups for unit in units_of(group)]
-    owned = [p for unit in units if optimizer.owner(unit) is not None for p in unit]
-    return sum(p.numel() * p.element_size() for p in owned)
 
 
 def whole_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -38,6 +38,8 @@ WIDER = {
 # Of the movement in three float64 updates. SWAN's whitening enlarges 1e-16 to 4e-11 (see above), the others
 # stay below 1e-12.
 FLOAT64_BAR = {"swan": 1e-9}
+# Methods with state that a rank owns where all have copies of the weights.
+OWNED = {"muon", "loro", "spectron", "tsvd", "galore", "fira", "apollo", "apollo-mini", "gwt"}
 every_method = pytest.mark.parametrize("method", METHODS)
 
 
@@ -179,40 +181,27 @@ def test_state_is_spread_over_the_ranks(method, data, in_float64, one_in_float64
     if data != "ddp" and method not in ("selfguided", "tsvd"):  # those have copies of what they change
         # Norms are copies; so little that half of all state is at each rank.
         assert total <= copies * one["state"] * 1.02 + 20_000
-    if data == "ddp" and ranks[0]["owned"]:
-        assert total < len(ranks) * one["state"] or one["state"] == ranks[0]["state"]
+    if data == "ddp":
+        assert (total < len(ranks) * one["state"]) == (method in OWNED)
 
 
 @every_method
-def test_bytes_to_owners_and_back_are_those_of_the_formula(method, in_float64):
-    """3 P (N - 1) / N^2 from each rank on average for rows, P (N - 1) / N for copies."""
-    for data, share in (("fsdp", 3 / 4), ("hsdp", 3 / 4), ("ddp", 1 / 2)):
-        ranks = [result[method] for result in in_float64[data]]
-        copies = 2 if data == "hsdp" else 1
-        owned = ranks[0]["owned"]
-        sent = sum(r["sent"] for r in ranks) / copies
-        if method == "tsvd" and data != "ddp":  # its factors are copies
-            share = 1 / 2
-        assert sent == pytest.approx(2 * share * owned, rel=0.01)
+@pytest.mark.parametrize("data", SHARED)
+def test_ranks_send_what_the_formula_says(method, data, in_float64):
+    ranks = [result[method] for result in in_float64[data]]
+    sent = sum(r["sent"] for r in ranks) / len(ranks)
+    # FSDP2 pads rows that do not come out even: SLTrain's vectors of values.
+    assert sent == pytest.approx(ranks[0]["formula"], rel=1e-3 if method == "sltrain" else 1e-9, abs=2)
 
 
 def test_each_rank_reports_its_memory_and_what_it_sent(runs):
-    weights = runs.weights("many", "spectron")
-    sizes = {name: 4 * t.numel() for name, t in weights.items()}
-    factors = sum(size for name, size in sizes.items() if name.endswith((".A", ".B")))
-    total = sum(sizes.values())
-    sent = {
-        # Of two ranks each sends the sum of gradients once over a ring, and as an owner half of the factors.
-        "ddp": total + factors / 2,
-        # Half of each message goes to the other rank. In each of two passes blocks are gathered twice and the
-        # rest once, and gradients are summed once; then factors and their gradients go to owners, and back.
-        "fsdp": 2 * (factors + total + total) / 2 + 3 * factors / 4,
-    }
+    summary = json.loads((runs.folder / "many" / "spectron" / "summary.json").read_text())
+    planned = summary["communicated_bytes_planned"]
     for line in metrics(runs.folder / "many" / "spectron"):
         if "loss" not in line:
             continue
-        # Norms are copies in both ways, and nearly nothing.
-        assert line["communicated_bytes"] == pytest.approx(sent[runs.data], rel=0.01)
+        # Rank 0's, which differs from the mean by a matrix or two that it owns more or less.
+        assert line["communicated_bytes"] == pytest.approx(planned, rel=0.02)
         for key in ("peak_memory_bytes", "state_bytes"):
             assert len(line[key]) == 2
             assert all(value > 0 for value in line[key])

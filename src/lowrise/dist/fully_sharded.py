@@ -9,9 +9,8 @@
 
 Every rank's loss is its part of the mean over the global batch, so gradients are summed, not averaged.
 
-Bytes sent by one rank for P bytes of shared weights (as they are gathered), T of them trained, in a pass over
-a micro-batch: blocks 2 P (S - 1) / S for the two gathers, the rest once, since it is not freed between
-forward and backward pass; T (S - 1) / S for the sums; with C = N / S copies 2 (T / S) (C - 1) / C more.
+What is outside the blocks is not freed between forward and backward pass. Bytes sent:
+`ledger/communication.py`.
 """
 
 from __future__ import annotations
@@ -93,13 +92,13 @@ def shard_model(
     for block in blocks:
         fully_shard(block, reshard_after_forward=True, **options)
     fully_shard(model, reshard_after_forward=False, **options)
-    traffic = Traffic()
+    traffic, copies = Traffic(), mesh.size() // mesh.size(mesh.ndim - 1)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
             module.set_custom_all_gather(_Gather(traffic))  # type: ignore[arg-type]
-            module.set_custom_reduce_scatter(_Sum(traffic))  # type: ignore[arg-type]
+            module.set_custom_reduce_scatter(_Sum(traffic, copies))  # type: ignore[arg-type]
     return traffic
 
 
@@ -134,7 +133,12 @@ class _Gather(_Counted):
         return self._counted(start, input_tensor.nbytes * others, input_tensor.device.type == "cpu")
 
 
+@dataclass(frozen=True)
 class _Sum(_Counted):
+    """FSDP2 lets a sum over copies of the model follow, of the rows that remain."""
+
+    copies: int
+
     def __call__(
         self,
         output_tensor: Tensor,
@@ -146,5 +150,6 @@ class _Sum(_Counted):
         def start() -> Any:
             return _sum(output_tensor, input_tensor, op=op, group=group, async_op=async_op)
 
-        others = group.size() - 1
-        return self._counted(start, output_tensor.nbytes * others, input_tensor.device.type == "cpu")
+        over_copies = 2 * output_tensor.nbytes * (self.copies - 1) // self.copies
+        sent = output_tensor.nbytes * (group.size() - 1) + over_copies
+        return self._counted(start, sent, input_tensor.device.type == "cpu")

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from lowrise.config import RunConfig
+from lowrise.dist import World
 from lowrise.ledger import count_parameters, flops_per_token
+from lowrise.ledger.communication import planned_communication
 from lowrise.model import Llama
 from lowrise.optim import Optimizer
 from lowrise.train.build import build_optimizer, model_from
@@ -28,6 +30,8 @@ class RunPlan:
     flops_per_token: int
     optimizer_flops_per_step: int
     state_bytes: int
+    communicated_bytes: int
+    """Sent by one rank in an update, the mean of all ranks."""
 
     @property
     def train_flops(self) -> int:
@@ -44,14 +48,15 @@ def plan_run(config: RunConfig, vocab_size: int) -> RunPlan:
     return plan_of(config, model, build_optimizer(config, model))
 
 
-def plan_of(config: RunConfig, model: Llama, optimizer: Optimizer, ranks: int = 1) -> RunPlan:
+def plan_of(config: RunConfig, model: Llama, optimizer: Optimizer, world: World | None = None) -> RunPlan:
     """Plan of a model and an optimizer that are there.
 
     FLOPs of the optimizer are counted once, also where ranks repeat them; bytes of state are this rank's.
     """
     params = count_parameters(model)
-    train = config.train
-    pass_sequences = train.micro_sequences or train.sequences // ranks
+    train, ranks = config.train, (world or World()).size
+    share = train.sequences // ranks
+    pass_sequences = train.micro_sequences or share
     return RunPlan(
         steps=config.train.steps,
         tokens_per_step=config.train.sequences * config.train.seq_len,
@@ -60,4 +65,12 @@ def plan_of(config: RunConfig, model: Llama, optimizer: Optimizer, ranks: int = 
         flops_per_token=flops_per_token(model, train.seq_len, sequences=pass_sequences).training,
         optimizer_flops_per_step=optimizer.step_flops(),
         state_bytes=optimizer.planned_bytes_here(),
+        communicated_bytes=planned_communication(
+            model,
+            model.model.layers,
+            optimizer,
+            ranks=ranks,
+            passes=share // pass_sequences,
+            gathered_bytes=2 if config.parallel.gather == "bfloat16" else None,
+        ),
     )

@@ -81,6 +81,7 @@ def summarize(
         "optimizer_step_ms": statistics.median(optimizer_ms) if optimizer_ms else None,
         "state_bytes_planned": progress.state_bytes_planned,
         "state_bytes_measured": progress.state_bytes_measured,
+        "communicated_bytes_planned": plan.communicated_bytes,
         "peak_memory_bytes": peak_memory_bytes(device),
         "status": status,
     }

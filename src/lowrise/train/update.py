@@ -75,7 +75,7 @@ class Updater:
         share_work(config, self.optimizer, self.shared.ranks)
         check_adaptive(self.model, self.optimizer)
         self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
-        self.plan: RunPlan = plan_of(config, self.model, self.optimizer, self.world.size)
+        self.plan: RunPlan = plan_of(config, self.model, self.optimizer, self.world)
         self.progress = Progress()
         self._place_restarts()
         self._note_state()
@@ -186,7 +186,7 @@ class Updater:
             self._ranks_changed()
 
     def _ranks_changed(self) -> None:
-        self.plan = plan_of(self.config, self.model, self.optimizer, self.world.size)
+        self.plan = plan_of(self.config, self.model, self.optimizer, self.world)
         self._note_state()
         if self.config.train.compile:
             compile_blocks(self.model)
