@@ -208,6 +208,18 @@ def float64_run(world: World | None, folder: Path, runs: Path, data: str, method
     }
 
 
+def twenty_updates(world: World | None, folder: Path, runs: Path, data: str, methods: list[str]) -> Any:
+    """Weights of each method after twenty updates in float32."""
+    ends = {}
+    for method in methods:
+        config = parallel_config(folder, method, **SHARED[data] | {"train.steps": 20})
+        trainer = trainer_for(config, runs / "twenty" / method, world)
+        for _ in range(20):
+            trainer.update()
+        ends[method] = whole_tensors(trainer.model)
+    return ends
+
+
 def whole_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: whole(t.detach()).clone() for name, t in model_tensors(model).items()}
 
