@@ -30,14 +30,7 @@ from lowrise.errors import UsageError
 
 
 def mesh_of(world: World, device: torch.device, shards: int) -> DeviceMesh:
-    """Step 1 for copies of `shards` ranks each; all ranks must call it. `UsageError` if they do not come out
-    even.
-    """
-    if world.size % shards:
-        raise UsageError(
-            f"{world.size} ranks cannot be split into copies of {shards} ranks each (parallel.shard_ranks): "
-            "give a number that divides them."
-        )
+    """Step 1 for copies of `shards` ranks each, which divide all (`train/rules.py`); all ranks must call it."""
     if shards == world.size:
         return init_device_mesh(device.type, (shards,), mesh_dim_names=("shard",))
     return init_device_mesh(

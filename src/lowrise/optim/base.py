@@ -65,7 +65,7 @@ from lowrise.optim.formats import (
     stored_layout,
     uncompressed,
 )
-from lowrise.optim.spread import Spread, here, seen_group
+from lowrise.optim.spread import Spread, here, seen_group, shape_of
 from lowrise.optim.units import (
     Layout,
     Shape,
@@ -139,7 +139,7 @@ class Optimizer(Spread):
             check_view(group, where=where)
             check_params(group)
             check_format(group, where=where)
-            matrices = {id(p): split(_shape_of(p), group["view"]) for p in group["params"]}
+            matrices = {id(p): split(shape_of(p), group["view"]) for p in group["params"]}
             self._check_options(as_matrices(group, matrices) if group["view"] else group)
         except UsageError:
             self.param_groups.pop()
@@ -156,7 +156,7 @@ class Optimizer(Spread):
         """Start values of every matrix of the group, which is the last one."""
         index = self.first_matrix(group)
         for param in group["params"]:
-            matrices = split(_shape_of(param), group["view"])
+            matrices = split(shape_of(param), group["view"])
             states = split_state(uncompressed(self.state[param]), len(matrices), group["view"])
             for matrix, state in zip(matrices, states, strict=True):
                 if len(state) > 1:
@@ -439,13 +439,6 @@ def _parts(group: Mapping[str, Any], units: list[Unit]) -> Iterable[list[Unit]]:
     if format_of(group) == "float32":
         return [units]
     return chunked(units, lambda unit: compressed_elements(unit.states), OPEN_ELEMENTS)
-
-
-def _shape_of(param: Tensor) -> Tensor:
-    """A stand-in for a shared parameter, which has the whole shape and no values; others are themselves."""
-    if is_sharded(param):
-        return torch.empty(param.shape, dtype=param.dtype, device="meta")
-    return param.detach()
 
 
 def _zero_state(param: Tensor, stored: Stored, *, whole: bool = False) -> dict[str, Tensor]:

@@ -215,17 +215,20 @@ def here(unit: Unit, wholes: Mapping[int, Tensor] | None) -> Unit:
     )
 
 
+def shape_of(param: Tensor) -> Tensor:
+    """A stand-in for a shared parameter, which has the whole shape and no values; others are themselves."""
+    if is_sharded(param):
+        return torch.empty(param.shape, dtype=param.dtype, device="meta")
+    return param.detach()
+
+
 def seen_group(group: dict[str, Any], wholes: Mapping[int, Tensor] | None) -> dict[str, Any]:
     """The group as a rule sees it, with whole matrices in the place of shared parameters; those of other
     ranks have shapes alone.
     """
     if wholes is None:
         return group
-    stand_ins = [wholes.get(id(p), None) for p in group["params"]]
-    params = [
-        torch.empty(p.shape, dtype=p.dtype, device="meta") if w is None else w
-        for p, w in zip(group["params"], stand_ins, strict=True)
-    ]
+    params = [wholes[id(p)] if id(p) in wholes else shape_of(p) for p in group["params"]]
     return {**group, "params": params, "viewed_group": group}
 
 
