@@ -14,6 +14,7 @@ from rich.console import Console
 from tiny import config_for, final_tensors, metrics, run_training, trainer_for
 from torch import Tensor, nn
 
+from lowrise.checkpoint import CheckpointStore
 from lowrise.errors import LowriseError, UsageError
 from lowrise.export.run import load_run
 from lowrise.layers import SVDLinear, param_groups
@@ -23,7 +24,7 @@ from lowrise.model import next_token_loss
 from lowrise.optim import TSVD
 from lowrise.train.plan import plan_of
 from lowrise.train.ranks import change_ranks, follow
-from lowrise.train.weights import load_model_tensors, model_tensors
+from lowrise.train.weights import load_saved_model, model_tensors
 
 SHRINK = {  # of 16 columns, every event may drop half
     "layer.energy": 0.5,
@@ -299,8 +300,6 @@ def test_resume_across_events_is_exact(stop: int, grow: bool, text_folder: Path,
 
 
 def load_tensors(run: Path) -> dict[str, Tensor]:
-    from lowrise.checkpoint import CheckpointStore
-
     return CheckpointStore(run / "checkpoints").load(8).parts["model"]
 
 
@@ -314,9 +313,11 @@ def test_a_trained_run_is_loaded_at_its_ranks(text_folder: Path, tmp_path: Path)
 
 def test_layers_of_fixed_rank_still_refuse_other_ranks(text_folder: Path, tmp_path: Path) -> None:
     saved = model_tensors(trainer_for(config_for(text_folder, "tsvd"), tmp_path).model)
+    store = CheckpointStore(tmp_path / "saved")
+    store.save(0, {"model": saved}, {})
     fixed = trainer_for(config_for(text_folder, "tsvd", **{"layer.energy": 0.0, "layer.rank": 8}), tmp_path)
     with pytest.raises(LowriseError, match="another model"):
-        load_model_tensors(fixed.model, saved)
+        load_saved_model(fixed.model, store.load(0))
 
 
 def test_adaptive_ranks_need_an_optimizer_that_keeps_orthonormality(

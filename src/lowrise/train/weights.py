@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from lowrise.checkpoint import Checkpoint
@@ -20,21 +19,10 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return parameters | {name: b for name, b in model.named_buffers() if name in saved}
 
 
-@torch.no_grad()
-def load_model_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy saved tensors into the model; a sentence, and nothing changed, for names or shapes that do not
-    fit. Adaptive layers take the saved ranks.
-    """
-    fit_ranks(model, tensors)
-    own = model_tensors(model)
-    require_same_model(own, tensors)
-    for name, tensor in own.items():
-        tensor.copy_(tensors[name])
-
-
 def load_saved_model(model: nn.Module, checkpoint: Checkpoint, world: World | None = None) -> None:
-    """As `load_model_tensors`, of a checkpoint, into a model that `world`'s ranks share in any way.
-    Collective."""
+    """Copy a checkpoint's weights into the model, which `world`'s ranks may share in any way; a sentence, and
+    nothing changed, for names or shapes that do not fit. Adaptive layers take the saved ranks. Collective.
+    """
     fit_ranks(model, checkpoint.described("model"))
     checkpoint.load_into("model", model_tensors(model), world, require_same_model)
 
