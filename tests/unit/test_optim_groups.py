@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lowrise.errors import UsageError
-from lowrise.optim import AdamW, Muon, Spectron
+from lowrise.optim import AdamW, Muon, SinkGD, Spectron
 from lowrise.optim import units as optim_units
 
 
@@ -151,7 +151,7 @@ def test_sparse_gradients_get_a_sentence() -> None:
 def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch, build) -> None:
     results = []
     for limit in (1 << 26, 1):
-        monkeypatch.setattr(optim_units, "MAX_BATCH_ELEMENTS", limit)
+        monkeypatch.setattr(optim_units, "BATCH_ELEMENTS_CPU", limit)
         torch.manual_seed(1)
         params = [nn.Parameter(torch.randn(6, 4, dtype=torch.float64)) for _ in range(5)]
         optimizer = build(params)
@@ -162,6 +162,32 @@ def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch, build)
     torch.testing.assert_close(
         *results, rtol=0, atol=1e-14
     )  # batched and single products may sum in another order
+
+
+@pytest.mark.parametrize("build", [Muon, AdamW, SinkGD])
+def test_few_bfloat16_gradients_are_widened_at_once(monkeypatch: pytest.MonkeyPatch, build) -> None:
+    seen: list[tuple[int, set[torch.dtype]]] = []
+    update = build._update
+    monkeypatch.setattr(
+        build,
+        "_update",
+        lambda o, g, units: (
+            seen.append((len(units), {u.grads[0].dtype for u in units})),
+            update(o, g, units),
+        ),
+    )
+    ends = []
+    for limit in (1 << 24, 3 * 24):
+        monkeypatch.setattr("lowrise.optim.base.OPEN_ELEMENTS", limit)
+        torch.manual_seed(1)
+        params = [nn.Parameter(torch.randn(6, 4, dtype=torch.bfloat16)) for _ in range(7)]
+        optimizer = build(params)
+        for p in params:
+            p.grad = torch.randn_like(p)
+        optimizer.step()
+        ends.append(torch.stack(params).detach())
+    assert seen == [(n, {torch.float32}) for n in (7, 3, 3, 1)]
+    torch.testing.assert_close(*ends, rtol=2**-7, atol=0)  # batched products may round another way
 
 
 def test_seed_and_place_decide_the_start_of_the_power_iteration() -> None:

@@ -14,6 +14,11 @@ from torch import Tensor
 UPPER_GUARD = 1e-5
 
 
+def largest_entry(X: Tensor) -> Tensor:
+    """max|X| of each matrix, (..., 1, 1), without a matrix of absolute values; NaN where X has one."""
+    return torch.maximum(X.amax(dim=(-2, -1), keepdim=True), -X.amin(dim=(-2, -1), keepdim=True))
+
+
 def power_iteration(X: Tensor, u: Tensor, *, iters: int = 1) -> tuple[Tensor, Tensor]:
     """Algorithm 3 of Spectron: estimate ||X||_2 from the left vector u of the step before.
 
@@ -49,7 +54,7 @@ def spectral_norm_upper(X: Tensor, *, squarings: int = 12) -> Tensor:
     """
     result_dtype = torch.float64 if X.dtype == torch.float64 else torch.float32
     Y = X.to(torch.float32 if X.device.type == "mps" else torch.float64)
-    largest = Y.abs().amax(dim=(-2, -1), keepdim=True)
+    largest = largest_entry(Y)
     positive = largest > 0
     # Entries of at most 1, so that the squares neither overflow nor vanish.
     Y = Y / torch.where(positive, largest, torch.ones_like(largest))

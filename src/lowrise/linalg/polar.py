@@ -19,6 +19,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lowrise.linalg.norms import largest_entry
+
 Triple = tuple[float, float, float]
 
 # Keller Jordan's quintic (KellerJordan/Muon, muon.py; also torch.optim.Muon). Made for speed, not for
@@ -106,7 +108,7 @@ def _frobenius_normalized(X: Tensor, *, eps: float, eps_rule: str = "add") -> Te
     """X / (||X||_F + eps) in a new tensor, computed from X / max|X| so that the squares cannot overflow or
     vanish.
     """
-    largest = X.abs().amax(dim=(-2, -1), keepdim=True)
+    largest = largest_entry(X)
     largest = torch.where(largest > 0, largest, torch.ones_like(largest))
     Y = X / largest
     norm = torch.linalg.vector_norm(Y, dim=(-2, -1), keepdim=True)

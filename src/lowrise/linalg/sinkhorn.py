@@ -22,6 +22,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lowrise.linalg.norms import largest_entry
 from lowrise.linalg.precision import full_precision_matmul
 
 # A line whose norm (with the scales of the other side) is below this part of the largest entry of X counts as
@@ -44,7 +45,7 @@ def sinkhorn_vectors(X: Tensor, *, iters: int = 5, rows_first: bool = True) -> t
         c, r = sinkhorn_vectors(X.mT, iters=iters)
         return r, c
     m, n = X.shape[-2:]
-    largest = X.abs().amax(dim=(-2, -1), keepdim=True)
+    largest = largest_entry(X)
     largest = torch.where(largest > 0, largest, torch.ones_like(largest))
     S = (X / largest).square_()  # (..., m, n)
     # As rows from the left: torch's batched product with a column takes several times as long on a CPU.

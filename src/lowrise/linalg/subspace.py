@@ -19,6 +19,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lowrise.linalg.norms import largest_entry
+
 
 def leading_left(G: Tensor, rank: int) -> Tensor:
     """The `rank` leading left singular vectors (..., m, rank) of finite G (..., m, n), rank <= min(m, n).
@@ -26,7 +28,7 @@ def leading_left(G: Tensor, rank: int) -> Tensor:
     Waits for the device (eigensolver).
     """
     m, n = G.shape[-2:]
-    G = G / _largest(G)
+    G = _scaled(G)
     if m <= n:
         return _leading_eigenvectors(G @ G.mT, rank)
     V = _leading_eigenvectors(G.mT @ G, rank)
@@ -39,7 +41,7 @@ def range_finder(G: Tensor, rank: int, test: Tensor, *, power: int = 2) -> Tenso
     `test` (..., n, rank + p) are random test vectors; p is the oversampling (16 is plenty). Of their m x
     (rank + p) range after `power` steps of subspace iteration, the `rank` leading directions are kept.
     """
-    G = G / _largest(G)
+    G = _scaled(G)
     Q = torch.linalg.qr(G @ test).Q
     for _ in range(power):
         Q = torch.linalg.qr(G @ torch.linalg.qr(G.mT @ Q).Q).Q
@@ -68,7 +70,7 @@ def _leading_eigenvectors(S: Tensor, rank: int) -> Tensor:
     return torch.linalg.eigh(S).eigenvectors[..., -rank:].flip(-1)
 
 
-def _largest(G: Tensor) -> Tensor:
-    """max|G| per matrix, 1 for a zero matrix: the Gram matrix of tiny gradients would underflow."""
-    largest = G.abs().amax(dim=(-2, -1), keepdim=True)
-    return torch.where(largest > 0, largest, 1.0)
+def _scaled(G: Tensor) -> Tensor:
+    """G / max|G|, per matrix: the Gram matrix of tiny gradients would underflow. Zero stays zero."""
+    largest = largest_entry(G)
+    return G / torch.where(largest > 0, largest, 1.0)

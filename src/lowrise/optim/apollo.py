@@ -40,10 +40,10 @@ from lowrise.optim.projected import (
     ProjectedAdam,
     channel_factors,
     frobenius,
-    limit_,
+    limiting_factors,
 )
 from lowrise.optim.projection import Projection, ProjType, rank_of, sides_of
-from lowrise.optim.units import Layout, Shape
+from lowrise.optim.units import Layout, Shape, stacked
 
 
 class APOLLO(ProjectedAdam):
@@ -134,7 +134,7 @@ class APOLLO(ProjectedAdam):
         if due:
             P = self._normal(group, due, side, G, d, r)
             torch._foreach_copy_([member.state[side] for member in due], list(P.unbind()))
-        return {side: torch.stack([member.state[side] for member in members])}
+        return {side: stacked([member.state[side] for member in members])}
 
     def _direction(
         self, group: dict[str, Any], members: Sequence[Member], G: Tensor, R: Tensor, N: Tensor,
@@ -142,16 +142,16 @@ class APOLLO(ProjectedAdam):
     ) -> Tensor:  # fmt: skip
         (side,) = sides_of(group["proj_type"], G.shape)
         if group["scale_type"] == "channel":
-            U = G.mul_(channel_factors(N, R, side))
+            factors = channel_factors(N, R, side)
         else:
-            U = G.mul_((frobenius(N) / (frobenius(R) + 1e-8))[:, None, None])
+            factors = (frobenius(N) / (frobenius(R) + 1e-8))[:, None, None]
         scale = group["scale"]
         if group["relative_scale"]:
             scale *= min(G.shape[-2:]) / self._rank(tuple(G.shape[-2:]), group)
-        if group["scale_front"]:
-            U.mul_(math.sqrt(scale))
-        limit_(U, group, members)
-        return U if group["scale_front"] else U.mul_(math.sqrt(scale))
+        root = math.sqrt(scale)
+        U = G * (factors * root if group["scale_front"] else factors)
+        kept = limiting_factors(frobenius(U), group, members)
+        return U.mul_(kept if group["scale_front"] else kept * root)
 
     @classmethod
     def _direction_flops(cls, m: int, n: int, r: int, options: Mapping[str, Any]) -> int:

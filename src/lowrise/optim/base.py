@@ -9,9 +9,9 @@ one parameter for every other role. A step is:
    still; within a unit a missing gradient counts as zeros;
 3. count: `state["step"] += 1` for each parameter of these units, so that a rule sees t = 1 at its first
    update;
-4. open their moments in float32 if the group's `state_format` stores them otherwise (`formats.py`), a
-   bounded number at a time, and take as matrices what the group's `view` makes of their tensors
-   (`views.py`);
+4. open their moments in float32 if the group's `state_format` stores them otherwise (`formats.py`), and
+   widen gradients of bfloat16 parameters, a bounded number at a time; take as matrices what the group's
+   `view` makes of their tensors (`views.py`);
 5. hand the units to the class's `_update` if the group's role is one of its `roles`, else to the built-in
    AdamW. A rule sees 2-D tensors and float32 moments, may be handed a part of the group's units, and writes
    in place;
@@ -71,9 +71,11 @@ from lowrise.optim.units import (
     Shape,
     Unit,
     chunked,
+    narrow_elements,
     state_dtype,
     units_of,
     units_of_matrices,
+    widened,
     with_states,
 )
 from lowrise.optim.views import CHOICE, as_matrices, check_view, matrices_of, split, split_state, write_back
@@ -245,8 +247,9 @@ class Optimizer(Spread):
         seen = seen_group(group, wholes)
         torch._foreach_add_([s["step"] for unit in units for s in unit.states], 1.0)
         for part in _parts(group, units):
+            wide = [widened(unit) for unit in part]
             with self.opened_state(group, [p for unit in part for p in unit.params]) as states:
-                self._apply(seen, [here(unit, wholes) for unit in with_states(part, states)])
+                self._apply(seen, [here(unit, wholes) for unit in with_states(wide, states)])
 
     def _apply(self, group: dict[str, Any], units: list[Unit]) -> None:
         """Step 5, with the matrices of the group's view in the place of its tensors."""
@@ -305,9 +308,7 @@ class Optimizer(Spread):
         if not self._has_gradient(params):
             return None
         grads = tuple(
-            torch.zeros_like(local(p), dtype=state_dtype(p))
-            if p.grad is None
-            else local(p.grad).to(state_dtype(p))
+            torch.zeros_like(local(p), dtype=state_dtype(p)) if p.grad is None else local(p.grad)
             for p in params
         )
         return Unit(params, grads, tuple(self.state[p] for p in params))
@@ -435,10 +436,13 @@ def _num_matrices(param: Tensor, group: Mapping[str, Any]) -> int:
 
 
 def _parts(group: Mapping[str, Any], units: list[Unit]) -> Iterable[list[Unit]]:
-    """Units whose moments may be open at the same time."""
-    if format_of(group) == "float32":
-        return [units]
-    return chunked(units, lambda unit: compressed_elements(unit.states), OPEN_ELEMENTS)
+    """Units whose moments and gradients may be in float32 at the same time, where they are not always."""
+    compressed = format_of(group) != "float32"
+
+    def elements(unit: Unit) -> int:
+        return narrow_elements(unit) + (compressed_elements(unit.states) if compressed else 0)
+
+    return chunked(units, elements, OPEN_ELEMENTS)
 
 
 def _zero_state(param: Tensor, stored: Stored, *, whole: bool = False) -> dict[str, Tensor]:

@@ -17,11 +17,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lowrise.optim.base import Optimizer
 from lowrise.optim.projected import Member, ProjectedAdam
-from lowrise.optim.projection import Projection, ProjType, add_back_
+from lowrise.optim.projection import Projection, ProjType, back
 
 
 class GaLore(ProjectedAdam):
@@ -63,7 +64,7 @@ class GaLore(ProjectedAdam):
         self, group: dict[str, Any], members: Sequence[Member], G: Tensor, R: Tensor, N: Tensor,
         bases: dict[str, Tensor],
     ) -> Tensor:  # fmt: skip
-        return add_back_(G, N, bases, alpha=group["scale"], beta=0.0)
+        return torch.matmul(*back(N * group["scale"], bases))
 
     @classmethod
     def _direction_flops(cls, m: int, n: int, r: int, options: Mapping[str, Any]) -> int:

@@ -44,7 +44,7 @@ from lowrise.optim.adamw_rule import Form
 from lowrise.optim.base import Optimizer
 from lowrise.optim.checks import parameter_name
 from lowrise.optim.growth_limit import Limiter, check_limiter, limit_growth
-from lowrise.optim.units import Layout, Shape, Unit, buckets, decay_and_subtract_
+from lowrise.optim.units import Layout, Shape, Unit, buckets, decay_and_subtract_, stacked
 
 
 class GWT(Optimizer):
@@ -144,13 +144,13 @@ def _update_bucket(group: Mapping[str, Any], bucket: list[Unit], t: float) -> No
     (b1, b2), level = group["betas"], group["level"]
     states = [unit.states[0] for unit in bucket]
     exp_avgs, exp_avg_sqs = [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]
-    G = torch.stack([unit.grads[0] for unit in bucket])  # (batch, m, n)
+    G = stacked([unit.grads[0] for unit in bucket])  # (batch, m, n)
     A = list(haar_approximation(G, level).unbind())  # 1
     torch._foreach_lerp_(exp_avgs, A, 1.0 - b1)  # 2
     torch._foreach_mul_(exp_avg_sqs, b2)
     torch._foreach_addcmul_(exp_avg_sqs, A, A, 1.0 - b2)
-    E = torch.stack(exp_avg_sqs).sqrt_().add_(group["eps"])  # 3 (batch, m, K)
-    N = torch.stack(exp_avgs).div_(E)
+    E = stacked(exp_avg_sqs).sqrt().add_(group["eps"])  # 3 (batch, m, K)
+    N = stacked(exp_avgs) / E
 
     norms = torch.linalg.vector_norm(N, dim=(-2, -1))  # 4 (batch)
     remembered = [s["update_norm"] for s in states]

@@ -32,7 +32,7 @@ from torch import Tensor
 from lowrise.errors import UsageError
 from lowrise.linalg.polar import QUINTIC, newton_schulz
 from lowrise.optim.base import Optimizer
-from lowrise.optim.units import Layout, Shape, Unit, buckets, decay_and_subtract_
+from lowrise.optim.units import Layout, Shape, Unit, buckets, decay_and_subtract_, stacked
 
 NsDtype = Literal["auto", "bfloat16", "float32", "float64"]
 AdjustLr = Literal["match_rms_adamw", "original"]
@@ -100,9 +100,9 @@ class Muon(Optimizer):
         members = [m for unit in units for m in zip(unit.params, unit.grads, unit.states, strict=True)]
         torch._foreach_lerp_([s["momentum"] for _, _, s in members], [g for _, g, _ in members], 1.0 - mu)
         for bucket in buckets(members, lambda member: member[0]):
-            D = torch.stack([s["momentum"] for _, _, s in bucket])  # (batch, m, n)
+            D = stacked([s["momentum"] for _, _, s in bucket])  # (batch, m, n)
             if group["nesterov"]:
-                D = torch.lerp(torch.stack([g for _, g, _ in bucket]), D, mu)
+                D = torch.lerp(stacked([g for _, g, _ in bucket]), D, mu)
             ortho = newton_schulz(
                 D,
                 steps=group["ns_steps"],

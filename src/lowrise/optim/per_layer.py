@@ -43,7 +43,7 @@ from torch.utils.hooks import RemovableHandle
 from lowrise.errors import UsageError
 from lowrise.optim.base import Optimizer
 from lowrise.optim.checks import parameter_name
-from lowrise.optim.units import units_of
+from lowrise.optim.units import units_of, widened
 
 
 @dataclass
@@ -120,6 +120,7 @@ def _move_and_free(
     unit = optimizer._ready_unit(params)
     if unit is None:
         return
+    unit = widened(unit)
     norm = float(torch.stack(torch._foreach_norm(list(unit.grads))).norm())
     moved.squared_norm += norm * norm
     if math.isfinite(norm):

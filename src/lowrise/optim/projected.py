@@ -49,7 +49,7 @@ from lowrise.optim.projection import (
     renewed,
     sides_of,
 )
-from lowrise.optim.units import Layout, Shape, Unit, buckets, decay_and_subtract_
+from lowrise.optim.units import Layout, Shape, Unit, buckets, decay_and_subtract_, stacked
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class ProjectedAdam(Optimizer):
         self, group: dict[str, Any], members: Sequence[Member], G: Tensor, R: Tensor, N: Tensor,
         bases: dict[str, Tensor],
     ) -> Tensor:  # fmt: skip
-        """Step 5 for a batch, U (batch, m, n); may be written over G, which is a copy."""
+        """Step 5 for a batch, U (batch, m, n), a new tensor: G may be the gradient itself."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As the base; a group may use the other name of the scale (`alpha` for `scale`, or the reverse)."""
@@ -144,7 +144,7 @@ class ProjectedAdam(Optimizer):
     def _update(self, group: dict[str, Any], units: list[Unit]) -> None:
         b1, b2 = group["betas"]
         for bucket in buckets(self._members(group, units), lambda member: member.unit.params[0]):
-            G = torch.stack([member.unit.grads[0] for member in bucket])  # (batch, m, n)
+            G = stacked([member.unit.grads[0] for member in bucket])  # (batch, m, n)
             bases = self._bases(group, bucket, G)
             R = project(G, bases)
             ms, vs = ([member.state[name] for member in bucket] for name in ("exp_avg", "exp_avg_sq"))
@@ -152,7 +152,7 @@ class ProjectedAdam(Optimizer):
             torch._foreach_lerp_(ms, rows, 1.0 - b1)
             torch._foreach_mul_(vs, b2)
             torch._foreach_addcmul_(vs, rows, rows, 1.0 - b2)
-            N = torch.stack(ms).div_(torch.stack(vs).sqrt_().add_(group["eps"]))
+            N = stacked(ms) / stacked(vs).sqrt().add_(group["eps"])
             U = self._direction(group, bucket, G, R, N, bases)
             keep = 1.0 - group["lr"] * group["weight_decay"]
             updates = list(U.unbind())
@@ -188,9 +188,10 @@ class ProjectedAdam(Optimizer):
             olds = [member.state[side] for member in chosen]
             normal = functools.partial(self._normal, group, chosen, side, G)
             steps = [member.step for member in chosen]
-            P = renewed(group["projection"], G[due], torch.stack(olds), side, normal, steps)
+            due_G = G if len(due) == len(members) else G[due]
+            P = renewed(group["projection"], due_G, stacked(olds), side, normal, steps)
             torch._foreach_copy_(olds, list(P.unbind()))
-        return {side: torch.stack([member.state[side] for member in members]) for side in sides}
+        return {side: stacked([member.state[side] for member in members]) for side in sides}
 
     @staticmethod
     def _normal(
@@ -252,12 +253,14 @@ def channel_factors(N: Tensor, R: Tensor, side: str) -> Tensor:
     return norms[0] / (norms[1] + 1e-8)
 
 
-def limit_(U: Tensor, group: Mapping[str, Any], members: Sequence[Member]) -> None:
-    """Divide U (batch, m, n) as the norm-growth limiter says; remember the norms in the states."""
+def limiting_factors(norms: Tensor, group: Mapping[str, Any], members: Sequence[Member]) -> Tensor:
+    """What the norm-growth limiter multiplies updates of these norms (batch,) by, as (batch, 1, 1); the norms
+    that are left go into the states.
+    """
     states = [member.state["norm"] for member in members]
-    first = torch.tensor([member.step == 0 for member in members]).to(U.device, non_blocking=True)
-    divisors, norms = limit_growth(
-        frobenius(U), torch.stack(states), first, gamma=group["gamma"], rule=group["limiter"]
+    first = torch.tensor([member.step == 0 for member in members]).to(norms.device, non_blocking=True)
+    divisors, limited = limit_growth(
+        norms, torch.stack(states), first, gamma=group["gamma"], rule=group["limiter"]
     )
-    U.div_(divisors[:, None, None])
-    torch._foreach_copy_(states, list(norms.unbind()))
+    torch._foreach_copy_(states, list(limited.unbind()))
+    return divisors.reciprocal_()[:, None, None]

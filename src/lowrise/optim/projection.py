@@ -37,6 +37,7 @@ import torch
 from torch import Tensor
 
 from lowrise.linalg.counter_normal import counter_normal, key_of
+from lowrise.linalg.norms import largest_entry
 from lowrise.linalg.precision import full_precision_matmul
 from lowrise.linalg.subspace import align_signs, haar, leading_left, range_finder
 
@@ -72,15 +73,11 @@ def project(G: Tensor, bases: Mapping[str, Tensor]) -> Tensor:
     return R @ bases["right"] if "right" in bases else R
 
 
-def add_back_(
-    U: Tensor, N: Tensor, bases: Mapping[str, Tensor], *, alpha: float, beta: float = 1.0
-) -> Tensor:
-    """U <- beta U + alpha P N Q^T, in place; (batch, m, n)."""
+def back(N: Tensor, bases: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """P N Q^T (batch, m, n) as the two factors of its last product."""
     if "left" not in bases:
-        return U.baddbmm_(N, bases["right"].mT, alpha=alpha, beta=beta)
-    if "right" in bases:
-        N = N @ bases["right"].mT
-    return U.baddbmm_(bases["left"], N, alpha=alpha, beta=beta)
+        return N, bases["right"].mT
+    return bases["left"], N @ bases["right"].mT if "right" in bases else N
 
 
 def offsets_of(group: Mapping[str, Any]) -> list[int]:
@@ -128,16 +125,16 @@ def renewed(
 
     `normal(d, k)` draws (batch, d, k) normal numbers for this renewal.
     """
-    finite = G.isfinite().all(dim=-1).all(dim=-1)
-    G = torch.where(finite[:, None, None], G, 0.0)
+    largest = largest_entry(G)
+    finite = largest.isfinite()
+    G = torch.where(finite, G, 0.0)
     d, rank = previous.shape[-2:]
     if callable(projection):
         bases = [projection(one, rank, side, step) for one, step in zip(G, steps, strict=True)]
         P = torch.stack([basis.to(previous) for basis in bases])
-        return torch.where(P.isfinite().all(dim=-1).all(dim=-1)[:, None, None], P, previous)
+        return torch.where(largest_entry(P).isfinite(), P, previous)
     if projection == "random":
         return haar(normal(d, rank))
-    informative = finite & (G != 0).any(dim=-1).any(dim=-1)
     facing = G if side == "left" else G.mT
     with full_precision_matmul(G.device):
         if projection == "svd":
@@ -145,4 +142,4 @@ def renewed(
         else:
             width = min(rank + OVERSAMPLING, min(facing.shape[-2:]))
             P = range_finder(facing, rank, normal(facing.shape[-1], width))
-    return torch.where(informative[:, None, None], align_signs(P, previous), previous)
+    return torch.where(finite & (largest > 0), align_signs(P, previous), previous)

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from lowrise.errors import UsageError
 from lowrise.optim.base import Optimizer
-from lowrise.optim.units import Layout, Shape, Unit, buckets, decay_and_subtract_
+from lowrise.optim.units import Layout, Shape, Unit, buckets, decay_and_subtract_, stacked
 
 
 class SCALE(Optimizer):
@@ -83,7 +83,7 @@ class SCALE(Optimizer):
             sources = {id(unit): unit.grads[0] for unit in units}
         for bucket in buckets(units, lambda unit: unit.params[0]):
             U = normalized_lines(
-                torch.stack([sources[id(unit)] for unit in bucket]), dim=dim, eps=group["norm_eps"]
+                stacked([sources[id(unit)] for unit in bucket]), dim=dim, eps=group["norm_eps"]
             )
             updates = list(U.mul_(group["lr"]).unbind())
             decay_and_subtract_([unit.params[0] for unit in bucket], updates, decay)

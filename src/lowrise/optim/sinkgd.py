@@ -24,12 +24,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
-import torch
-
 from lowrise.errors import UsageError
 from lowrise.linalg.sinkhorn import sinkhorn_vectors
 from lowrise.optim.base import Optimizer
-from lowrise.optim.units import Layout, Shape, Unit, buckets, decay_and_subtract_
+from lowrise.optim.units import Layout, Shape, Unit, buckets, decay_and_subtract_, stacked
 
 
 class SinkGD(Optimizer):
@@ -70,10 +68,10 @@ class SinkGD(Optimizer):
     def _update(self, group: dict[str, Any], units: list[Unit]) -> None:
         decay = 1.0 - group["lr"] * group["weight_decay"] if group["weight_decay"] else None
         for bucket in buckets(units, lambda unit: unit.params[0]):
-            G = torch.stack([unit.grads[0] for unit in bucket])  # (batch, m, n), a copy
+            G = stacked([unit.grads[0] for unit in bucket])  # (batch, m, n)
             r, c = sinkhorn_vectors(G, iters=group["iters"], rows_first=group["rows_first"])
-            G.mul_((group["lr"] * r).unsqueeze(-1)).mul_(c.unsqueeze(-2))
-            decay_and_subtract_([unit.params[0] for unit in bucket], list(G.unbind()), decay)
+            X = (G * (group["lr"] * r).unsqueeze(-1)).mul_(c.unsqueeze(-2))
+            decay_and_subtract_([unit.params[0] for unit in bucket], list(X.unbind()), decay)
 
     @classmethod
     def _unit_flops(cls, role: str, shapes: tuple[Shape, ...], options: Mapping[str, Any]) -> int:

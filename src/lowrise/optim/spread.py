@@ -171,8 +171,7 @@ class Spread(Saved):
         arrived = self._timed(transfer.whole)
         for parcel, (weights, grads) in zip(transfer.mine, arrived, strict=True):
             wholes.update({id(p): w for p, w in zip(parcel.params, weights, strict=True)})
-            wide = tuple(g.to(state_dtype(p)) for p, g in zip(parcel.params, grads, strict=True))
-            units.append(Unit(parcel.params, wide, tuple(self.state[p] for p in parcel.params)))
+            units.append(Unit(parcel.params, tuple(grads), tuple(self.state[p] for p in parcel.params)))
         self._move(group, units, wholes if transfer.by_rows else None)
 
     def _timed(self, wait: Callable[[], T]) -> T:

@@ -45,7 +45,7 @@ from lowrise.linalg.whitening import (
     whiten_diagonal,
 )
 from lowrise.optim.base import Optimizer
-from lowrise.optim.units import Layout, Shape, Unit, buckets, decay_and_subtract_
+from lowrise.optim.units import Layout, Shape, Unit, buckets, decay_and_subtract_, stacked
 
 Whitening = Literal["ns", "nsds", "exact"]
 
@@ -119,7 +119,7 @@ class SWAN(Optimizer):
     def _update(self, group: dict[str, Any], units: list[Unit]) -> None:
         decay = 1.0 - group["lr"] * group["weight_decay"] if group["weight_decay"] else None
         for bucket in buckets(units, lambda unit: unit.params[0]):
-            G = torch.stack([unit.grads[0] for unit in bucket])  # (batch, m, n)
+            G = stacked([unit.grads[0] for unit in bucket])  # (batch, m, n)
             D = swan_direction(
                 G,
                 dim=group["axis"] - 2,

@@ -18,15 +18,17 @@ Shape = tuple[int, ...]
 Layout = dict[str, Shape]  # state name -> shape, for one parameter
 T = TypeVar("T")
 
-# Most elements that one batched call works on, so that the temporaries of a step stay small beside the model
-# (256 MiB in float32), however many matrices share a shape.
-MAX_BATCH_ELEMENTS = 1 << 26
+# Most elements that one batched call works on (one matrix at least). On a GPU few launches, with temporaries
+# that stay small beside the model (256 MiB in float32). A CPU gains nothing from stacking large matrices, and
+# is up to three times faster where the temporaries stay in its caches (docs/decisions.md).
+BATCH_ELEMENTS = 1 << 26
+BATCH_ELEMENTS_CPU = 1 << 20
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Parameters that are moved together, with their gradients (state dtype) and state, in the role's
-    order.
+    """Parameters that are moved together, with their gradients and state, in the role's order. A rule gets
+    the gradients in the state's dtype.
     """
 
     params: tuple[Tensor, ...]
@@ -46,27 +48,44 @@ def state_dtype(param: Tensor) -> torch.dtype:
     return torch.float64 if param.dtype == torch.float64 else torch.float32
 
 
+def narrow_elements(unit: Unit) -> int:
+    """Elements of gradients that are narrower than the state."""
+    pairs = zip(unit.params, unit.grads, strict=True)
+    return sum(g.numel() for p, g in pairs if g.dtype != state_dtype(p))
+
+
+def widened(unit: Unit) -> Unit:
+    """The unit with gradients in the state's dtype."""
+    pairs = zip(unit.params, unit.grads, strict=True)
+    return replace(unit, grads=tuple(g.to(state_dtype(p)) for p, g in pairs))
+
+
+def stacked(tensors: Sequence[Tensor]) -> Tensor:
+    """Tensors of one shape as (batch, ...), to read only: one tensor alone is seen, not copied."""
+    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(list(tensors))
+
+
 def buckets(items: Sequence[T], tensor_of: Callable[[T], Tensor]) -> Iterator[list[T]]:
-    """Items whose tensors may be stacked (same shape, dtype, device), in chunks of at most
-    MAX_BATCH_ELEMENTS.
+    """Items whose tensors may be stacked (same shape, dtype, device), a bounded number of elements at a
+    time.
     """
     by_kind: dict[tuple[Any, ...], list[T]] = {}
     for item in items:
         t = tensor_of(item)
         by_kind.setdefault((t.shape, t.dtype, t.device), []).append(item)
-    for same in by_kind.values():
-        yield from chunked(same, lambda item: tensor_of(item).numel())
+    for (_, _, device), same in by_kind.items():
+        limit = BATCH_ELEMENTS_CPU if device.type == "cpu" else BATCH_ELEMENTS
+        yield from chunked(same, lambda item: tensor_of(item).numel(), limit)
 
 
 def chunked(
-    items: Sequence[T], elements_of: Callable[[T], int], limit: int | None = None
+    items: Sequence[T], elements_of: Callable[[T], int], limit: int = BATCH_ELEMENTS
 ) -> Iterator[list[T]]:
-    """Consecutive runs of at most `limit` (MAX_BATCH_ELEMENTS) elements, of one item at least."""
+    """Consecutive runs of at most `limit` elements, of one item at least."""
     chunk: list[T] = []
     elements = 0
-    most = MAX_BATCH_ELEMENTS if limit is None else limit
     for item in items:
-        if chunk and elements + elements_of(item) > most:
+        if chunk and elements + elements_of(item) > limit:
             yield chunk
             chunk, elements = [], 0
         chunk.append(item)
