@@ -42,7 +42,7 @@ from lowrise.train.ranks import fit_ranks
 from lowrise.train.run_directory import RunDirectory
 from lowrise.train.sample import sample_of
 from lowrise.train.summary import Progress, summarize
-from lowrise.train.telemetry import Snapshot, measure, snapshot
+from lowrise.train.telemetry import measure, snapshot
 from lowrise.train.tensorboard import add_record, open_board
 from lowrise.train.update import Update, Updater
 from lowrise.train.warm_start import warm_start
@@ -123,7 +123,7 @@ class Trainer(Updater):
         measured = _due(number, config.log.telemetry_every) or (
             number == 1 and config.log.telemetry_every > 0
         )
-        before = self._snapshot() if measured else None
+        before = snapshot(self.model, self.dense_matrices, self.world) if measured else None
         started = time.perf_counter()
         update = self.update()
         seconds = time.perf_counter() - started
@@ -149,20 +149,13 @@ class Trainer(Updater):
             if self.world.size > 1:
                 record |= self._parallel_record(seconds)
             if before is not None:
-                record["matrices"] = measure(self.model, before, keep=self.world.leads)
+                record["matrices"] = measure(self.model, before, self.world)
             self._write(record, board)
         with self._on_the_wall_clock():
             if _due(number, config.eval.every) and number < config.train.steps:
                 self._evaluate(board, whole=False)
             if _due(number, config.checkpoint.every):
                 self._save()
-
-    def _snapshot(self) -> Snapshot | None:
-        """Of rank 0; the others take part where they have rows of the weights."""
-        shared = shares_rows(self.config, self.world)
-        if not shared and not self.world.leads:
-            return None
-        return snapshot(self.model, self.dense_matrices, keep=self.world.leads)
 
     def _parallel_record(self, seconds: float) -> dict[str, Any]:
         """What this rank sent in the last update, and the memory of all."""

@@ -12,6 +12,8 @@ singular values, and so is a layer with a dense part (LoRA's W0, SLTrain's S).
   effective_rank         exp(entropy of s_i / sum s)   (Roy & Vetterli 2007)
   orthonormality_error   largest entry of |U^T U - I| and |V^T V - I|, where a layer has such factors
   rank                   number of columns, of a layer that may change it
+
+Of N ranks each keeps and measures every N-th matrix; all ranks get all numbers.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lowrise.dist import World
 from lowrise.dist.shards import whole_parameters
 from lowrise.errors import UsageError
 from lowrise.layers.base import LowRankLayer
@@ -31,10 +34,22 @@ from lowrise.linalg import product_singular_values
 Factors = tuple[Tensor, Tensor | None]
 
 
+KEYS = (
+    "weight_spectral_norm",
+    "update_spectral_norm",
+    "stable_rank",
+    "effective_rank",
+    "orthonormality_error",
+    "rank",
+)
+
+
 @dataclass(frozen=True)
 class Snapshot:
-    """Copies of the weights of every measured matrix: (L, R), or (W, None) for a dense one."""
+    """Copies of the matrices that this rank measures: (L, R), or (W, None) for a dense one."""
 
+    dense: set[str]
+    """Names of weights that are matrices as they are."""
     matrices: dict[str, Factors]
 
 
@@ -63,38 +78,38 @@ def _dense_form(layer: LowRankLayer) -> Tensor | None:
 
 
 @torch.no_grad()
-def snapshot(model: nn.Module, dense: set[str], *, keep: bool = True) -> Snapshot:
-    """Copy every measured matrix before an update; `dense` names the weights that are matrices as they are.
-
-    With `keep` False only the names, for a rank that does not measure but has rows of the weights.
-    """
+def snapshot(model: nn.Module, dense: set[str], world: World) -> Snapshot:
+    """Copy this rank's matrices before an update; `dense` names the weights that are matrices as they are."""
     matrices: dict[str, Factors] = {}
-    for name, _, (left, right) in _matrices(model, dense):
-        empty = left.new_empty(0)
-        kept = (left.detach().clone(), None if right is None else right.detach().clone())
-        matrices[name] = kept if keep else (empty, None if right is None else empty)
-    return Snapshot(matrices)
+    for i, (name, _, (left, right)) in enumerate(_matrices(model, dense)):
+        if i % world.size == world.rank:
+            matrices[name] = (left.detach().clone(), None if right is None else right.detach().clone())
+    return Snapshot(dense, matrices)
 
 
 @torch.no_grad()
-def measure(model: nn.Module, before: Snapshot, *, keep: bool = True) -> dict[str, dict[str, float]]:
-    """Measurements of every matrix of the snapshot, now that the model was updated; of none where `keep` is
-    False.
-    """
-    dense = {f"{name}.weight" for name, (_, right) in before.matrices.items() if right is None}
-    measured: dict[str, dict[str, float]] = {}
-    for name, module, now in _matrices(model, dense):
-        if not keep:
+def measure(model: nn.Module, before: Snapshot, world: World) -> dict[str, dict[str, float]]:
+    """Measurements of every matrix, by its module's name, now that the model was updated."""
+    names: list[str] = []
+    numbers: list[float] = []
+    for name, module, now in _matrices(model, before.dense):
+        names.append(name)
+        if name not in before.matrices:
+            numbers += [0.0] * len(KEYS)  # another rank's; what does not apply is NaN below
             continue
-        values = measured[name] = _measure(now, before.matrices[name])
-        if not isinstance(module, LowRankLayer):
-            continue
-        error = module.orthonormality_error()
-        if error is not None:
-            values["orthonormality_error"] = error
-        if module.is_adaptive():
-            values["rank"] = float(module.rank)
-    return measured
+        values = _measure(now, before.matrices[name])
+        if isinstance(module, LowRankLayer):
+            error = module.orthonormality_error()
+            if error is not None:
+                values["orthonormality_error"] = error
+            if module.is_adaptive():
+                values["rank"] = float(module.rank)
+        numbers += [values.get(key, math.nan) for key in KEYS]
+    rest = iter(world.total(*numbers))
+    return {
+        name: {key: value for key, value in zip(KEYS, rest, strict=False) if not math.isnan(value)}
+        for name in names
+    }
 
 
 def _measure(now: Factors, before: Factors) -> dict[str, float]:
