@@ -57,8 +57,10 @@ def test_train_eval_generate(recipe, tmp_path):
     assert texts[0].stdout.startswith("the rank")
     assert texts[0].stdout == texts[1].stdout
 
+    written = (folder / "metrics.jsonl").read_text()
     again = run("train", recipe, "--run", folder, "--train.steps", "9")
     assert again.returncode == 0, again.stderr
+    assert (folder / "metrics.jsonl").read_text() == written, "nothing is there twice"
     assert "Continuing from step 9" in again.stdout
     assert json.loads((folder / "summary.json").read_text())["val_loss"] == summary["val_loss"]
 

@@ -277,8 +277,9 @@ class Trainer(Updater):
         self.display.say(f"Continuing from step {self.progress.step} ({checkpoint.path}).")
 
     def _rewind(self, step: int) -> None:
+        """The last evaluation comes after the last checkpoint, every other one before."""
         if self.world.leads:
-            self.directory.rewind_metrics(step)
+            self.directory.rewind_metrics(step, evaluated=step < self.config.train.steps)
 
     def _interruption(self) -> Interrupted:
         stop = self.stop

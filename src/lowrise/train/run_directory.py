@@ -61,15 +61,18 @@ class RunDirectory:
         with self.metrics.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(record) + "\n")
 
-    def rewind_metrics(self, step: int) -> None:
-        """Move the lines after `step` to `metrics.superseded.jsonl`: the run will write them again."""
+    def rewind_metrics(self, step: int, *, evaluated: bool = True) -> None:
+        """Move the lines after `step` to `metrics.superseded.jsonl`: the run will write them again. With
+        `evaluated` False the evaluation at `step` too.
+        """
         if not self.metrics.exists():
             return
         kept: list[str] = []
         moved: list[str] = []
         for line in self.metrics.read_text(encoding="utf-8").splitlines():
             try:
-                keep = json.loads(line)["step"] <= step
+                record = json.loads(line)
+                keep = record["step"] <= step - ("val_loss" in record and not evaluated)
             except (ValueError, KeyError, TypeError):
                 keep = False  # a line that a kill cut short
             (kept if keep else moved).append(line)
