@@ -165,6 +165,19 @@ def test_gradients_are_read_only_and_two_runs_agree_bitwise(name, role, options)
 
 
 @pytest.mark.parametrize(("name", "role", "options"), CASES)
+def test_gradients_of_any_size_leave_finite_weights(name, role, options) -> None:
+    """Up to where squares overflow in float32 at first, then down to subnormal numbers and zero."""
+    named = make_params(role)
+    optimizer = build(name, role, named, options)
+    for t, scale in enumerate((1.0, 1e15, 1e-30, 1e-42, 0.0, 1.0)):
+        set_grads(named, t)
+        for _, p in named:
+            p.grad.mul_(scale)
+        optimizer.step()
+        assert all(p.isfinite().all() for _, p in named), scale
+
+
+@pytest.mark.parametrize(("name", "role", "options"), CASES)
 def test_missing_gradients(name, role, options) -> None:
     named = make_params(role)
     optimizer = build(name, role, named, options)

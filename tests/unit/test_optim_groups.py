@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lowrise.errors import UsageError
-from lowrise.optim import AdamW, Muon, SinkGD, Spectron
+from lowrise.optim import AdamW, GaLore, Muon, SinkGD, Spectron
 from lowrise.optim import units as optim_units
 
 
@@ -46,7 +46,11 @@ def test_adamw_takes_any_model_as_torch_does() -> None:
         (lambda: AdamW([parameter(2)], lr=-1.0), "lr = -1.0"),
         (lambda: AdamW([parameter(2)], lr=float("nan")), "lr = nan"),
         (lambda: AdamW([parameter(2)], weight_decay=-0.1), "weight_decay = -0.1"),
+        (lambda: AdamW([parameter(2)], lr=torch.tensor(0.1)), r"lr = tensor.*a float, no tensor"),
+        (lambda: AdamW([parameter(2)], lr="0.1"), "lr = '0.1'"),
         (lambda: AdamW([parameter(2)], betas=(0.9, 1.0)), r"betas = \(0.9, 1.0\)"),
+        (lambda: AdamW([parameter(2)], betas=0.9), r"betas = 0.9; give two numbers"),
+        (lambda: GaLore([parameter(2, 2)], betas=(0.9,)), r"betas = \(0.9,\); give two numbers"),
         (lambda: Muon([parameter(2, 2)], momentum=1.5), "momentum = 1.5"),
         (lambda: Muon([parameter(2, 2)], adjust_lr="rms"), "adjust_lr = 'rms'"),
         (lambda: Muon([parameter(2, 2)], ns_dtype="half"), "ns_dtype = 'half'"),

@@ -54,7 +54,9 @@ def sinkhorn_vectors(X: Tensor, *, iters: int = 5, rows_first: bool = True) -> t
         for _ in range(iters):
             r_squared = _over(n, c_squared @ S.mT)  # (..., 1, m)
             c_squared = _over(m, r_squared @ S)  # (..., 1, n)
-    r, c = r_squared.sqrt() / largest, c_squared.sqrt()
+    # The scale of a line of subnormal numbers may be no number of the format; the largest is.
+    r = (r_squared.sqrt() / largest).clamp_(max=torch.finfo(X.dtype).max)
+    c = c_squared.sqrt()
     return r.squeeze(-2), c.squeeze(-2)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -96,16 +97,22 @@ def _check_shape(
 
 
 def check_numbers(options: Mapping[str, Any], *, where: str) -> None:
-    """Refuse learning rates, decays, eps and momenta outside their range."""
+    """Refuse learning rates, decays, eps and momenta outside their range, and what is no plain number."""
     for key in ("lr", "weight_decay", "eps"):
         value = options.get(key, 0.0)
-        if isinstance(value, Tensor) or not 0.0 <= value < math.inf:
-            raise UsageError(f"{where} has {key} = {value}; it must be a finite number, 0 or more.")
-    for key in ("betas", "momentum"):
-        values = options.get(key, ())
-        for value in values if isinstance(values, (tuple, list)) else (values,):
-            if not 0.0 <= value < 1.0:
-                raise UsageError(f"{where} has {key} = {values}; each must be at least 0 and below 1.")
+        if not isinstance(value, Real) or not 0.0 <= float(value) < math.inf:
+            raise UsageError(
+                f"{where} has {key} = {value!r}; it must be a finite number, 0 or more (a float, no tensor)."
+            )
+    betas, momentum = options.get("betas", (0.0, 0.0)), options.get("momentum", 0.0)
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2 or not all(map(_is_decay, betas)):
+        raise UsageError(f"{where} has betas = {betas!r}; give two numbers, each at least 0 and below 1.")
+    if not _is_decay(momentum):
+        raise UsageError(f"{where} has momentum = {momentum!r}; it must be at least 0 and below 1.")
+
+
+def _is_decay(value: Any) -> bool:
+    return isinstance(value, Real) and 0.0 <= float(value) < 1.0
 
 
 def require_match(own: Mapping[str, Tensor], new: Mapping[str, Tensor], *, check_dtype: bool) -> None:
