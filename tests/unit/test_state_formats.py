@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lowrise.errors import UsageError
 from lowrise.optim import OPTIMIZERS, AdamW, Muon, Optimizer, ReLoRAAdamW
 from lowrise.optim import formats as F
-from lowrise.optim.base import option_defaults
+from lowrise.optim.counting import option_defaults
 from lowrise.optim.exchange import Exchange, exchange
 
 COMPACT = ["bfloat16", "8bit"]

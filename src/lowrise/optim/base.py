@@ -1,5 +1,6 @@
-"""The part that all optimizers share: groups, roles, state (`units.py` has units, `saving.py` saving). It
-contains no update rule of its own.
+"""The part that all optimizers share: groups, roles and the step. It contains no update rule of its own, and
+has what every optimizer knows of ranks from `spread.py`, of costs from `counting.py`, of saving from
+`saving.py`.
 
 A **unit** is what a rule moves at once: a pair (A, B) for the role "factors", a triple (U, s, V) for "svd",
 one parameter for every other role. A step is:
@@ -29,8 +30,6 @@ construction on.
 
 from __future__ import annotations
 
-import inspect
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -43,9 +42,7 @@ from lowrise.dist.shards import is_sharded, local
 from lowrise.errors import UsageError
 from lowrise.optim.adamw_rule import (
     ADAMW_DEFAULTS,
-    ADAMW_FLOPS_PER_ELEMENT,
     Form,
-    adamw_layout,
     update_by_adamw,
 )
 from lowrise.optim.checks import (
@@ -53,7 +50,6 @@ from lowrise.optim.checks import (
     check_numbers,
     check_params,
     parameter_name,
-    unit_size,
 )
 from lowrise.optim.formats import (
     OPEN_ELEMENTS,
@@ -62,13 +58,10 @@ from lowrise.optim.formats import (
     compressed_elements,
     format_of,
     opened,
-    stored_layout,
     uncompressed,
 )
 from lowrise.optim.spread import Spread, here, seen_group, shape_of
 from lowrise.optim.units import (
-    Layout,
-    Shape,
     Unit,
     chunked,
     narrow_elements,
@@ -100,21 +93,9 @@ class Optimizer(Spread):
 
     # ---- what a subclass writes
 
-    @classmethod
-    @abstractmethod
-    def _state_layout(
-        cls, role: str, shapes: tuple[Shape, ...], options: Mapping[str, Any]
-    ) -> tuple[Layout, ...]:
-        """State of one unit of a role in `roles`: per parameter its names and shapes, without `step`."""
-
     @abstractmethod
     def _update(self, group: dict[str, Any], units: list[Unit]) -> None:
         """Move the units of one group in place."""
-
-    @classmethod
-    @abstractmethod
-    def _unit_flops(cls, role: str, shapes: tuple[Shape, ...], options: Mapping[str, Any]) -> int:
-        """FLOPs of one step for one unit of a role in `roles`."""
 
     def _check_options(self, group: Mapping[str, Any]) -> None:
         """Raise `UsageError` for options of a group that the class cannot run with."""
@@ -200,22 +181,6 @@ class Optimizer(Spread):
         """What is stored for the parameters of one unit of a group."""
         shapes = tuple(tuple(p.shape) for p in unit)
         return self._stored_layouts(group["role"], shapes, group, state_dtype(unit[0]))
-
-    @classmethod
-    def _stored_layouts(
-        cls, role: str, shapes: tuple[Shape, ...], options: Mapping[str, Any], dtype: torch.dtype
-    ) -> tuple[Stored, ...]:
-        """The class's layout, for the matrices of the view, in the format; `dtype` where that is float32."""
-        view = options.get("view")
-        counted = [matrices_of(shape, view) for shape in shapes]
-        inner = tuple(shape for _, shape in counted)
-        layouts = cls._state_layout(role, inner, options) if role in cls.roles else adamw_layout(inner)
-        if view == "stack":
-            layouts = tuple(
-                {name: (count, *shape) for name, shape in layout.items()}
-                for (count, _), layout in zip(counted, layouts, strict=True)
-            )
-        return tuple(stored_layout(layout, format_of(options), dtype) for layout in layouts)
 
     # ---- the step
 
@@ -354,81 +319,6 @@ class Optimizer(Spread):
             for key in ("params", "param_names"):
                 if key in group:
                     group[key] = [x for x, stays in zip(group[key], keep, strict=True) if stays]
-
-    # ---- the ledger
-
-    @classmethod
-    def planned_state_elements(
-        cls, role: str, shapes: Iterable[Sequence[int]], options: Mapping[str, Any] | None = None
-    ) -> int:
-        """Elements of state for parameters of these shapes, in the role's order, without creating anything.
-
-        `options` are options that differ from the defaults, where they change the state (`variant`,
-        `state_format`, `view`, ...). The `step` counters are not counted, here and in `planned_state_bytes`,
-        `state_elements` and `state_bytes`. In 8 bits codes and scales are counted.
-        """
-        return sum(math.prod(shape) for shape, _ in cls._planned_state(role, shapes, options, torch.float32))
-
-    @classmethod
-    def planned_state_bytes(
-        cls,
-        role: str,
-        shapes: Iterable[Sequence[int]],
-        options: Mapping[str, Any] | None = None,
-        *,
-        dtype: torch.dtype = torch.float32,
-    ) -> int:
-        """Bytes of the same state, where `dtype` is that of the parameters."""
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
-        planned = cls._planned_state(role, shapes, options, wide)
-        return sum(math.prod(shape) * stored.itemsize for shape, stored in planned)
-
-    @classmethod
-    def _planned_state(
-        cls,
-        role: str,
-        shapes: Iterable[Sequence[int]],
-        options: Mapping[str, Any] | None,
-        dtype: torch.dtype,
-    ) -> Iterator[tuple[Shape, torch.dtype]]:
-        merged = {**option_defaults(cls), **(options or {})}
-        listed = [tuple(int(d) for d in shape) for shape in shapes]
-        size = unit_size(role, len(listed), where=f"planned state of {cls.__name__}")
-        for i in range(0, len(listed), size):
-            for layout in cls._stored_layouts(role, tuple(listed[i : i + size]), merged, dtype):
-                yield from layout.values()
-
-    def state_elements(self) -> int:
-        """Elements of state that are there, without the `step` counters."""
-        return sum(tensor.numel() for tensor in self._counted_state())
-
-    def state_bytes(self) -> int:
-        """Bytes of the storages behind the state (a shared storage once), without the `step` counters."""
-        storages = {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in self._counted_state())}
-        return sum(storages.values())
-
-    def step_flops(self) -> int:
-        """FLOPs of one step over all parameters: the class's formula for its roles, 14 an element for
-        built-in AdamW.
-        """
-        return sum(self._flops_of(group, unit) for group in self.param_groups for unit in units_of(group))
-
-    def _flops_of(self, group: Mapping[str, Any], unit: Sequence[Tensor]) -> int:
-        counted = [matrices_of(tuple(p.shape), group.get("view")) for p in unit]
-        if group["role"] not in self.roles:
-            return ADAMW_FLOPS_PER_ELEMENT * sum(p.numel() for p in unit)
-        shapes = tuple(shape for _, shape in counted)
-        return counted[0][0] * self._unit_flops(group["role"], shapes, group)
-
-    def _counted_state(self) -> Iterator[Tensor]:
-        for state in self.state.values():
-            yield from (local(tensor) for key, tensor in state.items() if key != "step")
-
-
-def option_defaults(cls: type[Optimizer]) -> dict[str, Any]:
-    """The constructor's options with their defaults, read from its signature, where they are written once."""
-    parameters = inspect.signature(cls).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
 
 
 def _num_matrices(param: Tensor, group: Mapping[str, Any]) -> int:

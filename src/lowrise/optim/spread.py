@@ -33,8 +33,8 @@ from torch import Tensor
 
 from lowrise.dist.owners import Parcel, Transfer, least_loaded
 from lowrise.dist.shards import ShardGroup, is_sharded, local, shard_group
+from lowrise.optim.counting import Counted
 from lowrise.optim.formats import format_of
-from lowrise.optim.saving import Saved
 from lowrise.optim.units import Unit, chunked, state_dtype, units_of
 
 T = TypeVar("T")
@@ -43,10 +43,9 @@ T = TypeVar("T")
 TRANSFER_ELEMENTS = 1 << 24
 
 
-class Spread(Saved):
+class Spread(Counted):
     """The part of `lowrise.optim.Optimizer` that knows of other ranks."""
 
-    roles: ClassVar[frozenset[str]] = frozenset()
     by_rows: ClassVar[frozenset[str]] = frozenset()
     """Those of `roles` whose rule moves every row of a parameter by itself."""
     shared_with: ShardGroup | None = None
@@ -60,9 +59,6 @@ class Spread(Saved):
     def _move(
         self, group: dict[str, Any], units: list[Unit], wholes: Mapping[int, Tensor] | None = None
     ) -> None: ...
-
-    @abstractmethod
-    def _flops_of(self, group: Mapping[str, Any], unit: Sequence[Tensor]) -> int: ...
 
     # ---- who
 
@@ -193,12 +189,6 @@ class Spread(Saved):
                 layouts = self._stored_layouts(group["role"], tuple(held), group, state_dtype(unit[0]))
                 total += sum(math.prod(shape) * d.itemsize for lay in layouts for shape, d in lay.values())
         return total
-
-    @classmethod
-    @abstractmethod
-    def _stored_layouts(
-        cls, role: str, shapes: tuple[tuple[int, ...], ...], options: Mapping[str, Any], dtype: torch.dtype
-    ) -> tuple[Any, ...]: ...
 
 
 def here(unit: Unit, wholes: Mapping[int, Tensor] | None) -> Unit:
