@@ -66,7 +66,7 @@ from lowrise.optim.loro_step import (
     consistent_direction,
     step_size,
 )
-from lowrise.optim.units import Layout, Shape, Unit, chunked
+from lowrise.optim.units import Layout, Shape, Unit, batch_elements, chunked
 
 KthUpdate = Literal["exact", "rebalance", "lazy"]
 ExactDirection = Literal["authors", "consistent"]
@@ -387,8 +387,8 @@ def _alike(members: Sequence[Member]) -> Iterator[list[Member]]:
         A, B = member.unit.params
         dtype = member.unit.states[0]["exp_avg"].dtype
         kinds.setdefault((A.shape, B.shape, dtype, A.device, member.clock.t), []).append(member)
-    for same in kinds.values():
-        yield from chunked(same, lambda member: EXACT_WORKSPACE * _elements(member))
+    for (*_, device, _), same in kinds.items():
+        yield from chunked(same, lambda member: EXACT_WORKSPACE * _elements(member), batch_elements(device))
 
 
 def _stacked(members: Sequence[Member]) -> tuple[Tensor, Tensor]:

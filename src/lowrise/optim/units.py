@@ -25,6 +25,11 @@ BATCH_ELEMENTS = 1 << 26
 BATCH_ELEMENTS_CPU = 1 << 20
 
 
+def batch_elements(device: torch.device) -> int:
+    """That number for a device."""
+    return BATCH_ELEMENTS_CPU if device.type == "cpu" else BATCH_ELEMENTS
+
+
 @dataclass(frozen=True)
 class Unit:
     """Parameters that are moved together, with their gradients and state, in the role's order. A rule gets
@@ -74,8 +79,7 @@ def buckets(items: Sequence[T], tensor_of: Callable[[T], Tensor]) -> Iterator[li
         t = tensor_of(item)
         by_kind.setdefault((t.shape, t.dtype, t.device), []).append(item)
     for (_, _, device), same in by_kind.items():
-        limit = BATCH_ELEMENTS_CPU if device.type == "cpu" else BATCH_ELEMENTS
-        yield from chunked(same, lambda item: tensor_of(item).numel(), limit)
+        yield from chunked(same, lambda item: tensor_of(item).numel(), batch_elements(device))
 
 
 def chunked(
