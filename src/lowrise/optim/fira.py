@@ -116,7 +116,7 @@ class Fira(ProjectedAdam):
         norms = residual_norms(G, R, phi, bases, a=a, side=side, orthonormal=orthonormal)
         kept = phi * (b * limiting_factors(norms, group, members))
         inside = (N * alpha).addcmul_(R, kept, value=-a)
-        return torch.baddbmm(G * kept, *back(inside, bases))
+        return (G * kept).baddbmm_(*back(inside, bases))
 
     @classmethod
     def _direction_flops(cls, m: int, n: int, r: int, options: Mapping[str, Any]) -> int:
