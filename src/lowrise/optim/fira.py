@@ -137,8 +137,8 @@ def residual_norms(
     """||S||_F of step b for G (batch, m, n), as (batch,); from norms of vectors if the basis is orthonormal.
 
     Their squares cancel where nearly all of G is in the subspace and a = 1: the relative error is below
-    eps ||G||^2 / ||S||^2 (float32: 1e-3 where S has a hundredth of the norm), and norms below sqrt(eps) ||G||
-    are rounding.
+    16 eps ||G||^2 / ||S||^2 (float32: 2e-2 where S has a hundredth of the norm; rounding of the basis), and
+    norms of about sqrt(eps) ||G|| are rounding.
     """
     if not orthonormal:
         return frobenius(torch.baddbmm(G, *back(R, bases), alpha=-a) * phi)
