@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ from lowrise.linalg import (
     power_iteration,
     product_singular_values,
     rebalance,
+    singular_values,
     spectral_norm,
     spectral_norm_upper,
 )
@@ -79,6 +81,16 @@ def test_product_singular_values_equal_those_of_the_dense_product() -> None:
     torch.testing.assert_close(product_singular_values(L, R), dense, rtol=1e-12, atol=1e-13)
     thin = product_singular_values(L[:, :2], R)  # fewer rows than columns
     torch.testing.assert_close(thin, torch.linalg.svdvals(L[:, :2] @ R.mT), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("shape", [(40, 24), (24, 40), (24, 24)])
+def test_singular_values_down_to_a_millionth(shape: tuple[int, int]) -> None:
+    """Known values between 1 and 1e-6, between random bases."""
+    s = torch.logspace(0, -6, 24, dtype=torch.float64)
+    U, V = (torch.linalg.qr(torch.randn(3, k, 24, dtype=torch.float64)).Q for k in shape)
+    found = singular_values(U * s @ V.mT)
+    torch.testing.assert_close(found, s.expand(3, 24), rtol=1e-3, atol=0)
+    assert singular_values(torch.zeros(3, 5)).tolist() == [0.0, 0.0, 0.0]
 
 
 def test_rebalance_keeps_the_product_and_balances() -> None:

@@ -13,6 +13,7 @@ from lowrise.linalg.haar import (
 from lowrise.linalg.norms import (
     power_iteration,
     product_singular_values,
+    singular_values,
     spectral_norm,
     spectral_norm_upper,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "replace_coefficients_reference",
     "retract_polar",
     "retract_qr",
+    "singular_values",
     "sinkhorn",
     "sinkhorn_reference",
     "sinkhorn_vectors",

@@ -29,7 +29,7 @@ from lowrise.dist import World
 from lowrise.dist.shards import whole_parameters
 from lowrise.errors import UsageError
 from lowrise.layers.base import LowRankLayer
-from lowrise.linalg import product_singular_values
+from lowrise.linalg import product_singular_values, singular_values
 
 Factors = tuple[Tensor, Tensor | None]
 
@@ -115,8 +115,8 @@ def measure(model: nn.Module, before: Snapshot, world: World) -> dict[str, dict[
 def _measure(now: Factors, before: Factors) -> dict[str, float]:
     (left, right), (left0, right0) = now, before
     if right is None or right0 is None:
-        weight = torch.linalg.svdvals(left.float())
-        update = torch.linalg.svdvals(left.float() - left0.float())
+        weight = singular_values(left)
+        update = singular_values(left.float() - left0.float())
     else:
         left, right, left0, right0 = (t.float() for t in (left, right, left0, right0))
         weight = product_singular_values(left, right)
