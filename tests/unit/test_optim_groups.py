@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -151,45 +154,57 @@ def test_sparse_gradients_get_a_sentence() -> None:
         AdamW(embedding.parameters()).step()
 
 
-@pytest.mark.parametrize("build", [Muon, AdamW])
-def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch, build) -> None:
-    results = []
-    for limit in (1 << 26, 1):
-        monkeypatch.setattr(optim_units, "BATCH_ELEMENTS_CPU", limit)
-        torch.manual_seed(1)
-        params = [nn.Parameter(torch.randn(6, 4, dtype=torch.float64)) for _ in range(5)]
-        optimizer = build(params)
-        for p in params:
-            p.grad = torch.randn_like(p)
-        optimizer.step()
-        results.append(torch.stack(params).detach())
-    torch.testing.assert_close(
-        *results, rtol=0, atol=1e-14
-    )  # batched and single products may sum in another order
+def moved_by(build, count: int, dtype: torch.dtype) -> torch.Tensor:
+    """`count` matrices after one step."""
+    torch.manual_seed(1)
+    params = [nn.Parameter(torch.randn(6, 4, dtype=dtype)) for _ in range(count)]
+    optimizer = build(params)
+    for p in params:
+        p.grad = torch.randn_like(p)
+    optimizer.step()
+    return torch.stack(params).detach()
+
+
+@pytest.mark.parametrize(
+    ("build", "limit"),
+    [
+        (Muon, "units.BATCH_ELEMENTS_CPU"),
+        (SinkGD, "units.BATCH_ELEMENTS_CPU"),
+        (AdamW, "adamw_rule.BATCH_ELEMENTS"),
+    ],
+)
+def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch, build, limit: str) -> None:
+    sizes: list[int] = []
+    chunked = optim_units.chunked
+
+    def counted(*arguments: Any) -> Iterator[list[Any]]:
+        for chunk in chunked(*arguments):
+            sizes.append(len(chunk))
+            yield chunk
+
+    monkeypatch.setattr(f"lowrise.optim.{limit.split('.')[0]}.chunked", counted)
+    ends = []
+    for elements in (1 << 26, 2 * 24):
+        monkeypatch.setattr(f"lowrise.optim.{limit}", elements)
+        ends.append(moved_by(build, 5, torch.float64))
+    assert sizes == [5, 2, 2, 1]
+    torch.testing.assert_close(*ends, rtol=0, atol=1e-14)  # batched and single products may sum otherwise
 
 
 @pytest.mark.parametrize("build", [Muon, AdamW, SinkGD])
 def test_few_bfloat16_gradients_are_widened_at_once(monkeypatch: pytest.MonkeyPatch, build) -> None:
     seen: list[tuple[int, set[torch.dtype]]] = []
     update = build._update
-    monkeypatch.setattr(
-        build,
-        "_update",
-        lambda o, g, units: (
-            seen.append((len(units), {u.grads[0].dtype for u in units})),
-            update(o, g, units),
-        ),
-    )
+
+    def watched(self: Any, group: dict[str, Any], units: list[optim_units.Unit]) -> None:
+        seen.append((len(units), {unit.grads[0].dtype for unit in units}))
+        update(self, group, units)
+
+    monkeypatch.setattr(build, "_update", watched)
     ends = []
     for limit in (1 << 24, 3 * 24):
         monkeypatch.setattr("lowrise.optim.base.OPEN_ELEMENTS", limit)
-        torch.manual_seed(1)
-        params = [nn.Parameter(torch.randn(6, 4, dtype=torch.bfloat16)) for _ in range(7)]
-        optimizer = build(params)
-        for p in params:
-            p.grad = torch.randn_like(p)
-        optimizer.step()
-        ends.append(torch.stack(params).detach())
+        ends.append(moved_by(build, 7, torch.bfloat16))
     assert seen == [(n, {torch.float32}) for n in (7, 3, 3, 1)]
     torch.testing.assert_close(*ends, rtol=2**-7, atol=0)  # batched products may round another way
 

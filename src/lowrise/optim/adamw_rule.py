@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from lowrise.optim.units import Unit, chunked
+from lowrise.optim.units import BATCH_ELEMENTS, Unit, chunked
 
 Form = Literal["torch", "hf"]
 
@@ -45,7 +45,7 @@ def update_by_adamw(group: Mapping[str, Any], units: Sequence[Unit], *, form: Fo
     weight_decay.
     """
     members = [m for unit in units for m in zip(unit.params, unit.grads, unit.states, strict=True)]
-    for chunk in chunked(members, lambda member: member[0].numel()):
+    for chunk in chunked(members, lambda member: member[0].numel(), BATCH_ELEMENTS):
         params, grads, states = zip(*chunk, strict=True)
         adamw_update_(
             list(params),

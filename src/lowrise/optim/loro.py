@@ -66,7 +66,7 @@ from lowrise.optim.loro_step import (
     consistent_direction,
     step_size,
 )
-from lowrise.optim.units import Layout, Shape, Unit, batch_elements, chunked
+from lowrise.optim.units import BATCH_ELEMENTS, Layout, Shape, Unit, batch_elements, chunked
 
 KthUpdate = Literal["exact", "rebalance", "lazy"]
 ExactDirection = Literal["authors", "consistent"]
@@ -286,7 +286,7 @@ def _fused_lazy_steps(group: Mapping[str, Any], members: Sequence[Member]) -> No
             scale = _lazy_scale(group, param.shape[1]) if group["role"] == "factors" else 1.0
             rates.setdefault(scale * clock.lr, []).append((param, grad, state, clock.t))
     for lr, same in rates.items():
-        for chunk in chunked(same, lambda member: member[0].numel()):
+        for chunk in chunked(same, lambda member: member[0].numel(), BATCH_ELEMENTS):
             params, grads, states, ts = map(list, zip(*chunk, strict=True))
             adamw_update_(
                 params,
@@ -305,7 +305,7 @@ def _fused_lazy_steps(group: Mapping[str, Any], members: Sequence[Member]) -> No
 def _lazy_steps(group: Mapping[str, Any], members: Sequence[Member]) -> None:
     """Step 2 for factors, Adam's for the rest, a bounded number of elements at a time."""
     betas, factors = tuple(group["betas"]), group["role"] == "factors"
-    for chunk in chunked(members, _elements):
+    for chunk in chunked(members, _elements, BATCH_ELEMENTS):
         flat = [
             (param, state, member.clock)
             for member in chunk

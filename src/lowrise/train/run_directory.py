@@ -72,7 +72,8 @@ class RunDirectory:
         for line in self.metrics.read_text(encoding="utf-8").splitlines():
             try:
                 record = json.loads(line)
-                keep = record["step"] <= step - ("val_loss" in record and not evaluated)
+                again = "val_loss" in record and not evaluated
+                keep = record["step"] < step if again else record["step"] <= step
             except (ValueError, KeyError, TypeError):
                 keep = False  # a line that a kill cut short
             (kept if keep else moved).append(line)
