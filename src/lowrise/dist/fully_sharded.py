@@ -95,6 +95,18 @@ def shard_model(
     return traffic
 
 
+def reshard(model: nn.Module) -> None:
+    """Free what a forward pass without a backward pass (evaluation, sampling) has left gathered, so that the
+    model's parameters are each rank's rows again. A model that is not sharded is left as it is.
+
+    FSDP2 keeps the root's unit gathered until its backward pass; the next gather writes into the same storage,
+    whoever holds the tensors.
+    """
+    for module in model.modules():
+        if hasattr(module, "set_reshard_after_backward"):  # FSDPModule, whose import needs torch.distributed
+            module.reshard()  # type: ignore[operator]
+
+
 @dataclass(frozen=True)
 class _Counted:
     """A collective of FSDP2 whose bytes and time are counted."""

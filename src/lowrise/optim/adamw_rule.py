@@ -92,10 +92,10 @@ def adamw_update_(
 
 
 def _fusible(p: Tensor, g: Tensor, m: Tensor, v: Tensor) -> bool:
-    """The kernel walks over raw memory: all four must have one dtype and layout."""
-    return all(x.dtype == p.dtype and x.is_contiguous() for x in (p, g, m, v)) and p.device.type in (
-        "cpu",
-        "cuda",
+    """The kernel walks over raw memory: all four must have one shape, dtype, device and layout."""
+    return p.device.type in ("cpu", "cuda") and all(
+        x.shape == p.shape and x.dtype == p.dtype and x.device == p.device and x.is_contiguous()
+        for x in (p, g, m, v)
     )
 
 

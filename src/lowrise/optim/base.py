@@ -32,7 +32,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -127,13 +127,42 @@ class Optimizer(Spread):
         except UsageError:
             self.param_groups.pop()
             raise
+        self._create_state(group)
+
+    def _create_state(self, group: dict[str, Any]) -> None:
+        """Owners and state, with its start values, of the parameters of one group."""
         self._appoint(group)
         for unit in units_of(group):
             for param, layout in zip(unit, self._layouts(group, unit), strict=True):
                 stored = {} if self.is_elsewhere(unit) else layout
                 self.state[param] = _zero_state(param, stored, whole=self.owner(unit) is not None)
+                self._built[param] = (param.shape, param.dtype)
         if group["role"] in self.roles:
             self._start_group(group)
+
+    def _adopt_exchanged(self) -> None:
+        """Make the state anew if groups hold other Parameter objects than at construction, as after
+        accelerate's FSDP2 has sharded the model. Raises `UsageError` if a step has been taken.
+        """
+        unknown = [
+            parameter_name(g, i)
+            for g in self.param_groups
+            for i, p in enumerate(g["params"])
+            if p not in self.state
+        ]
+        if not unknown:
+            return
+        if any(float(state["step"]) for state in self.state.values() if "step" in state):
+            raise UsageError(
+                f"{unknown[0]} ({len(unknown)} in all) was exchanged for another Parameter after steps had been "
+                "taken, so its moments cannot be found: build the optimizer after the model has been sharded "
+                "or converted, and load its state with load_state_dict."
+            )
+        self.state.clear()
+        self._forget_owners()
+        for group in self.param_groups:
+            check_params(group)
+            self._create_state(group)
 
     def _start_group(self, group: dict[str, Any]) -> None:
         """Start values of every matrix of the group, which is the last one."""
@@ -194,6 +223,7 @@ class Optimizer(Spread):
             with torch.enable_grad():
                 loss = closure()
         self.sent_bytes, self.wait_seconds = 0, 0.0
+        self._adopt_exchanged()
         for group in self.param_groups:
             ready = (self._ready_unit(unit) for unit in units_of(group) if self.owner(unit) is None)
             self._move(group, [unit for unit in ready if unit is not None])
@@ -211,6 +241,17 @@ class Optimizer(Spread):
             return
         seen = seen_group(group, wholes)
         torch._foreach_add_([s["step"] for unit in units for s in unit.states], 1.0)
+        with _no_autocast():
+            self._move_parts(group, seen, units, wholes)
+
+    def _move_parts(
+        self,
+        group: dict[str, Any],
+        seen: dict[str, Any],
+        units: list[Unit],
+        wholes: Mapping[int, Tensor] | None,
+    ) -> None:
+        """Steps 4 to 6, a bounded number of elements at a time."""
         for part in _parts(group, units):
             wide = [widened(unit) for unit in part]
             with self.opened_state(group, [p for unit in part for p in unit.params]) as states:
@@ -266,7 +307,40 @@ class Optimizer(Spread):
                 f"{type(self).__name__} met a sparse gradient of shape {tuple(params[0].shape)}; "
                 "build the embedding with sparse=False."
             )
+        for p in params:
+            grad = p.grad
+            if self._built.get(p) != (p.shape, p.dtype) or (grad is not None and grad.shape != p.shape):
+                self._refuse_changed(p)
         return any(p.grad is not None for p in params)
+
+    def _refuse_changed(self, param: Tensor) -> None:
+        """Raise `UsageError` for a parameter that is not what its state was made for."""
+        name = next(
+            parameter_name(g, i) for g in self.param_groups for i, p in enumerate(g["params"]) if p is param
+        )
+        shape, dtype = self._built.get(param, (None, None))
+        if shape is None:
+            self._adopt_exchanged()
+            return
+        if shape != param.shape:
+            raise UsageError(
+                f"{name} had shape {tuple(shape)} when the optimizer was built and has {tuple(param.shape)} now, "
+                "so its moments do not fit: build the optimizer after resizing the model "
+                "(resize_token_embeddings and the like)."
+            )
+        if dtype != param.dtype:
+            if state_dtype(param) == (torch.float64 if dtype == torch.float64 else torch.float32):
+                self._built[param] = (param.shape, param.dtype)  # bfloat16 weights over float32 moments
+                return
+            raise UsageError(
+                f"{name} had dtype {dtype} when the optimizer was built and has {param.dtype} now, so its "
+                "moments have another precision: build the optimizer after converting the model."
+            )
+        assert param.grad is not None
+        raise UsageError(
+            f"the gradient of {name} has shape {tuple(param.grad.shape)} and the parameter "
+            f"{tuple(param.shape)}: it is left from before a change; call zero_grad() and compute it again."
+        )
 
     def _ready_unit(self, params: tuple[Tensor, ...]) -> Unit | None:
         """Step 2 for one unit, with this rank's rows of its gradients; None where it has none."""
@@ -316,9 +390,20 @@ class Optimizer(Spread):
                 if not stays:
                     del self.state[param]
                     self._owners.pop(param, None)
+                    self._built.pop(param, None)
             for key in ("params", "param_names"):
                 if key in group:
                     group[key] = [x for x, stays in zip(group[key], keep, strict=True) if stays]
+
+
+@contextmanager
+def _no_autocast() -> Iterator[None]:
+    """Rules choose their own precision: a step within `torch.autocast` has the bits of one outside."""
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def _num_matrices(param: Tensor, group: Mapping[str, Any]) -> int:

@@ -43,6 +43,8 @@ def exchange(optimizer: Optimizer, exchanges: Sequence[Exchange]) -> None:
         saved = {i: optimizer.state.pop(e.old) for i, e in found.items()}
         for i, e in found.items():
             members[i] = e.new
+            optimizer._built.pop(e.old, None)
+            optimizer._built[e.new] = (e.new.shape, e.new.dtype)
             if e.old in optimizer._owners:
                 optimizer._owners[e.new] = optimizer._owners.pop(e.old)
         position = 0

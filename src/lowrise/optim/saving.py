@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lowrise.dist.shards import copy_whole_
 from lowrise.errors import UsageError
-from lowrise.optim.checks import parameter_name, require_match
+from lowrise.optim.checks import check_numbers, parameter_name, require_match
 from lowrise.optim.formats import format_of
 
 
@@ -57,7 +57,14 @@ class Saved(torch.optim.Optimizer):
                         f"parameter group {number} was saved with the {option} {before!r} and is {here!r} "
                         "here; build the groups as they were."
                     )
+            for flag in ("maximize", "amsgrad", "differentiable"):
+                if saved_group.get(flag) and flag not in own_group:
+                    raise UsageError(
+                        f"parameter group {number} was saved by an optimizer with {flag} = "
+                        f"{saved_group[flag]!r}, which {type(self).__name__} does not have."
+                    )
             groups.append(_with_own_functions(saved_group, own_group))
+            check_numbers(groups[-1], where=f"saved parameter group {number}")
             for i, key in enumerate(saved_group["params"]):
                 name, param = parameter_name(own_group, i), own_group["params"][i]
                 state, new = self.state[param], state_dict["state"].get(key, {})
@@ -109,8 +116,10 @@ def _function_text(value: Any) -> str:
 
 
 def _with_own_functions(saved: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a saved group, with this optimizer's functions where the saved one had some."""
-    options = dict(saved)
+    """The options of a saved group, with this optimizer's functions where the saved one had some, and this
+    optimizer's options where it had none (the state of a torch.optim.AdamW, say).
+    """
+    options = {k: v for k, v in own.items() if k not in ("params", "param_names")} | dict(saved)
     for key, value in saved.items():
         was_function = isinstance(value, str) and value.startswith("function ")
         if was_function != callable(own.get(key)) and key in own:

@@ -65,13 +65,20 @@ class Spread(Counted):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._owners: dict[Tensor, int] = {}  # first parameter of a unit -> rank
         self._loads: list[float] = []
+        # Parameter -> shape and dtype that its state was made for.
+        self._built: dict[Tensor, tuple[torch.Size, torch.dtype]] = {}
         super().__init__(*arguments, **options)
+
+    def _forget_owners(self) -> None:
+        """Before all are appointed anew."""
+        self._owners, self._loads, self._built = {}, [], {}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Of a copy: its owners are appointed anew."""
         super().__setstate__(state)
         self.__dict__.setdefault("_owners", {})
         self.__dict__.setdefault("_loads", [])
+        self._built = {p: (p.shape, p.dtype) for group in self.param_groups for p in group["params"]}
         for group in self.param_groups:
             self._appoint(group)
 

@@ -8,12 +8,17 @@ from torch import Tensor, nn
 
 from lowrise.checkpoint import Checkpoint
 from lowrise.dist import World
+from lowrise.dist.fully_sharded import reshard
 from lowrise.errors import LowriseError
 from lowrise.train.ranks import fit_ranks
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter once (tied ones under their first name) and every persistent buffer."""
+    """Every parameter once (tied ones under their first name) and every persistent buffer.
+
+    The one door to the weights between two steps: sharded ones are resharded first.
+    """
+    reshard(model)
     parameters = dict(model.named_parameters())
     saved = model.state_dict().keys()
     return parameters | {name: b for name, b in model.named_buffers() if name in saved}
