@@ -3,7 +3,8 @@
     python tests/golden/replay.py METHOD FILE.npz [--dtype float32|float64]
 
 Prints `case  error  bar  ok|FAIL` a line; entries that no part of lowrise covers are printed as `not
-covered`. Exit code 0 if all is ok, 1 if a case fails, 2 with a sentence for a request that cannot be right.
+covered`, and a case that the file or lowrise makes impossible as `refused` with the reason. Exit code 0 if
+all is ok, 1 if a case fails or nothing was compared, 2 with a message for a request that cannot be right.
 Cases, shapes and hyperparameters are read from the file. A new method is one module in `replays` and one row
 in `REPLAYS`.
 """
@@ -14,6 +15,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -68,14 +70,20 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with np.load(arguments.file, allow_pickle=False) as archive:
             data = {key: archive[key] for key in archive.files}
-        lines = list(REPLAYS[arguments.method](data, getattr(torch, arguments.dtype)))
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         return _usage(f"{arguments.file} cannot be read as a fixture file (.npz): {error}")
+    replay = REPLAYS[arguments.method](data, getattr(torch, arguments.dtype))
+    compared, failed = 0, False
+    try:
+        for line in replay:
+            print(line)
+            compared += line.bar is not None
+            failed = failed or line.failed
     except KeyError as error:
         return _usage(f"{arguments.file} is no fixture of {arguments.method}: it lacks the key {error}.")
-    for line in lines:
-        print(line)
-    return 1 if any(line.failed for line in lines) else 0
+    if not compared:
+        print(f"{arguments.method}  -  -  FAIL: nothing in {arguments.file} was compared")
+    return 1 if failed or not compared else 0
 
 
 if __name__ == "__main__":

@@ -85,3 +85,30 @@ def test_requests_that_cannot_be_right_get_a_sentence(
     ):
         assert replay.main(arguments) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "method", ["cola", "galore", "gwt", "loro", "muon", "relora", "sinkgd", "swan", "tsvd"]
+)
+def test_a_case_without_its_numbers_is_one_line_and_the_others_go_on(
+    replay: ModuleType, shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str
+) -> None:
+    with np.load(shared / "fixtures" / f"{method}_small.npz") as archive:
+        data = {name: archive[name] for name in archive.files}
+    first = next(
+        k for k in data if "/" in k and k.rsplit("/", 1)[1] in ("G", "a", "G_A", "lr", "W0", "A0", "G0")
+    )
+    del data[first]
+    np.savez(tmp_path / "part.npz", **data)
+    assert replay.main([method, str(tmp_path / "part.npz")]) == 0
+    printed = capsys.readouterr().out
+    assert "refused: the file lacks" in printed
+    assert printed.count(" ok") >= 5
+
+
+def test_a_file_of_which_nothing_is_covered_fails(
+    replay: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "none.npz", index=np.array('{"cases": [], "dion": [{"name": "x"}]}'))
+    assert replay.main(["muon", str(tmp_path / "none.npz")]) == 1
+    assert "nothing" in capsys.readouterr().out

@@ -49,6 +49,8 @@ class LowRankLayer(nn.Module, ABC):
 
     role: ClassVar[str]
     """Which rule may move `role_parameters()`: "factors" or "svd"."""
+    keeps_base_frozen: ClassVar[bool] = False
+    """Whether the dense weight is kept and never trained, so that the factors train though it was frozen."""
     bias: nn.Parameter | None
 
     def __init__(self, in_features: int, out_features: int, rank: int) -> None:
@@ -65,6 +67,16 @@ class LowRankLayer(nn.Module, ABC):
     @abstractmethod
     def dense(self) -> Tensor:
         """The weight W, out x in, differentiable; `UsageError` where the map has no dense form."""
+
+    @property
+    def weight(self) -> Tensor:
+        """`dense()`, for modules that read the weight of a layer that they own (`nn.TransformerEncoderLayer`,
+        T5). An `AttributeError`, as for any module without a weight, where there is no dense form.
+        """
+        try:
+            return self.dense()
+        except UsageError as error:
+            raise AttributeError(str(error)) from error
 
     @abstractmethod
     def role_parameters(self) -> tuple[nn.Parameter, ...]:
@@ -216,13 +228,25 @@ def dense_weight(module: nn.Module) -> Tensor | None:
     return None
 
 
+# Names of language-model and classification heads in transformers, torchtitan, litgpt, GPT-NeoX, OLMo-core.
+HEAD_NAMES = frozenset(
+    {"lm_head", "embed_out", "output_projection", "score", "classifier", "classification_head", "qa_outputs"}
+)
+
+
 def head_and_embedding_weights(model: nn.Module) -> set[int]:
-    """`id` of every weight that maps tokens in or out: embeddings, modules named `lm_head`,
-    `get_output_embeddings()`, and what they share.
+    """`id` of every weight that maps tokens in or out: embeddings, `get_output_embeddings()`, what is in a
+    module that is named as heads are (`HEAD_NAMES`), the one linear map with as many rows as the largest
+    embedding, and what they share.
     """
-    modules: list[nn.Module] = [m for m in model.modules() if isinstance(m, nn.Embedding)]
-    modules += [m for name, m in model.named_modules() if name.rpartition(".")[2] == "lm_head"]
+    embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding)]
+    modules: list[nn.Module] = [*embeddings]
+    modules += [m for name, m in model.named_modules() if not HEAD_NAMES.isdisjoint(name.split("."))]
     modules += _declared_heads(model.modules())
+    rows = max((m.num_embeddings for m in embeddings), default=0)
+    as_many = [m for m in model.modules() if (w := dense_weight(m)) is not None and w.shape[0] == rows]
+    # Several are no heads: a model whose width is the size of its vocabulary.
+    modules += as_many if len(as_many) == 1 else []
     return {id(p) for module in modules for p in module.parameters(recurse=False)}
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import math
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from lowrise.errors import UsageError
@@ -50,6 +52,9 @@ def factorize(
     _check_options(layer, new_class, options)
     chosen = _choose(model, targets, skip)
     ranks = _ranks(chosen, rank)  # all checks are done before the first layer is touched
+    if from_weights:
+        for name in ranks:
+            _check_values(name, chosen[name])
     replacements = {
         id(chosen[name]): _replace(chosen[name], r, new_class, from_weights, options)
         for name, r in ranks.items()
@@ -58,7 +63,28 @@ def factorize(
         for child_name, child in list(parent._modules.items()):
             if id(child) in replacements:
                 setattr(parent, child_name, replacements[id(child)])
+    if targets is None:
+        _warn_of_dense_rest(model)
     return model
+
+
+def _warn_of_dense_rest(model: nn.Module) -> None:
+    """Warn if most parameters outside embeddings and heads are still dense, as with stacked experts."""
+    heads = head_and_embedding_weights(model)
+    layers = [m for m in model.modules() if isinstance(m, LowRankLayer)]
+    taken = {id(p) for layer in layers for p in layer.parameters()}
+    rest = {n: p for n, p in model.named_parameters() if id(p) not in heads and id(p) not in taken}
+    left = sum(p.numel() for p in rest.values())
+    # A layer stands for the map that it replaces, whatever its rank.
+    replaced = sum(layer.in_features * layer.out_features for layer in layers)
+    if left > replaced:
+        largest = max(rest, key=lambda name: rest[name].numel())
+        warnings.warn(
+            f"factorize left {left:,} parameters dense, more than the {replaced:,} of the linear maps that "
+            f"it replaced; the largest is {largest} {tuple(rest[largest].shape)}. Only nn.Linear and Conv1D are "
+            "replaced: stacked experts and subclasses of nn.Linear are not.",
+            stacklevel=3,
+        )
 
 
 def _check_options(layer: str, new_class: type[LowRankLayer], options: Mapping[str, Any]) -> None:
@@ -68,6 +94,22 @@ def _check_options(layer: str, new_class: type[LowRankLayer], options: Mapping[s
             near = difflib.get_close_matches(option, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"its options are {', '.join(known) or 'none'}."
             raise UsageError(f"The layer {layer!r} has no option {option!r}; {hint}")
+
+
+def _check_values(name: str, module: nn.Module) -> None:
+    """Refuse weights that cannot be decomposed, by the layer's name."""
+    weight = dense_weight(module)
+    assert weight is not None
+    if weight.is_meta:
+        raise UsageError(
+            f"{name}: from_weights=True needs the weights, which are on the meta device (built there, or "
+            "offloaded): load them first, or leave from_weights out for fresh factors."
+        )
+    if not torch.isfinite(weight).all():
+        raise UsageError(
+            f"{name}: the weight has entries that are not finite, so it cannot be factorized from them; "
+            "load a sound checkpoint, or skip this layer."
+        )
 
 
 def _choose(
@@ -144,12 +186,12 @@ def _replace(
     assert weight is not None
     bias = module.bias
     assert bias is None or isinstance(bias, Tensor)
-    if from_weights and not weight.is_meta:
+    if from_weights:
         layer = new_class.from_dense(weight.detach(), rank, bias=bias, **options)
     else:
         out_features, in_features = weight.shape
         arguments = {"bias": bias is not None, "device": weight.device, "dtype": weight.dtype, **options}
         layer = new_class(in_features, out_features, rank, **arguments)
-    if not weight.requires_grad:
+    if not weight.requires_grad and not new_class.keeps_base_frozen:
         layer.requires_grad_(False)
     return layer.train(module.training)

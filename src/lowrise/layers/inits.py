@@ -35,7 +35,11 @@ def normal(
     through.
     """
     source = device if generator is None else generator.device
-    return torch.randn(rows, columns, generator=generator, device=source).to(device).mul_(std)
+    return (
+        torch.randn(rows, columns, generator=generator, device=source, dtype=torch.float32)
+        .to(device)
+        .mul_(std)
+    )
 
 
 def uniform(
@@ -45,7 +49,7 @@ def uniform(
     bound = 1 / sqrt(fan-in).
     """
     source = device if generator is None else generator.device
-    drawn = torch.rand(rows, columns, generator=generator, device=source)
+    drawn = torch.rand(rows, columns, generator=generator, device=source, dtype=torch.float32)
     return drawn.mul_(2 * bound).sub_(bound).to(device)
 
 

@@ -48,6 +48,7 @@ class LoRALinear(LowRankLayer):
     """
 
     role: ClassVar[str] = "factors"
+    keeps_base_frozen: ClassVar[bool] = True
     merge_seed: Tensor
 
     def __init__(

@@ -70,7 +70,7 @@ class SelfGuidedLinear(LowRankLayer):
         self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
         # alpha and 1 - alpha: a tensor, so that a compiled block is not compiled anew at every update; two
         # numbers, because in bfloat16 the difference from 1 would round to 0 near either end.
-        self.register_buffer("mix", torch.zeros(2, device=device), persistent=False)
+        self.register_buffer("mix", torch.zeros(2, device=device, dtype=torch.float32), persistent=False)
         self.guided = False
         if not self.A.is_meta:
             self.reset_parameters()

@@ -113,7 +113,7 @@ class SparseLowRankLinear(LowRankLayer):
         rest = weight.to(A.dtype) - A @ B.T
         self.A.copy_(A / math.sqrt(self.scale))
         self.B.copy_(B / math.sqrt(self.scale))
-        self.values.copy_(rest.view(-1).index_select(0, self.index))
+        self.values.copy_(rest.reshape(-1).index_select(0, self.index))
         if self.bias is not None and bias is not None:
             self.bias.copy_(bias)
 

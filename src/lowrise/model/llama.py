@@ -76,7 +76,9 @@ class Attention(nn.Module):
         B, L, _ = q.shape
 
         def heads(y: Tensor) -> Tensor:
-            return y.view(B, L, -1, self.head_dim).transpose(1, 2)  # (B, heads, L, head_dim)
+            return y.view(B, L, y.shape[-1] // self.head_dim, self.head_dim).transpose(
+                1, 2
+            )  # (B, heads, L, head_dim)
 
         q, k, v = rotate(heads(q), cos, sin), rotate(heads(k), cos, sin), heads(v)
         past = 0 if cache is None else cache.length
@@ -90,7 +92,7 @@ class Attention(nn.Module):
         y = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=past == 0, enable_gqa=q.shape[1] != k.shape[1]
         )
-        return y.transpose(1, 2).reshape(B, L, -1)
+        return y.transpose(1, 2).flatten(2)
 
 
 class MLP(nn.Module):
@@ -161,6 +163,7 @@ class Llama(nn.Module):
         self.model = Decoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.tie_weights()
+        self.register_load_state_dict_pre_hook(_head_of_tied)
         if not self.lm_head.weight.is_meta:
             self.init_weights()
 
@@ -240,3 +243,13 @@ class Llama(nn.Module):
         super()._apply(fn, recurse)
         self.tie_weights()
         return self
+
+
+def _head_of_tied(model: Llama, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Files of tied models hold the shared weight once, under the name of the embedding or the head."""
+    if not model.config.tie_embeddings:
+        return
+    names = (f"{prefix}model.embed_tokens.weight", f"{prefix}lm_head.weight")
+    for own, other in (names, names[::-1]):
+        if own not in state and other in state:
+            state[own] = state[other]

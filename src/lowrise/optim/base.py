@@ -154,9 +154,9 @@ class Optimizer(Spread):
             return
         if any(float(state["step"]) for state in self.state.values() if "step" in state):
             raise UsageError(
-                f"{unknown[0]} ({len(unknown)} in all) was exchanged for another Parameter after steps had been "
-                "taken, so its moments cannot be found: build the optimizer after the model has been sharded "
-                "or converted, and load its state with load_state_dict."
+                f"{unknown[0]} ({len(unknown)} in all) was exchanged for another Parameter after steps had "
+                "been taken, so its moments cannot be found: build the optimizer after the model has been "
+                "sharded or converted, and load its state with load_state_dict."
             )
         self.state.clear()
         self._forget_owners()
@@ -324,8 +324,8 @@ class Optimizer(Spread):
             return
         if shape != param.shape:
             raise UsageError(
-                f"{name} had shape {tuple(shape)} when the optimizer was built and has {tuple(param.shape)} now, "
-                "so its moments do not fit: build the optimizer after resizing the model "
+                f"{name} had shape {tuple(shape)} when the optimizer was built and has {tuple(param.shape)} "
+                "now, so its moments do not fit: build the optimizer after resizing the model "
                 "(resize_token_embeddings and the like)."
             )
         if dtype != param.dtype:

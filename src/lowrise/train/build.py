@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -80,7 +81,8 @@ def compile_blocks(model: Llama) -> None:
     blocks = model.model.layers
     if any(isinstance(m, LowRankLayer) and m.is_adaptive() for m in model.modules()):
         torch._dynamo.reset()
-        limit = torch._dynamo.config.recompile_limit
-        torch._dynamo.config.recompile_limit = max(limit, 4 * len(blocks))
+        config: Any = torch._dynamo.config
+        name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # torch 2.6
+        setattr(config, name, max(getattr(config, name), 4 * len(blocks)))
     for block in blocks:
         block.compile()

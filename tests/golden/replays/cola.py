@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from replays.common import Fixture, Line, max_error, tensor
+from replays.common import Fixture, Line, guarded, max_error, tensor
 from torch import Tensor, nn
 
 from lowrise.layers import CoLALinear, factorize
@@ -21,32 +21,39 @@ def replay_cola(data: Fixture, dtype: torch.dtype) -> Iterator[Line]:
     """
     index = json.loads(str(data["index"]))
     activation = index["activation"]
-    for case in index["layers"]:
-        name = case["name"]
-        layer = CoLALinear(
-            case["in"],
-            case["out"],
-            case["rank"],
-            case["bias"],
-            activation=activation if case["act"] else "none",
-            dtype=dtype,
-        )
-        _load_cola(layer, data, f"{name}/", dtype)
-        if layer.bias is not None:
-            layer.bias.data.copy_(tensor(data[f"{name}/bias"], dtype))
-        seen = _backward(layer, data, name, dtype) | _cola_gradients(layer, "")
-        yield from _cola_lines(data, name, seen, dtype)
-    for case in index["mlps"]:
-        name, d, ff, rank = case["name"], case["d"], case["ff"], case["rank"]
-        mlp = MLP(d, ff, "none" if case["only_lr_act"] else "silu").to(dtype)
-        factorize(mlp, layer="cola", rank=rank, activation=activation)
-        places = ("gate", "up", "down")
-        for place in places:
-            _load_cola(getattr(mlp, f"{place}_proj"), data, f"{name}/{place}_", dtype)
-        seen = _backward(mlp, data, name, dtype)
-        for place in places:
-            seen |= _cola_gradients(getattr(mlp, f"{place}_proj"), f"{place}_")
-        yield from _cola_lines(data, name, seen, dtype)
+    for kind, replay in (("layers", _cola_layer), ("mlps", _cola_mlp)):
+        for case in index.get(kind, []):
+            yield from guarded(f"cola/{case['name']}", replay, data, dtype, case, activation)
+
+
+def _cola_layer(data: Fixture, dtype: torch.dtype, case: dict, activation: str) -> Iterator[Line]:
+    name = case["name"]
+    layer = CoLALinear(
+        case["in"],
+        case["out"],
+        case["rank"],
+        case["bias"],
+        activation=activation if case["act"] else "none",
+        dtype=dtype,
+    )
+    _load_cola(layer, data, f"{name}/", dtype)
+    if layer.bias is not None:
+        layer.bias.data.copy_(tensor(data[f"{name}/bias"], dtype))
+    seen = _backward(layer, data, name, dtype) | _cola_gradients(layer, "")
+    yield from _cola_lines(data, name, seen, dtype)
+
+
+def _cola_mlp(data: Fixture, dtype: torch.dtype, case: dict, activation: str) -> Iterator[Line]:
+    name, d, ff, rank = case["name"], case["d"], case["ff"], case["rank"]
+    mlp = MLP(d, ff, "none" if case["only_lr_act"] else "silu").to(dtype)
+    factorize(mlp, layer="cola", rank=rank, activation=activation)
+    places = ("gate", "up", "down")
+    for place in places:
+        _load_cola(getattr(mlp, f"{place}_proj"), data, f"{name}/{place}_", dtype)
+    seen = _backward(mlp, data, name, dtype)
+    for place in places:
+        seen |= _cola_gradients(getattr(mlp, f"{place}_proj"), f"{place}_")
+    yield from _cola_lines(data, name, seen, dtype)
 
 
 def _load_cola(layer: CoLALinear, data: Fixture, prefix: str, dtype: torch.dtype) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from lowrise.errors import UsageError
 
 Fixture = dict[str, np.ndarray]
 
@@ -18,6 +22,8 @@ class Line:
     case: str
     error: float = 0.0
     bar: float | None = None
+    refused: str = ""
+    """Why the case could not be run."""
 
     @property
     def failed(self) -> bool:
@@ -25,9 +31,21 @@ class Line:
         return self.bar is not None and not self.error <= self.bar
 
     def __str__(self) -> str:
+        if self.refused:
+            return f"{self.case}  -  -  refused: {self.refused}"
         if self.bar is None:
             return f"{self.case}  -  -  not covered"
         return f"{self.case}  {self.error:.3e}  {self.bar:.0e}  {'FAIL' if self.failed else 'ok'}"
+
+
+def guarded(case: str, replay: Callable[..., Iterator[Line]], *arguments: Any) -> Iterator[Line]:
+    """The lines of one case. What the file lacks, or lowrise refuses, is one line, and other cases go on."""
+    try:
+        yield from replay(*arguments)
+    except KeyError as error:
+        yield Line(case, refused=f"the file lacks {error}")
+    except UsageError as error:
+        yield Line(case, refused=" ".join(str(error).split()))
 
 
 def tensor(array: np.ndarray, dtype: torch.dtype) -> Tensor:

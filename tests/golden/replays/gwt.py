@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 
 import torch
-from replays.common import Fixture, Line, max_error, tensor
+from replays.common import Fixture, Line, guarded, max_error, tensor
 from replays.trajectory import Moved, places_of, replay_trajectory
 from torch import nn
 
@@ -22,15 +22,19 @@ def replay_gwt(data: Fixture, dtype: torch.dtype) -> Iterator[Line]:
     cancellation in a_even + a_odd costs two to three digits.
     """
     index = json.loads(str(data["index"]))
-    for case in index["cases"]:
+    for case in index.get("cases", []):
         for place in places_of(data, case["name"]):
-            yield from _case(data, dtype, case, place)
+            yield from guarded(f"gwt/{case['name']}/{place}", _case, data, dtype, case, place)
     if "transform/x" in data:
-        keys = sorted(key for key in data if key.startswith("transform/c"))
-        A, details = haar(tensor(data["transform/x"], dtype), len(keys) - 1)
-        for key, got in zip(keys, [A, *details], strict=True):
-            golden = torch.from_numpy(data[key]).double()
-            yield Line(f"gwt/{key}", max_error(got.double(), golden, 0.0), _bar(dtype))
+        yield from guarded("gwt/transform", _transform, data, dtype)
+
+
+def _transform(data: Fixture, dtype: torch.dtype) -> Iterator[Line]:
+    keys = sorted(key for key in data if key.startswith("transform/c"))
+    A, details = haar(tensor(data["transform/x"], dtype), len(keys) - 1)
+    for key, got in zip(keys, [A, *details], strict=True):
+        golden = torch.from_numpy(data[key]).double()
+        yield Line(f"gwt/{key}", max_error(got.double(), golden, 0.0), _bar(dtype))
 
 
 def _case(data: Fixture, dtype: torch.dtype, case: dict, place: str) -> Iterator[Line]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 
 import torch
-from replays.common import Fixture, Line, max_error, tensor
+from replays.common import Fixture, Line, guarded, max_error, tensor
 from torch import Tensor, nn
 
 from lowrise.linalg import tangent_step
@@ -26,10 +26,8 @@ def replay_loro(data: Fixture, dtype: torch.dtype) -> Iterator[Line]:
         raise KeyError("NAME/config")
     for name in names:
         config = json.loads(str(data[f"{name}/config"]))
-        if isinstance(config, list):
-            yield from _loro_single_steps(data, dtype, name, config)
-        else:
-            yield from _loro_trajectory(data, dtype, name, config)
+        replay = _loro_single_steps if isinstance(config, list) else _loro_trajectory
+        yield from guarded(f"loro/{name}", replay, data, dtype, name, config)
     for key in sorted(k for k in data if k.startswith("sched/") and k.endswith("_config")):
         yield Line(f"loro/{key.removesuffix('_config')}")
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 
 import torch
-from replays.common import Fixture, Line, frobenius_error, max_error, tensor
+from replays.common import Fixture, Line, frobenius_error, guarded, max_error, tensor
 from torch import Tensor, nn
 
 from lowrise.linalg import newton_schulz
@@ -23,17 +23,20 @@ def replay_muon(data: Fixture, dtype: torch.dtype) -> Iterator[Line]:
     """
     index = json.loads(str(data["index"]))
     for case in index.get("cases", []):
-        yield from _muon_case(data, dtype, case)
+        yield from guarded(f"muon/{case['name']}", _muon_case, data, dtype, case)
     for operator in index.get("operators", []):
-        name = operator["name"]
-        got = newton_schulz(tensor(data[f"op_{name}/G"], dtype), eps_rule="max").double()
-        golden = torch.from_numpy(data[f"op_{name}/ns5_f64"])
-        yield Line(f"muon/op_{name}/ns5_f64", max_error(got, golden, 0.0), _muon_bar(dtype))
-        if f"op_{name}/ns5_bf16" in data:
-            golden = torch.from_numpy(data[f"op_{name}/ns5_bf16"]).double()
-            yield Line(f"muon/op_{name}/ns5_bf16", frobenius_error(got, golden, 0.0), 0.05)
+        yield from guarded(f"muon/op_{operator['name']}", _operator, data, dtype, operator["name"])
     for entry in index.get("dion", []):
         yield Line(f"muon/dion_{entry['name']}")
+
+
+def _operator(data: Fixture, dtype: torch.dtype, name: str) -> Iterator[Line]:
+    got = newton_schulz(tensor(data[f"op_{name}/G"], dtype), eps_rule="max").double()
+    golden = torch.from_numpy(data[f"op_{name}/ns5_f64"])
+    yield Line(f"muon/op_{name}/ns5_f64", max_error(got, golden, 0.0), _muon_bar(dtype))
+    if f"op_{name}/ns5_bf16" in data:
+        golden = torch.from_numpy(data[f"op_{name}/ns5_bf16"]).double()
+        yield Line(f"muon/op_{name}/ns5_bf16", frobenius_error(got, golden, 0.0), 0.05)
 
 
 def _muon_case(data: Fixture, dtype: torch.dtype, case: dict) -> Iterator[Line]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from replays.common import Fixture, Line, tensor
+from replays.common import Fixture, Line, guarded, tensor
 from torch import Tensor, nn
 
 from lowrise.linalg.subspace import align_signs, leading_left
@@ -28,20 +28,21 @@ def replay_projected(data: Fixture, dtype: torch.dtype) -> Iterator[Line]:
     covered.
     """
     index = json.loads(str(data["index"]))
-    for case in index["cases"]:
+    for case in index.get("cases", []):
         name = f"{index['method']}/{case['name']}"
         if case["dtype"] == "bfloat16":
             yield Line(name)
             continue
         recorded = getattr(torch, case["dtype"])
         bar = max(INJECTED[recorded], INJECTED[dtype])
-        yield from _run(name, index["method"].lower(), case, data, dtype, bar, own=False)
+        method = index["method"].lower()
+        yield from guarded(name, _run, name, method, case, data, dtype, bar, False)
         if case.get("proj", "svd") == "svd" and any(p["rank"] for p in case["params"]):
-            yield from _run(f"{name}/own", index["method"].lower(), case, data, dtype, OWN, own=True)
+            yield from guarded(f"{name}/own", _run, f"{name}/own", method, case, data, dtype, OWN, True)
 
 
 def _run(
-    name: str, method: str, case: dict[str, Any], data: Fixture, dtype: torch.dtype, bar: float, *, own: bool
+    name: str, method: str, case: dict[str, Any], data: Fixture, dtype: torch.dtype, bar: float, own: bool
 ) -> Iterator[Line]:
     key = case["name"]
     weights = [nn.Parameter(tensor(data[f"{key}/p{i}/W0"], dtype)) for i, _ in enumerate(case["params"])]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 
 import torch
-from replays.common import Fixture, Line, max_error, tensor
+from replays.common import Fixture, Line, guarded, max_error, tensor
 from torch import Tensor
 
 from lowrise.config import ScheduleSection
@@ -24,29 +24,37 @@ def replay_relora(data: Fixture, dtype: torch.dtype) -> Iterator[Line]:
     """
     index = json.loads(str(data["index"]))
     for case in index.get("trajectories", []):
-        yield from _relora_trajectory(data, dtype, case)
+        yield from guarded(f"relora/{case['name']}", _relora_trajectory, data, dtype, case)
     for case in index.get("schedules", []):
-        name = f"relora/{case['name']}/multiplier"
-        if case["adjust"]:
-            yield Line(name)
-            continue
-        section = ScheduleSection(
-            warmup=float(case["warmup"]),
-            final=case["min_ratio"],
-            cycle=case["every"],
-            restart_warmup=case["restart_warmup"],
-        )
-        restarts = restarts_of(section, (), case["total"])
-        ours = [multiplier(t, case["total"], section, restarts) for t in range(case["total"])]
-        golden = torch.from_numpy(data[f"{case['name']}/multiplier"])
-        yield Line(name, max_error(torch.tensor(ours, dtype=torch.float64), golden, 0.0), 1e-9)
+        yield from guarded(f"relora/{case['name']}", _schedule, data, case)
     for case in index.get("prunings", []):
-        x = tensor(data[f"{case['name']}/x"], dtype)
-        pruned = x.masked_fill(small_entries(x, case["ratio"]), 0.0).double()
-        golden = torch.from_numpy(data[f"{case['name']}/pruned"])
-        yield Line(f"relora/{case['name']}/pruned", max_error(pruned, golden, 0.0), _relora_bar(dtype))
+        yield from guarded(f"relora/{case['name']}", _pruning, data, dtype, case)
     for case in index.get("sltrain", []):
-        yield from _sltrain_case(data, dtype, case)
+        yield from guarded(f"relora/{case['name']}", _sltrain_case, data, dtype, case)
+
+
+def _schedule(data: Fixture, case: dict) -> Iterator[Line]:
+    name = f"relora/{case['name']}/multiplier"
+    if case["adjust"]:
+        yield Line(name)
+        return
+    section = ScheduleSection(
+        warmup=float(case["warmup"]),
+        final=case["min_ratio"],
+        cycle=case["every"],
+        restart_warmup=case["restart_warmup"],
+    )
+    restarts = restarts_of(section, (), case["total"])
+    ours = [multiplier(t, case["total"], section, restarts) for t in range(case["total"])]
+    golden = torch.from_numpy(data[f"{case['name']}/multiplier"])
+    yield Line(name, max_error(torch.tensor(ours, dtype=torch.float64), golden, 0.0), 1e-9)
+
+
+def _pruning(data: Fixture, dtype: torch.dtype, case: dict) -> Iterator[Line]:
+    x = tensor(data[f"{case['name']}/x"], dtype)
+    pruned = x.masked_fill(small_entries(x, case["ratio"]), 0.0).double()
+    golden = torch.from_numpy(data[f"{case['name']}/pruned"])
+    yield Line(f"relora/{case['name']}/pruned", max_error(pruned, golden, 0.0), _relora_bar(dtype))
 
 
 def _relora_trajectory(data: Fixture, dtype: torch.dtype, case: dict) -> Iterator[Line]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 import torch
-from replays.common import Fixture, Line, max_error, tensor
+from replays.common import Fixture, Line, guarded, max_error, tensor
 from replays.trajectory import places_of, replay_trajectory
 from torch import nn
 
@@ -23,28 +23,36 @@ def replay_sinkgd(data: Fixture, dtype: torch.dtype) -> Iterator[Line]:
     """
     index = json.loads(str(data["index"]))
     bar = 1e-10 if dtype == torch.float64 else 1e-5
-    for case in index["cases"]:
-        name, alpha = case["name"], case["alpha"]
-
-        def build(weight: nn.Parameter, case: dict = case) -> SinkGD:
-            return SinkGD(
-                [weight],
-                iters=case["iters"],
-                rows_first=case["rows_first"],
-                weight_decay=case["wd"] / case["alpha"],
-            )
-
-        for place in places_of(data, name):
-            *_, moved = replay_trajectory(data, name, place, dtype, build, lr_factor=alpha)
-            golden = torch.from_numpy(data[f"{name}/{place}/W"]).double()
-            yield Line(f"sinkgd/{name}/{place}/W", max_error(moved.trajectory, golden, moved.start), bar)
+    for case in index.get("cases", []):
+        for place in places_of(data, case["name"]):
+            yield from guarded(f"sinkgd/{case['name']}/{place}", _case, data, dtype, case, place, bar)
     for operator in index.get("operators", []):
-        prefix = f"op_{operator['name']}/"
-        for key in sorted(key for key in data if key.startswith(prefix + "sinkhorn")):
-            found = re.fullmatch(r"sinkhorn_L(\d+)", key.removeprefix(prefix))
-            if not found:
-                yield Line(f"sinkgd/{key}")
-                continue
-            got = sinkhorn(tensor(data[prefix + "G"], dtype), iters=int(found[1])).double()
-            golden = torch.from_numpy(data[key]).double()
-            yield Line(f"sinkgd/{key}", max_error(got, golden, 0.0), bar)
+        name = operator["name"]
+        yield from guarded(f"sinkgd/op_{name}", _operator, data, dtype, f"op_{name}/", bar)
+
+
+def _case(data: Fixture, dtype: torch.dtype, case: dict, place: str, bar: float) -> Iterator[Line]:
+    name = case["name"]
+
+    def build(weight: nn.Parameter) -> SinkGD:
+        return SinkGD(
+            [weight],
+            iters=case["iters"],
+            rows_first=case["rows_first"],
+            weight_decay=case["wd"] / case["alpha"],
+        )
+
+    *_, moved = replay_trajectory(data, name, place, dtype, build, lr_factor=case["alpha"])
+    golden = torch.from_numpy(data[f"{name}/{place}/W"]).double()
+    yield Line(f"sinkgd/{name}/{place}/W", max_error(moved.trajectory, golden, moved.start), bar)
+
+
+def _operator(data: Fixture, dtype: torch.dtype, prefix: str, bar: float) -> Iterator[Line]:
+    for key in sorted(key for key in data if key.startswith(prefix + "sinkhorn")):
+        found = re.fullmatch(r"sinkhorn_L(\d+)", key.removeprefix(prefix))
+        if not found:
+            yield Line(f"sinkgd/{key}")
+            continue
+        got = sinkhorn(tensor(data[prefix + "G"], dtype), iters=int(found[1])).double()
+        golden = torch.from_numpy(data[key]).double()
+        yield Line(f"sinkgd/{key}", max_error(got, golden, 0.0), bar)

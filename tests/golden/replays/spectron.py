@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from replays.common import Fixture, Line, max_error, tensor
+from replays.common import Fixture, Line, guarded, max_error, tensor
 from torch import Tensor, nn
 
 from lowrise.linalg import newton_schulz, polar_svd, product_singular_values, spectral_norm
@@ -28,7 +28,9 @@ def replay_spectron(data: Fixture, dtype: torch.dtype) -> Iterator[Line]:
         raise KeyError("PREFIX_rho")
     for prefix in prefixes:
         if prefix in options:
-            yield from _spectron_trajectory(data, dtype, prefix, options[prefix])
+            yield from guarded(
+                f"spectron/{prefix}", _spectron_trajectory, data, dtype, prefix, options[prefix]
+            )
         else:
             yield Line(f"spectron/{prefix}")
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 import torch
-from replays.common import Fixture, Line, max_error, tensor
+from replays.common import Fixture, Line, guarded, max_error, tensor
 from replays.trajectory import places_of, replay_trajectory
 from torch import Tensor, nn
 
@@ -23,22 +23,26 @@ def replay_swan(data: Fixture, dtype: torch.dtype) -> Iterator[Line]:
     what does not iterate at all.
     """
     index = json.loads(str(data["index"]))
-    for case in index["cases"]:
+    for case in index.get("cases", []):
         for place in places_of(data, case["name"]):
-            yield _case(data, dtype, case, place)
+            yield from guarded(f"swan/{case['name']}/{place}", _case, data, dtype, case, place)
     for operator in index.get("operators", []):
-        prefix = f"op_{operator['name']}/"
-        G = tensor(data[prefix + "G"], dtype)
-        for key in sorted(key for key in data if key.startswith(prefix) and key != prefix + "G"):
-            got, beta = _operator(G, key.removeprefix(prefix))
-            if got is None:
-                yield Line(f"swan/{key}")
-                continue
-            golden = torch.from_numpy(data[key]).double()
-            yield Line(f"swan/{key}", max_error(got.double(), golden, 0.0), _bar(dtype, beta))
+        name = operator["name"]
+        yield from guarded(f"swan/op_{name}", _operators, data, dtype, f"op_{name}/")
 
 
-def _case(data: Fixture, dtype: torch.dtype, case: dict, place: str) -> Line:
+def _operators(data: Fixture, dtype: torch.dtype, prefix: str) -> Iterator[Line]:
+    G = tensor(data[prefix + "G"], dtype)
+    for key in sorted(key for key in data if key.startswith(prefix) and key != prefix + "G"):
+        got, beta = _operator(G, key.removeprefix(prefix))
+        if got is None:
+            yield Line(f"swan/{key}")
+            continue
+        golden = torch.from_numpy(data[key]).double()
+        yield Line(f"swan/{key}", max_error(got.double(), golden, 0.0), _bar(dtype, beta))
+
+
+def _case(data: Fixture, dtype: torch.dtype, case: dict, place: str) -> Iterator[Line]:
     name, alpha = case["name"], case["alpha"]
 
     def build(weight: nn.Parameter) -> SWAN:
@@ -56,7 +60,7 @@ def _case(data: Fixture, dtype: torch.dtype, case: dict, place: str) -> Line:
     *_, moved = replay_trajectory(data, name, place, dtype, build, lr_factor=alpha)
     golden = torch.from_numpy(data[f"{name}/{place}/W"]).double()
     beta = case["beta"] if case["method"] == "ns" else 0.5
-    return Line(f"swan/{name}/{place}/W", max_error(moved.trajectory, golden, moved.start), _bar(dtype, beta))
+    yield Line(f"swan/{name}/{place}/W", max_error(moved.trajectory, golden, moved.start), _bar(dtype, beta))
 
 
 def _operator(G: Tensor, key: str) -> tuple[Tensor | None, float]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from replays.common import Fixture, Line, tensor
+from replays.common import Fixture, Line, guarded, tensor
 from torch import Tensor
 
 from lowrise.layers import SVDLinear
@@ -27,17 +27,21 @@ def replay_tsvd(data: Fixture, dtype: torch.dtype) -> Iterator[Line]:
         raise KeyError("GROUP/G")
     for group in groups:
         own = {key.split("/")[1]: value for key, value in data.items() if key.startswith(f"{group}/")}
-        if "G" in own:
-            lines = _tsvd_sequence(own, dtype)
-        elif "gy" in own:
-            lines = _tsvd_layer(own, dtype)
-        elif "spectrum" in own:
-            lines = _tsvd_energy(own)
-        else:
-            lines = _tsvd_linalg(own, dtype)
-        bar = 1e-10 if dtype == torch.float64 else 1e-5
-        for name, error in lines:
-            yield Line(f"tsvd/{group}/{name}", error or 0.0, None if error is None else bar)
+        yield from guarded(f"tsvd/{group}", _tsvd_group, group, own, dtype)
+
+
+def _tsvd_group(group: str, own: Fixture, dtype: torch.dtype) -> Iterator[Line]:
+    if "G" in own:
+        lines = _tsvd_sequence(own, dtype)
+    elif "gy" in own:
+        lines = _tsvd_layer(own, dtype)
+    elif "spectrum" in own:
+        lines = _tsvd_energy(own)
+    else:
+        lines = _tsvd_linalg(own, dtype)
+    bar = 1e-10 if dtype == torch.float64 else 1e-5
+    for name, error in lines:
+        yield Line(f"tsvd/{group}/{name}", error or 0.0, None if error is None else bar)
 
 
 def _tsvd_error(got: Tensor, golden: np.ndarray) -> float:
