@@ -46,11 +46,11 @@ def every_order(world: World, folder: Path, data: str) -> int:
         "train.steps": len(orders) + 1,
         "parallel.data": data,
         "sample.tokens": 2,
-        "checkpoint.keep": 30,
     }
     config = parallel_config(folder, "spectron", **settings)
     alone = trainer_for(config, folder / f"alone-{data}", world)
     busy = trainer_for(config, folder / f"busy-{data}", world)
+    world.by_rank_0(busy._begin)
     does = operations(busy)
     with busy.saver:
         for order in orders:

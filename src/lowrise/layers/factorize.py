@@ -81,8 +81,8 @@ def _warn_of_dense_rest(model: nn.Module) -> None:
         largest = max(rest, key=lambda name: rest[name].numel())
         warnings.warn(
             f"factorize left {left:,} parameters dense, more than the {replaced:,} of the linear maps that "
-            f"it replaced; the largest is {largest} {tuple(rest[largest].shape)}. Only nn.Linear and Conv1D are "
-            "replaced: stacked experts and subclasses of nn.Linear are not.",
+            f"it replaced; the largest is {largest} {tuple(rest[largest].shape)}. Only nn.Linear and Conv1D "
+            "are replaced: stacked experts and subclasses of nn.Linear are not.",
             stacklevel=3,
         )
 
