@@ -93,14 +93,9 @@ def test_weights_that_are_not_finite_are_refused_by_name(value: float) -> None:
 
 @pytest.mark.parametrize("layer", sorted(set(LAYERS) - {"cola"}))
 def test_an_owner_may_read_the_weight(layer: str) -> None:
-    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), 2)
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, batch_first=True), 2)
     lowrise.factorize(encoder, layer=layer, rank=4)
     x = torch.randn(2, 5, 16, generator=seeded())
-    trained = [m.p for m in encoder.modules() if isinstance(m, nn.Dropout)]
-    assert trained
-    for m in encoder.modules():
-        if isinstance(m, nn.Dropout):
-            m.p = 0.0
     slow = encoder.train()(x)
     with torch.no_grad():
         fast = encoder.eval()(x)  # torch's fused path reads .weight

@@ -16,7 +16,8 @@ What is outside the blocks is not freed between forward and backward pass. Bytes
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,6 +106,21 @@ def reshard(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "set_reshard_after_backward"):  # FSDPModule, whose import needs torch.distributed
             module.reshard()  # type: ignore[operator]
+
+
+@contextmanager
+def gathered_root(model: nn.Module) -> Iterator[None]:
+    """For forward passes that do not begin at the root's `forward`, as generation's: what is outside the blocks
+    is gathered within, and freed after. All ranks must enter together.
+    """
+    roots = [model] if hasattr(model, "set_reshard_after_backward") else []
+    for root in roots:
+        root.unshard()  # type: ignore[operator]
+    try:
+        yield
+    finally:
+        for root in roots:
+            reshard(root)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lowrise.errors import UsageError
 from lowrise.layers.ranks import RankChange
+from lowrise.linalg.rank import Above, resolve_rank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +50,15 @@ class LowRankLayer(nn.Module, ABC):
 
     role: ClassVar[str]
     """Which rule may move `role_parameters()`: "factors" or "svd"."""
+    rank_above: ClassVar[Above] = "refuse"
+    """What becomes of a rank above min(m, n)."""
     keeps_base_frozen: ClassVar[bool] = False
     """Whether the dense weight is kept and never trained, so that the factors train though it was frozen."""
     bias: nn.Parameter | None
 
     def __init__(self, in_features: int, out_features: int, rank: int) -> None:
         super().__init__()
-        check_rank(rank, out_features, in_features)
+        rank = resolve_rank(rank, out_features, in_features, above=self.rank_above)
         self.in_features = in_features
         self.out_features = out_features
         self.rank = rank
@@ -161,7 +164,7 @@ class LowRankLayer(nn.Module, ABC):
         not.
         """
         out_features, in_features = weight.shape
-        check_rank(rank, out_features, in_features)
+        rank = check_rank(rank, out_features, in_features)
         arguments = {"bias": bias is not None, "device": "meta", "dtype": weight.dtype, **options}
         layer = cls(in_features, out_features, rank, **arguments)
         layer.to_empty(device=weight.device)
@@ -196,17 +199,9 @@ class LatentLayer(LowRankLayer):
         return self.decode(self.encode(x))
 
 
-def check_rank(rank: int, out_features: int, in_features: int, where: str = "") -> None:
-    """Raise `UsageError` unless 1 <= rank <= min(out_features, in_features)."""
-    largest = min(out_features, in_features)
-    place = f"{where}: " if where else ""
-    if isinstance(rank, bool) or not isinstance(rank, int):
-        raise UsageError(f"{place}the rank must be a whole number, not {rank!r}.")
-    if not 1 <= rank <= largest:
-        raise UsageError(
-            f"{place}rank {rank} is impossible for a {out_features} x {in_features} weight; "
-            f"choose 1 to {largest} (or a ratio above 0 and up to 1.0)."
-        )
+def check_rank(rank: int | float, out_features: int, in_features: int, where: str = "") -> int:
+    """The rank itself of an integer or a share (`resolve_rank`); `UsageError` for an impossible one."""
+    return resolve_rank(rank, out_features, in_features, where=where)
 
 
 def is_conv1d(module: nn.Module) -> bool:

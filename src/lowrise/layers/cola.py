@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from lowrise.errors import UsageError
 from lowrise.layers.base import LatentLayer, LedgerEntry
 from lowrise.layers.inits import INITS, balanced_factors, check_init, normal
+from lowrise.linalg.rank import Above
 
 Activation = Literal["silu", "none"]
 
@@ -45,6 +46,7 @@ class CoLALinear(LatentLayer):
     """
 
     role: ClassVar[str] = "factors"
+    rank_above: ClassVar[Above] = "keep"  # with an activation between the factors it adds something
 
     def __init__(
         self,

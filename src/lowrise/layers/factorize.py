@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -13,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from lowrise.errors import UsageError
-from lowrise.layers.base import LowRankLayer, check_rank, dense_weight, head_and_embedding_weights
+from lowrise.layers.base import LowRankLayer, dense_weight, head_and_embedding_weights
 from lowrise.layers.patterns import matches, no_match, select
 from lowrise.layers.registry import layer_class, option_names
+from lowrise.linalg.rank import resolve_rank
 
 Rank = int | float | Mapping[str, int | float]
 Model = TypeVar("Model", bound=nn.Module)
@@ -33,9 +33,9 @@ def factorize(
 ) -> Model:
     """Replace dense linear maps (m x n) by low-rank layers, in place, and return the model.
 
-    - `rank`: a whole number; a float ratio in (0, 1] of min(m, n), giving max(1, floor(ratio * min(m, n)));
-      or a dict pattern -> either, whose first matching pattern decides (a layer that none matches stays
-      dense).
+    - `rank`: an integer; a float in (0, 1], the share of min(m, n), rounded down
+      (`linalg.rank.resolve_rank`); or a dict pattern -> either, whose first matching pattern
+      decides (a layer that none matches stays dense).
     - `targets`, `skip`: patterns of module names (`lowrise.layers.patterns`). Without `targets`: every
       `nn.Linear` and Hugging Face `Conv1D` except the output head and anything whose weight is shared.
     - `from_weights`: False draws fresh factors by the layer's init from torch's generator, in module order;
@@ -51,7 +51,7 @@ def factorize(
     new_class = layer_class(layer)
     _check_options(layer, new_class, options)
     chosen = _choose(model, targets, skip)
-    ranks = _ranks(chosen, rank)  # all checks are done before the first layer is touched
+    ranks = _ranks(chosen, rank, new_class)  # all checks are done before the first layer is touched
     if from_weights:
         for name in ranks:
             _check_values(name, chosen[name])
@@ -144,10 +144,10 @@ def _choose(
     return {name: linear[name] for name in names}
 
 
-def _ranks(chosen: Mapping[str, nn.Module], rank: Rank) -> dict[str, int]:
+def _ranks(chosen: Mapping[str, nn.Module], rank: Rank, new_class: type[LowRankLayer]) -> dict[str, int]:
     """Name -> rank; with a dict of ranks, names that no pattern matches are left out."""
     if not isinstance(rank, Mapping):
-        return {name: resolve_rank(rank, module, name) for name, module in chosen.items()}
+        return {name: _rank_of(module, rank, new_class, name) for name, module in chosen.items()}
     for pattern in rank:
         if not any(matches(pattern, name) for name in chosen):
             raise no_match(pattern, chosen, what="rank")
@@ -155,24 +155,14 @@ def _ranks(chosen: Mapping[str, nn.Module], rank: Rank) -> dict[str, int]:
     for name, module in chosen.items():
         first = next((pattern for pattern in rank if matches(pattern, name)), None)
         if first is not None:
-            ranks[name] = resolve_rank(rank[first], module, name)
+            ranks[name] = _rank_of(module, rank[first], new_class, name)
     return ranks
 
 
-def resolve_rank(rank: int | float, module: nn.Module, where: str) -> int:
-    """The rank of one m x n map: a whole number as it is, a ratio as max(1, floor(ratio * min(m, n)))."""
+def _rank_of(module: nn.Module, rank: int | float, new_class: type[LowRankLayer], name: str) -> int:
     weight = dense_weight(module)
     assert weight is not None
-    out_features, in_features = weight.shape
-    if isinstance(rank, float):
-        if not 0 < rank <= 1:
-            raise UsageError(
-                f"{where}: the rank ratio {rank!r} must be above 0 and at most 1.0; "
-                f"a rank itself is a whole number."
-            )
-        return max(1, math.floor(rank * min(out_features, in_features)))
-    check_rank(rank, out_features, in_features, where)
-    return rank
+    return resolve_rank(rank, *weight.shape, where=name, above=new_class.rank_above)
 
 
 def _replace(

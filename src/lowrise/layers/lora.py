@@ -107,7 +107,7 @@ class LoRALinear(LowRankLayer):
     def from_dense(cls, weight: Tensor, rank: int, *, bias: Tensor | None = None, **options: Any) -> Self:
         """W0 is `weight` (out x in), the product starts at 0: exact at any rank."""
         out_features, in_features = weight.shape
-        check_rank(rank, out_features, in_features)
+        rank = check_rank(rank, out_features, in_features)
         has_bias = bias is not None
         made_on: dict[str, Any] = {"device": "meta", "dtype": weight.dtype}
         layer = cls(in_features, out_features, rank, bias=has_bias, **made_on, **options)

@@ -29,7 +29,9 @@ MOVABLE = ("factors", "svd", "matrix", "embedding", "head")
 
 
 class ParamGroups(list[dict[str, Any]]):
-    """Parameter groups for an optimizer; `str()` shows them as a table. A plain list in every other way."""
+    """Parameter groups for an optimizer; `str()` shows them as a table, where "-" is what was not given: the
+    optimizer's constructor says it. A plain list in every other way.
+    """
 
     def __str__(self) -> str:
         # Columns of options that no group uses are left out.
@@ -52,8 +54,7 @@ class ParamGroups(list[dict[str, Any]]):
                     *(str(group.get(key) or "-") for key in extra),
                     str(len(pairs)),
                     f"{elements:,}",
-                    f"{group['lr']:g}",
-                    f"{group['weight_decay']:g}",
+                    *(f"{group[key]:g}" if key in group else "-" for key in ("lr", "weight_decay")),
                     _sample([str(n) for n in names]),
                 )
             )
@@ -99,12 +100,12 @@ def parameter_roles(model: nn.Module) -> dict[str, str]:
 def param_groups(
     model: nn.Module,
     *,
-    lr: float,
+    lr: float | None = None,
     other_lr: float | None = None,
-    weight_decay: float = 0.0,
-    other_weight_decay: float = 0.0,
-    other_betas: tuple[float, float] = (0.9, 0.95),
-    other_eps: float = 1e-8,
+    weight_decay: float | None = None,
+    other_weight_decay: float | None = None,
+    other_betas: tuple[float, float] | None = None,
+    other_eps: float | None = None,
     roles: Collection[str] | None = None,
     targets: str | Iterable[str] | None = None,
     skip: str | Iterable[str] | None = None,
@@ -112,15 +113,20 @@ def param_groups(
     other_state_format: str | None = None,
     views: Mapping[str, str] | None = None,
 ) -> ParamGroups:
-    """Every trainable parameter in exactly one group `{"params": [(name, p), ...], "role", "lr",
-    "weight_decay"}`.
+    """Every trainable parameter in exactly one group `{"params": [(name, p), ...], "role": ...}`, with the
+    options that were given and no others.
+
+    As in torch, what a group lacks is filled in by the optimizer's constructor, in the group "other" too:
+    `AdamW(param_groups(model), lr=1e-3, weight_decay=0.1)` decays every parameter, and
+    `other_weight_decay=0.0` leaves norms, biases and embeddings out. `lr` and `weight_decay` here are of the
+    groups of the optimizer's own rule (`lr` also of "other", unless `other_lr` says another).
 
     `roles` are the roles that the optimizer moves by its own rule (its class attribute `roles`); None means
     "factors" and "svd" if the model has such layers, else "matrix". All other parameters form the group
-    "other", which carries `other_lr` (None: `lr`), `other_weight_decay`, `other_betas` and `other_eps` for
-    the built-in AdamW rule. Layers stay whole and in module order: "factors" holds A0, B0, A1, B1, ... and
-    "svd" U0, s0, V0, .... A weight that is embedding and head at once is "embedding". Empty groups are left
-    out.
+    "other", which carries `other_lr` (None: `lr`), `other_weight_decay`, `other_betas` and `other_eps`, where
+    given, for the built-in AdamW rule. Layers stay whole and in module order: "factors" holds A0, B0, A1, B1,
+    ... and "svd" U0, s0, V0, .... A weight that is embedding and head at once is "embedding". Empty groups
+    are left out.
 
     `state_format` is how the moments of all groups are stored ("float32", "bfloat16", "8bit"; None: the
     optimizer's own default), `other_state_format` that of the group "other" (None: the same).
@@ -152,26 +158,17 @@ def param_groups(
             single = declared[name] in ("matrix", "embedding", "head") and id(parameter) not in left_out
             members.get(declared[name] if single else "other", other).append((name, parameter))
 
-    groups = ParamGroups(
-        {"params": pairs, "role": role, "lr": lr, "weight_decay": weight_decay}
-        for role, pairs in members.items()
-        if pairs
-    )
-    groups.extend(
-        {"params": pairs, "role": "matrix", "view": view, "lr": lr, "weight_decay": weight_decay}
-        for view, pairs in viewed.items()
-    )
+    own = _given(lr=lr, weight_decay=weight_decay)
+    groups = ParamGroups({"params": pairs, "role": role, **own} for role, pairs in members.items() if pairs)
+    groups.extend({"params": pairs, "role": "matrix", "view": view, **own} for view, pairs in viewed.items())
     if other:
-        groups.append(
-            {
-                "params": other,
-                "role": "other",
-                "lr": lr if other_lr is None else other_lr,
-                "weight_decay": other_weight_decay,
-                "betas": tuple(other_betas),
-                "eps": other_eps,
-            }
+        options = _given(
+            lr=lr if other_lr is None else other_lr,
+            weight_decay=other_weight_decay,
+            betas=None if other_betas is None else tuple(other_betas),
+            eps=other_eps,
         )
+        groups.append({"params": other, "role": "other", **options})
     if not groups:
         raise UsageError("The model has no trainable parameter: all are frozen, or there are none.")
     for group in groups:
@@ -179,6 +176,10 @@ def param_groups(
         if chosen is not None:
             group["state_format"] = chosen
     return groups
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if value is not None}
 
 
 def _viewed(

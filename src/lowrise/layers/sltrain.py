@@ -97,7 +97,7 @@ class SparseLowRankLinear(LowRankLayer):
         The best values for this product and support; a joint search would come nearer.
         """
         out_features, in_features = weight.shape
-        check_rank(rank, out_features, in_features)
+        rank = check_rank(rank, out_features, in_features)
         has_bias = bias is not None
         made_on: dict[str, Any] = {"device": "meta", "dtype": weight.dtype}
         layer = cls(in_features, out_features, rank, bias=has_bias, **made_on, **options)

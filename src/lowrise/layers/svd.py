@@ -151,7 +151,7 @@ class SVDLinear(LowRankLayer):
     def from_dense(cls, weight: Tensor, rank: int, *, bias: Tensor | None = None, **options: Any) -> Self:
         """The best rank-r approximation of `weight` (out x in): its truncated SVD, s descending."""
         m, n = weight.shape
-        check_rank(rank, m, n)
+        rank = check_rank(rank, m, n)
         layer = cls(n, m, rank, bias=bias is not None, device="meta", dtype=weight.dtype, **options)
         layer.to_empty(device=weight.device)
         U, s, Vh = torch.linalg.svd(weight.detach().to(torch.float64), full_matrices=False)
@@ -211,7 +211,7 @@ class SVDLinear(LowRankLayer):
 
     def resize(self, rank: int) -> None:
         """Put empty parameters of another rank in the place of U, s and V; values are loaded next."""
-        check_rank(rank, self.out_features, self.in_features)
+        rank = check_rank(rank, self.out_features, self.in_features)
         if rank == self.rank:
             return
         self.rank = rank

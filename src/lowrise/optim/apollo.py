@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from lowrise.errors import UsageError
+from lowrise.linalg.rank import resolve_rank
 from lowrise.optim.base import Optimizer
 from lowrise.optim.growth_limit import GAMMA, Limiter, check_limiter
 from lowrise.optim.projected import (
@@ -42,7 +43,7 @@ from lowrise.optim.projected import (
     frobenius,
     limiting_factors,
 )
-from lowrise.optim.projection import Projection, ProjType, rank_of, sides_of
+from lowrise.optim.projection import Projection, ProjType, sides_of
 from lowrise.optim.units import Layout, Shape, stacked
 
 
@@ -72,7 +73,7 @@ class APOLLO(ProjectedAdam):
         weight_decay: float = 0.0,
         correct_bias: bool = True,
     ) -> None:
-        """rank: of the projection; a fraction below 1 is a share of min(m, n).
+        """rank: of the projection; a float up to 1.0 is a share of min(m, n), rounded down.
         update_proj_gap: updates between two renewals of the projection.
         scale: the update is multiplied by its root.
         scale_type: one factor a channel, or one a matrix.
@@ -110,7 +111,9 @@ class APOLLO(ProjectedAdam):
 
     @classmethod
     def _rank(cls, shape: Shape, options: Mapping[str, Any]) -> int:
-        return rank_of(options["rank"], shape, clip=options["projection"] in ("svd", "range_finder"))
+        rank = options["rank"]
+        # A caller's own projection may have more columns than the matrix.
+        return resolve_rank(rank, *shape, above="keep" if callable(options["projection"]) else "clip")
 
     @classmethod
     def _stores_basis(cls, options: Mapping[str, Any]) -> bool:

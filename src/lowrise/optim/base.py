@@ -30,16 +30,18 @@ construction on.
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lowrise.dist.shards import is_sharded, local
 from lowrise.errors import UsageError
+from lowrise.layers.roles import param_groups
 from lowrise.optim.adamw_rule import (
     ADAMW_DEFAULTS,
     Form,
@@ -47,6 +49,7 @@ from lowrise.optim.adamw_rule import (
 )
 from lowrise.optim.checks import (
     UNIT_SIZE,
+    check_known_options,
     check_numbers,
     check_params,
     parameter_name,
@@ -90,6 +93,52 @@ class Optimizer(Spread):
         "flatten", "stack").
         """
         super().__init__(params, {**ADAMW_DEFAULTS, "state_format": "float32", "view": None, **defaults})
+
+    @classmethod
+    def from_model(
+        cls,
+        model: nn.Module,
+        lr: float | None = None,
+        *,
+        other_lr: float | None = None,
+        other_weight_decay: float | None = None,
+        other_betas: tuple[float, float] | None = None,
+        other_eps: float | None = None,
+        roles: Collection[str] | None = None,
+        targets: str | Iterable[str] | None = None,
+        skip: str | Iterable[str] | None = None,
+        state_format: str | None = None,
+        other_state_format: str | None = None,
+        views: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> Self:
+        """The optimizer over every trainable parameter of a model, each in the group of its role.
+
+        Equal to `cls(param_groups(model, roles=cls.roles, ...), lr=lr, **options)`: `lr` (None: the class's
+        default), `weight_decay`, `betas` and all other `options` of the constructor hold for every
+        parameter; `other_*` say what differs for those that the built-in AdamW moves (norms, biases,
+        embeddings, head, where the class does not take them itself). The rest is as in
+        `lowrise.param_groups`. Raises `UsageError`.
+        """
+        own = inspect.signature(cls).parameters.keys() - {"params"}
+        check_known_options(
+            options, {*own, *inspect.signature(param_groups).parameters} - {"model"}, own, cls
+        )
+        groups = param_groups(
+            model,
+            other_lr=other_lr,
+            other_weight_decay=other_weight_decay,
+            other_betas=other_betas,
+            other_eps=other_eps,
+            roles=cls.roles if roles is None else roles,
+            targets=targets,
+            skip=skip,
+            state_format=state_format,
+            other_state_format=other_state_format,
+            views=views,
+        )
+        construct: Callable[..., Self] = cls
+        return construct(groups, **({} if lr is None else {"lr": lr}), **options)
 
     # ---- what a subclass writes
 

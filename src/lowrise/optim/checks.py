@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from numbers import Real
 from typing import Any
 
 from torch import Tensor
 
-from lowrise.errors import UsageError
+from lowrise.errors import UsageError, did_you_mean
 from lowrise.optim.views import CHOICE, LEAST_DIMS
 
 # Role -> number of parameters that a rule moves at once, and the dimensions of each (None: any).
@@ -109,6 +109,17 @@ def check_numbers(options: Mapping[str, Any], *, where: str) -> None:
         raise UsageError(f"{where} has betas = {betas!r}; give two numbers, each at least 0 and below 1.")
     if not _is_decay(momentum):
         raise UsageError(f"{where} has momentum = {momentum!r}; it must be at least 0 and below 1.")
+
+
+def check_known_options(
+    options: Iterable[str], known: Collection[str], own: Collection[str], who: type
+) -> None:
+    """Refuse an option that the constructor `who` does not take; `known` are the names worth proposing."""
+    for option in options:
+        if option not in own:
+            raise UsageError(
+                f"{who.__name__} has no option {option!r}; {did_you_mean(option, sorted(known))}"
+            )
 
 
 def _is_decay(value: Any) -> bool:

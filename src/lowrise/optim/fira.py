@@ -67,7 +67,7 @@ class Fira(ProjectedAdam):
         weight_decay: float = 0.0,
         correct_bias: bool = True,
     ) -> None:
-        """rank: of the basis; a fraction below 1 is a share of min(m, n).
+        """rank: of the basis; a float up to 1.0 is a share of min(m, n), rounded down.
         update_proj_gap: updates between two renewals of the basis.
         alpha: factor of the part inside the subspace.
         proj_type: the side of the basis; std projects the smaller dimension away.

@@ -45,7 +45,7 @@ class GaLore(ProjectedAdam):
         weight_decay: float = 0.0,
         correct_bias: bool = True,
     ) -> None:
-        """rank: of the basis; a fraction below 1 is a share of min(m, n).
+        """rank: of the basis; a float up to 1.0 is a share of min(m, n), rounded down.
         update_proj_gap: updates between two renewals of the basis.
         scale: factor of the update (alpha in the paper).
         proj_type: the side of the basis; std projects the smaller dimension away.

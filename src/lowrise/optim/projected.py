@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from lowrise.errors import UsageError
+from lowrise.linalg.rank import check_rank_value, resolve_rank
 from lowrise.optim.adamw_rule import Form
 from lowrise.optim.base import Optimizer
 from lowrise.optim.growth_limit import limit_growth
@@ -45,7 +46,6 @@ from lowrise.optim.projection import (
     normal_basis,
     offsets_of,
     project,
-    rank_of,
     renewed,
     sides_of,
 )
@@ -93,12 +93,8 @@ class ProjectedAdam(Optimizer):
 
     def _check_options(self, group: Mapping[str, Any]) -> None:
         who = type(self).__name__
-        rank, gap = group["rank"], group["update_proj_gap"]
-        if not (rank >= 1 and rank == int(rank)) and not 0 < rank < 1:
-            raise UsageError(
-                f"{who} has rank = {rank}; give a whole number of at least 1, or a share of min(m, n) "
-                "between 0 and 1."
-            )
+        gap = group["update_proj_gap"]
+        check_rank_value(group["rank"], where=who)
         if gap < 1 or gap != int(gap):
             raise UsageError(f"{who} has update_proj_gap = {gap}; it must be a whole number of at least 1.")
         if group["proj_type"] not in PROJ_TYPES:
@@ -115,7 +111,7 @@ class ProjectedAdam(Optimizer):
 
     @classmethod
     def _rank(cls, shape: Shape, options: Mapping[str, Any]) -> int:
-        return rank_of(options["rank"], shape)
+        return resolve_rank(options["rank"], *shape, above="clip")
 
     @classmethod
     def _stores_basis(cls, options: Mapping[str, Any]) -> bool:

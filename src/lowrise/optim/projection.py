@@ -59,14 +59,6 @@ def sides_of(proj_type: str, shape: Sequence[int]) -> tuple[str, ...]:
     return ("right",) if tall == (proj_type == "std") else ("left",)
 
 
-def rank_of(rank: int | float, shape: Sequence[int], *, clip: bool = True) -> int:
-    """A whole number is the rank (at most min(m, n) if `clip`), a fraction below 1 a share of min(m, n)."""
-    smaller = min(shape)
-    if isinstance(rank, float) and rank < 1:
-        return max(1, round(rank * smaller))
-    return min(int(rank), smaller) if clip else int(rank)
-
-
 def project(G: Tensor, bases: Mapping[str, Tensor]) -> Tensor:
     """R = P^T G Q, the factors for the sides that `bases` has."""
     R = bases["left"].mT @ G if "left" in bases else G

@@ -13,6 +13,7 @@ from torch import nn
 from lowrise.config import RunConfig
 from lowrise.data import Corpus
 from lowrise.dist import World
+from lowrise.dist.fully_sharded import reshard
 from lowrise.export.evaluate import EvalResult, evaluate
 
 
@@ -53,6 +54,9 @@ def evaluate_split(
             # since ranks that share weights by rows make every forward pass together.
             yield batch if len(batch) else np.full((1, seq_len + 1), -1)
 
-    result = evaluate(model, windows(), text_bytes=corpus.valid.text_bytes, total=world.total)
+    try:
+        result = evaluate(model, windows(), text_bytes=corpus.valid.text_bytes, total=world.total)
+    finally:
+        reshard(model)  # else the next update would begin with what these passes have left gathered
     share = result.tokens / len(corpus.valid)
     return dataclasses.replace(result, bits_per_byte=result.bits_per_byte / share)

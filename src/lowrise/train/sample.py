@@ -6,6 +6,7 @@ import torch
 
 from lowrise.config import RunConfig
 from lowrise.data import Tokenizer
+from lowrise.dist.fully_sharded import gathered_root
 from lowrise.export.generate import generate
 from lowrise.model import Llama
 from lowrise.train.evaluation import autocast_for
@@ -17,7 +18,7 @@ def sample_of(model: Llama, config: RunConfig, tokenizer: Tokenizer, device: tor
     if not settings.tokens:
         return None
     prompt = [tokenizer.separator_id, *(tokenizer.encode(settings.prompt) if settings.prompt else [])]
-    with autocast_for(config, device):
+    with autocast_for(config, device), gathered_root(model):
         new = generate(
             model,
             prompt,
