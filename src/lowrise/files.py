@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -21,6 +24,52 @@ def write_whole(path: Path, content: str | bytes) -> None:
     finally:
         aside.unlink(missing_ok=True)
     flush(path.parent)
+
+
+def is_plain_name(name: object) -> bool:
+    """Whether this can only name something directly inside a folder: no separators, no `..`, not absolute."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not re.search(r"[/\\\\:\0]", name)
+
+
+def strict_json(value: Any, indent: int | None = None) -> str:
+    """JSON that any parser takes: a number that is not finite is null, and its name ("NaN", "Infinity",
+    "-Infinity") stands beside it in an object as `KEY_not_finite`."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        names = {f"{k}_not_finite": _name(v) for k, v in value.items() if _not_finite(v)}
+        return {k: _finite(v) for k, v in value.items()} | names
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if _not_finite(value) else value
+
+
+def _not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _name(value: float) -> str:
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def remove_left_behind(folder: Path) -> None:
+    """Delete the temporary files of `write_whole` whose process is gone. For the holder of the folder."""
+    for entry in folder.iterdir():
+        match = re.fullmatch(r"\..+\.(\d+)\.tmp", entry.name)
+        if match and not _lives(int(match[1])) and not (entry.is_dir() and not entry.is_symlink()):
+            entry.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return process != os.getpid()
 
 
 def flush(path: Path) -> None:

@@ -1,13 +1,12 @@
 """One saved checkpoint: what it holds, and its values, read where they are used.
 
-`checkpoint.json` (format 2) has for each part and tensor the dtype, the whole shape and the pieces
-`[first row, rows, file]`. In the whole form that is one piece in `PART.safetensors`, and the file's own
-header says it (so did format 1, which had no other form).
+`checkpoint.json` (`checkpoint/manifest.py`) has, in the sharded form, for each part and tensor the dtype, the
+whole shape and the pieces `[first row, rows, file]`. In the whole form that is one piece in
+`PART.safetensors`, and the file's own header says it.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,20 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lowrise.checkpoint.manifest import DamagedCheckpoint, read_manifest
 from lowrise.checkpoint.pieces import piece_of, row_count
 from lowrise.checkpoint.tensor_file import Readers, described, dtype_name, read_header
 from lowrise.dist import World
 from lowrise.dist.words import Words
 from lowrise.errors import LowriseError
 
-FORMAT = 2
-READS = (1, 2)
-MANIFEST = "checkpoint.json"
 Check = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], None]
-
-
-class DamagedCheckpoint(LowriseError):
-    """A checkpoint whose files are not what its manifest says."""
 
 
 @dataclass(frozen=True)
@@ -154,30 +147,15 @@ def read_checkpoint(path: Path, step: int, verify: Callable[[Path, dict[str, Any
     Raises `DamagedCheckpoint` with the file and the reason, and `LowriseError` for a format of another
     version.
     """
-    manifest = read_manifest(path)
+    manifest = read_manifest(path, step)
     for name, expected in manifest["files"].items():
         verify(path / name, expected)
     table = manifest.get("tensors")
     try:
         saved = _by_headers(path, manifest["files"]) if table is None else _by_table(table)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, RuntimeError) as error:
         raise DamagedCheckpoint(f"{path} cannot be read ({error}).") from error
     return Checkpoint(path, step, manifest["numbers"], saved)
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """`checkpoint.json`, whose format and keys have been looked at."""
-    try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        manifest["files"], manifest["numbers"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedCheckpoint(f"{path / MANIFEST} cannot be read ({error}).") from error
-    if manifest.get("format") not in READS:
-        raise LowriseError(
-            f"{path} has checkpoint format {manifest.get('format')}; this version reads "
-            f"{' and '.join(map(str, READS))}: use the version of lowrise that wrote it."
-        )
-    return manifest
 
 
 def _by_headers(path: Path, files: Mapping[str, Any]) -> dict[str, dict[str, Saved]]:

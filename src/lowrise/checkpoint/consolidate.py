@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
-from lowrise.checkpoint.checkpoint import FORMAT, MANIFEST, read_checkpoint, read_manifest
+from lowrise.checkpoint.checkpoint import read_checkpoint
+from lowrise.checkpoint.manifest import MANIFEST, manifest_text, read_manifest
 from lowrise.checkpoint.store import check_file
 from lowrise.checkpoint.tensor_file import write_tensors
 from lowrise.checkpoint.writing import whole_file
@@ -35,8 +35,8 @@ def consolidate(checkpoint_folder: str | Path, out_folder: str | Path) -> Path:
             file = whole_file(part)
             files[file] = write_tensors(aside / file, checkpoint.described(part), tensors.__getitem__)
             flush(aside / file)
-        whole = {"format": FORMAT, "step": manifest["step"], "files": files, "numbers": manifest["numbers"]}
-        (aside / MANIFEST).write_text(json.dumps(whole, indent=1), encoding="utf-8")
+        text = manifest_text(manifest["step"], files, manifest["numbers"])
+        (aside / MANIFEST).write_text(text, encoding="utf-8")
         flush(aside / MANIFEST)
         flush(aside)
         aside.rename(out)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -22,13 +21,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lowrise.checkpoint.checkpoint import (
-    FORMAT,
-    MANIFEST,
-    Checkpoint,
-    DamagedCheckpoint,
-    read_checkpoint,
-)
+from lowrise.checkpoint.checkpoint import Checkpoint, read_checkpoint
+from lowrise.checkpoint.manifest import MANIFEST, DamagedCheckpoint, manifest_text
 from lowrise.checkpoint.plan import Parts, Plan, agree
 from lowrise.checkpoint.writing import table, write_share
 from lowrise.dist import World
@@ -102,15 +96,10 @@ class CheckpointStore:
         try:
             self._together(step, words, lambda: self._make(aside) if leads else None)
             files = self._together(step, words, lambda: write_share(aside, plan, pieces, words))
-            manifest: dict[str, Any] = {
-                "format": FORMAT,
-                "step": step,
-                "files": {file: facts for told in files for file, facts in told.items()},
-                "numbers": dict(numbers),
-            }
-            if plan.sharded:
-                manifest["tensors"] = table(plan, words.world.size)
-            self._together(step, words, lambda: self._complete(step, aside, manifest) if leads else None)
+            every = {file: facts for told in files for file, facts in told.items()}
+            tensors = table(plan, words.world.size) if plan.sharded else None
+            text = manifest_text(step, every, numbers, tensors)
+            self._together(step, words, lambda: self._complete(step, aside, text) if leads else None)
         except Exception:
             if leads:
                 shutil.rmtree(aside, ignore_errors=True)
@@ -138,9 +127,8 @@ class CheckpointStore:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
 
-    def _complete(self, step: int, aside: Path, manifest: dict[str, Any]) -> None:
+    def _complete(self, step: int, aside: Path, text: str) -> None:
         """The manifest, and the name that says that all is there. By rank 0, after all have flushed."""
-        text = json.dumps(manifest, indent=None if "tensors" in manifest else 1)
         (aside / MANIFEST).write_text(text, encoding="utf-8")
         flush(aside / MANIFEST)
         flush(aside)
@@ -204,6 +192,8 @@ class CheckpointStore:
 
 def check_file(file: Path, expected: Mapping[str, Any]) -> None:
     """Raise `DamagedCheckpoint` unless a file has the size and the SHA-256 that were recorded."""
+    if file.is_symlink():
+        raise DamagedCheckpoint(f"{file} is a symbolic link: copy the file itself.")
     if not file.is_file():
         raise DamagedCheckpoint(f"{file} is missing.")
     if file.stat().st_size != expected["bytes"]:

@@ -30,8 +30,10 @@ def load(path: str | Path | None, overrides: Mapping[str, Any] | None = None) ->
             values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UsageError(f"There is no recipe at {path}: give the path of a TOML file.") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:  # also a number of more digits than Python takes
             raise UsageError(f"{path} is not valid TOML: {error}.") from None
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read ({error.strerror}): give a TOML file.") from None
     for key, value in (overrides or {}).items():
         set_dotted(values, key, value)
     return from_dict(values, source=str(path) if path is not None else "the command line")

@@ -21,7 +21,7 @@ from lowrise.model import Llama
 from lowrise.train.build import model_from
 from lowrise.train.environment import choose_device
 from lowrise.train.evaluation import autocast_for, evaluate_split
-from lowrise.train.run_directory import open_run
+from lowrise.train.run_directory import open_run, require_recipe
 from lowrise.train.weights import load_saved_model
 
 
@@ -49,6 +49,7 @@ def load_run(folder: str | Path, device: str, console: Console) -> TrainedRun:
     )
     if checkpoint is None:
         raise LowriseError(f"{folder} has no checkpoint yet: train it first.")
+    require_recipe(checkpoint, config)
     model = model_from(config, tokenizer.vocab_size, chosen)
     for layer in model.modules():
         if isinstance(layer, LowRankLayer) and checkpoint.step:

@@ -50,7 +50,7 @@ def read_run(run_dir: str | Path) -> Run:
     metrics = _read_metrics(path / "metrics.jsonl", problems)
     environment = _read_object(path / "environment.json", problems)
     config_file = path / "config.toml"
-    config = config_file.read_text(encoding="utf-8", errors="replace") if config_file.is_file() else ""
+    config = _text(config_file, problems)
     return Run(path, summary, metrics, config, environment, _sample(path, summary), tuple(problems))
 
 
@@ -80,10 +80,13 @@ def last_metrics(path: Path) -> dict[str, Any]:
 def _read_object(path: Path, problems: list[str]) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
+    except FileNotFoundError:
         problems.append(f"{path.name} is missing")
         return {}
-    except ValueError as error:
+    except OSError as error:
+        problems.append(f"{path.name} cannot be read ({error.strerror})")
+        return {}
+    except (ValueError, RecursionError) as error:
         problems.append(f"{path.name} is damaged ({error})")
         return {}
     if not isinstance(value, dict):
@@ -92,10 +95,20 @@ def _read_object(path: Path, problems: list[str]) -> dict[str, Any]:
     return value
 
 
+def _text(path: Path, problems: list[str]) -> str:
+    if not path.exists():
+        return ""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        problems.append(f"{path.name} cannot be read ({error.strerror})")
+        return ""
+
+
 def _parse(line: str) -> dict[str, Any] | None:
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) and isinstance(value.get("step"), int) else None
 

@@ -39,7 +39,7 @@ from lowrise.train.environment import (
 from lowrise.train.evaluation import Stopped, autocast_for, evaluate_split
 from lowrise.train.parallel import shares_rows
 from lowrise.train.ranks import fit_ranks
-from lowrise.train.run_directory import RunDirectory
+from lowrise.train.run_directory import RunDirectory, require_recipe
 from lowrise.train.sample import sample_of
 from lowrise.train.summary import Progress, summarize
 from lowrise.train.telemetry import measure, snapshot
@@ -236,7 +236,10 @@ class Trainer(Updater):
             "optimizer": self.optimizer.named_state(),
             "random": random_state(self.device) if self.world.leads else {},
         }
-        numbers = dataclasses.asdict(self.progress) | {"corpus": self.corpus.fingerprint}
+        numbers = dataclasses.asdict(self.progress) | {
+            "corpus": self.corpus.fingerprint,
+            "recipe": self.config.hash,
+        }
         self.saver.save(self.progress.step, parts, numbers)
         self.saved_step = self.progress.step
 
@@ -255,6 +258,7 @@ class Trainer(Updater):
                 spent = warm_start(self.model, self.config, self.corpus.tokenizer, self.display.say)
                 self.progress.init_tokens, self.progress.init_flops = spent.tokens, spent.flops
             return
+        require_recipe(checkpoint, self.config)
         if checkpoint.numbers["corpus"] != self.corpus.fingerprint:
             raise UsageError(
                 f"The text of this run has changed since its checkpoint at step {checkpoint.step}: "

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from lowrise.checkpoint import CheckpointStore
+from lowrise.checkpoint import Checkpoint, CheckpointStore
 from lowrise.config import RunConfig, load
-from lowrise.errors import UsageError
-from lowrise.files import exclusive, write_whole
+from lowrise.errors import LowriseError, UsageError
+from lowrise.files import exclusive, remove_left_behind, strict_json, write_whole
 
 
 class RunDirectory:
@@ -34,6 +34,7 @@ class RunDirectory:
     def begin(self, config: RunConfig) -> None:
         """Make the folder for this configuration, or check that what it holds belongs to the same one."""
         self.path.mkdir(parents=True, exist_ok=True)
+        self._own_files()
         if self.config.exists() and self.checkpoints.steps():
             before = load(self.config)
             if before.hash != config.hash:
@@ -42,6 +43,33 @@ class RunDirectory:
                     "continue it with its own recipe, or give another folder with --run."
                 )
         write_whole(self.config, config.to_toml())
+
+    def _own_files(self) -> None:
+        """Refuse folders and links where a run writes files; nothing is written through a link."""
+        for file in (
+            self.config,
+            self.environment,
+            self.metrics,
+            self.superseded,
+            self.summary,
+            self.report,
+            self.tokenizer,
+            self.sample,
+        ):
+            if file.is_dir():
+                raise UsageError(f"{file} is a folder, and the run writes a file there: move it away.")
+            if file.is_symlink():
+                raise UsageError(
+                    f"{file} is a symbolic link, and a run writes no other file: remove the link."
+                )
+        for folder in (self.tensorboard, self.checkpoints.root):
+            if folder.is_symlink():
+                raise UsageError(
+                    f"{folder} is a symbolic link, through which a run does not write: link the whole run "
+                    "folder to another disk instead, or mount that disk there."
+                )
+            if folder.exists() and not folder.is_dir():
+                raise UsageError(f"{folder} is not a folder: move it away.")
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -54,12 +82,13 @@ class RunDirectory:
 
         self.path.mkdir(parents=True, exist_ok=True)
         with exclusive(self.path / ".lock", refuse):
+            remove_left_behind(self.path)
             yield
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add one line."""
         with self.metrics.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(record) + "\n")
+            stream.write(strict_json(record) + "\n")
 
     def rewind_metrics(self, step: int, *, evaluated: bool = True) -> None:
         """Move the lines after `step` to `metrics.superseded.jsonl`: the run will write them again. With
@@ -69,12 +98,12 @@ class RunDirectory:
             return
         kept: list[str] = []
         moved: list[str] = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 record = json.loads(line)
                 again = "val_loss" in record and not evaluated
                 keep = record["step"] < step if again else record["step"] <= step
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 keep = False  # a line that a kill cut short
             (kept if keep else moved).append(line)
         if moved:
@@ -83,7 +112,7 @@ class RunDirectory:
             write_whole(self.metrics, "".join(line + "\n" for line in kept))
 
     def write_json(self, path: Path, values: dict[str, Any]) -> None:
-        write_whole(path, json.dumps(values, indent=2) + "\n")
+        write_whole(path, strict_json(values, indent=2) + "\n")
 
 
 def open_run(path: str | Path) -> RunDirectory:
@@ -94,6 +123,22 @@ def open_run(path: str | Path) -> RunDirectory:
             f"{path} is not a run directory: it has no config.toml. Train one with lowrise train --run."
         )
     return run
+
+
+def require_recipe(checkpoint: Checkpoint, config: RunConfig) -> None:
+    """Refuse a checkpoint that another recipe or seed wrote (those before format 3 do not tell), or none of
+    our runs."""
+    recipe = checkpoint.numbers.get("recipe", config.hash)
+    if recipe != config.hash:
+        raise UsageError(
+            f"{checkpoint.path} was written by a run of another recipe or seed ({recipe}, this run's is "
+            f"{config.hash}): it was copied here. Remove it, or start from it with init.run."
+        )
+    missing = [key for key in ("corpus", "step", "tokens") if key not in checkpoint.numbers]
+    if missing:
+        raise LowriseError(
+            f"{checkpoint.path} has no {missing[0]}: lowrise train did not write it. Remove it."
+        )
 
 
 def _differences(before: RunConfig, now: RunConfig, limit: int = 3) -> str:
