@@ -8,6 +8,7 @@ a path, a directory or a glob    text, JSON Lines, Parquet; .gz, .xz and .zst of
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import hashlib
 import json
@@ -20,9 +21,9 @@ from typing import Any
 
 from lowrise.data.config import DataConfig
 from lowrise.data.readers import (
-    COMPRESSIONS,
     JSON_LINES,
     Chunk,
+    compression_of,
     read_dataset,
     read_json_lines,
     read_parquet,
@@ -49,6 +50,7 @@ class SourceFile:
     split_key: str | None = (
         None  # decides the split instead of the text, where the text differs between machines
     )
+    tail_from: int | None = None  # characters of training text, after which all is held out
     separator: str | None = None
     dataset: Any = None
     source: str = ""  # the entry of data.source or data.valid that it is of
@@ -65,10 +67,11 @@ class SourceFile:
 
     def identity(self, sha256: str, text_key: str) -> list[object]:
         """All that decides which documents the file gives, and nothing else: not its place, not its date."""
-        compression = self.paths[0].suffix if self.paths and self.paths[0].suffix in COMPRESSIONS else ""
+        compression = compression_of(self.paths[0]) if self.paths else ""
         rows = [self.dataset.num_rows, str(self.dataset.split)] if self.dataset is not None else None
         key = None if self.kind == "text" else text_key
-        return [self.kind, compression, sha256, self.split, self.split_key, self.separator, key, rows]
+        tail = [] if self.tail_from is None else [self.tail_from]
+        return [self.kind, compression, sha256, self.split, self.split_key, self.separator, key, rows, *tail]
 
 
 def find_sources(config: DataConfig) -> list[SourceFile]:
@@ -104,11 +107,9 @@ def _files_of(spec: str, split: str | None, separator: str | None) -> list[Sourc
     if path.is_file():
         files = [path]
     elif path.is_dir():
-        inside = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
-        visible = [file for file in inside if not any(part.startswith(".") for part in file.parts)]
-        files = [path / file for file in sorted(visible, key=Path.as_posix)]
+        files = walk(path)
     else:
-        files = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(name)]
+        files = _matching(str(path))
     if not files:
         what = "holds no files" if path.is_dir() else "matches no file"
         raise UsageError(
@@ -118,9 +119,92 @@ def _files_of(spec: str, split: str | None, separator: str | None) -> list[Sourc
     return [_file(file, split, separator) for file in files]
 
 
+def walk(root: Path) -> list[Path]:
+    """Every file below `root`, links followed, names that begin with a dot left out; ordered by path.
+
+    A file that is reached by several ways counts once, under the first of its paths that is no link; a link
+    back to a folder above ends there.
+
+    Raises:
+        UsageError: a folder that cannot be read, or a link that leads nowhere.
+    """
+    found: list[Path] = []
+    _walk(root, root.resolve(), (), found)
+    return _once(sorted(found, key=lambda file: file.relative_to(root).as_posix()))
+
+
+def _walk(folder: Path, real: Path, above: tuple[Path, ...], found: list[Path]) -> None:
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        for entry in entries:
+            path = folder / entry.name
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                inside = path.resolve()
+                if inside != real and inside not in above:
+                    _walk(path, inside, (*above, real), found)
+            elif entry.is_file():
+                found.append(path)
+            elif entry.is_symlink():
+                raise UsageError(f"{path} is a link that leads nowhere: repair or remove it.")
+    except OSError as error:
+        raise UsageError(
+            f"The folder {folder} cannot be read ({error.strerror or error}): change its rights, or leave it "
+            "out."
+        ) from error
+
+
+def _matching(pattern: str) -> list[Path]:
+    """The files that a glob matches, as `walk` gives them: "**" takes any number of folders."""
+    parts = Path(pattern).parts
+    fixed = next((n for n, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    root = Path(*parts[:fixed]) if fixed else Path()
+    if "**" not in parts:
+        _require_readable(root, parts[fixed:-1])
+        return _once([Path(name) for name in sorted(glob.glob(pattern)) if os.path.isfile(name)])
+    if not root.is_dir():
+        return []
+    wanted = parts[fixed:]
+    return [path for path in walk(root) if _fits(path.relative_to(root).parts, wanted)]
+
+
+def _require_readable(root: Path, folders: tuple[str, ...]) -> None:
+    """Raise `UsageError` for a folder that the pattern would look into and may not: glob leaves it out."""
+    for depth in range(len(folders) + 1):
+        for name in glob.glob(str(Path(root, *folders[:depth]))):
+            if os.path.isdir(name) and not os.access(name, os.R_OK | os.X_OK):
+                raise UsageError(f"The folder {name} cannot be read: change its rights, or leave it out.")
+
+
+def _fits(parts: tuple[str, ...], wanted: tuple[str, ...]) -> bool:
+    """Whether the parts of a path match those of a pattern."""
+    if not wanted:
+        return not parts
+    if wanted[0] == "**":
+        if len(wanted) == 1:
+            return True
+        return any(_fits(parts[skip:], wanted[1:]) for skip in range(len(parts) + 1))
+    return bool(parts) and fnmatch.fnmatchcase(parts[0], wanted[0]) and _fits(parts[1:], wanted[1:])
+
+
+def _once(files: list[Path]) -> list[Path]:
+    """Each real file once, in the place of its own path if that is among them, else of the first link."""
+    chosen: dict[Path, Path] = {}
+    for file in files:
+        real = file.resolve()
+        if real not in chosen or file.absolute() == real:
+            chosen[real] = file
+    kept = set(chosen.values())
+    return [file for file in files if file in kept]
+
+
 def _file(path: Path, split: str | None, separator: str | None) -> SourceFile:
-    bare = path.with_suffix("") if path.suffix in COMPRESSIONS else path
-    kind = "jsonl" if bare.suffix in JSON_LINES else "parquet" if path.suffix == ".parquet" else "text"
+    bare = path.with_suffix("") if compression_of(path) else path
+    suffix = bare.suffix.lower()
+    if suffix == ".parquet" and bare != path:
+        raise UsageError(f"{path} is a compressed Parquet file: decompress it, Parquet compresses by itself.")
+    kind = "jsonl" if suffix in JSON_LINES else "parquet" if suffix == ".parquet" else "text"
     return SourceFile(
         kind, str(path), path.stat().st_size, (path,), split, separator=separator if kind == "text" else None
     )

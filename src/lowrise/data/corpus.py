@@ -45,9 +45,19 @@ class Corpus:
             "valid": _summary(self.valid),
         }
 
+    @property
+    def held_out_tail(self) -> str:
+        """Which part of the text is held out where it is no choice of whole documents; else empty."""
+        options = self.index["options"]
+        if options.get("held_out") != "tail":
+            return ""
+        return (
+            f"the last {options['valid_fraction']:.3g} of the text (too few documents to hold out whole ones)"
+        )
+
     def __str__(self) -> str:
         info = self.info()
-        held_out = (
+        held_out = self.held_out_tail or (
             ", ".join(info["valid_sources"])
             or f"{self.index['options']['valid_fraction']:g} of the documents"
         )

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 from lowrise.data.config import DataConfig
@@ -38,6 +39,55 @@ def pieces(file: SourceFile, config: DataConfig, *, cut: bool = True) -> Iterato
 
     With `cut=False` every document is one piece, however long (for tokenizers that mark the start of a text).
     """
+    found = _pieces(file, config, cut)
+    return found if file.tail_from is None else _with_tail(found, file.tail_from)
+
+
+def with_held_out_tail(files: list[SourceFile], config: DataConfig) -> list[SourceFile]:
+    """The files, of which the last `valid_fraction` of the text is held out if whole documents, each drawn by
+    itself, give no validation split or no training split: one text file, a handful of documents.
+
+    Reads until both splits have a document, so all of the text only where this is the case.
+    """
+    if config.valid or any(file.split is not None for file in files):
+        return files
+    seen: set[str] = set()
+    chars = [0] * len(files)
+    for i, file in enumerate(files):
+        for piece in _pieces(file, config, cut=True):
+            chars[i] += len(piece.text)
+            if piece.text:
+                seen.add(piece.split)
+            if len(seen) == 2:
+                return files
+    total = sum(chars)
+    if total < 2:
+        return files
+    left = min(max(1, total - round(total * config.valid_fraction)), total - 1)
+    held = []
+    for file, count in zip(files, chars, strict=True):
+        whole = "train" if left >= count else "valid" if left <= 0 else None
+        held.append(replace(file, split=whole, tail_from=left if whole is None else None))
+        left -= count
+    return held
+
+
+def _with_tail(found: Iterator[Piece], tail_from: int) -> Iterator[Piece]:
+    """Training text up to the first good place to cut from character `tail_from` on, then held-out."""
+    done = 0
+    for piece in found:
+        place = tail_from - done
+        done += len(piece.text)
+        if not 0 < place < len(piece.text):
+            yield piece._replace(split="train" if place > 0 else "valid")
+            continue
+        end = _place_to_cut(piece.text, place, len(piece.text))
+        head, tail = piece.text[:end], piece.text[end:]
+        yield piece._replace(text=head, text_bytes=len(head.encode()), split="train", ends=True)
+        yield piece._replace(text=tail, text_bytes=len(tail.encode()), split="valid")
+
+
+def _pieces(file: SourceFile, config: DataConfig, cut: bool) -> Iterator[Piece]:
     if not cut:
         for text, position in _whole_documents(file.chunks(config.text_key)):
             yield Piece(text, len(text.encode()), _split_of(file, text, config), True, position)

@@ -33,7 +33,7 @@ import numpy.typing as npt
 from lowrise.data.config import DataConfig
 from lowrise.data.corpora import HashCache, SourceFile, find_sources
 from lowrise.data.corpus import FORMAT_VERSION, INDEX, Corpus, make_index, open_corpus
-from lowrise.data.pieces import Piece, pieces
+from lowrise.data.pieces import Piece, pieces, with_held_out_tail
 from lowrise.data.shards import (
     DTYPES,
     Shard,
@@ -97,6 +97,7 @@ def prepare(config: DataConfig | None = None, *, progress: Progress | None = Non
             directory.mkdir(parents=True, exist_ok=True)
         files = find_sources(config)
         hashes = _hash_all(files, root, report)
+        files = with_held_out_tail(files, config)
         contents = [
             file.identity(sha256, config.text_key) for file, sha256 in zip(files, hashes, strict=True)
         ]
@@ -120,6 +121,11 @@ def _tokens_by_source(files: list[SourceFile], corpus: Corpus) -> dict[str, int]
         if file.split != "valid":
             tokens[file.source] = tokens.get(file.source, 0) + entry["tokens"]["train"]
     return tokens
+
+
+def _holds_out_a_tail(config: DataConfig, files: list[SourceFile]) -> bool:
+    """Whether `with_held_out_tail` has cut the text, whose sources name no split themselves."""
+    return not config.valid and any(file.split == "valid" or file.tail_from is not None for file in files)
 
 
 def _split_options(config: DataConfig) -> list[object]:
@@ -220,6 +226,7 @@ def _write_corpus(
     options = asdict(config)
     del options["cache"], options["workers"]  # they say how it was made, not what it is
     del options["weights"]  # how it is read
+    options["held_out"] = "tail" if _holds_out_a_tail(config, files) else "documents"
     index = make_index(fingerprint, tokenizer, dtype_for(tokenizer.vocab_size), splits, sources, options)
     write_whole(directory / INDEX, json.dumps(index, indent=1).encode())
     for number in range(len(parts)):
@@ -280,12 +287,21 @@ class _Work:
         parts: list[dict[str, Any]] = []
         itemsize = DTYPES[dtype_for(self.tokenizer.vocab_size)].itemsize
         while (path := _part_path(self.directory, len(parts))).exists():
-            part = json.loads(path.read_bytes())
-            for entry in part["splits"].values():
-                shard = entry["shard"]
-                file = self.directory / shard["file"] if shard else None
-                if file and not (file.exists() and file.stat().st_size == shard["tokens"] * itemsize):
-                    return parts
+            try:
+                part = json.loads(path.read_bytes())
+                if part["next"] is not None:
+                    Place(*(int(number) for number in part["next"]))
+                for name in SPLITS:
+                    entry = part["splits"][name]
+                    Counts(entry["documents"] + 0, entry["text_bytes"] + 0, dict(entry["tokens_by_file"]))
+                    if entry["shard"] is None:
+                        continue
+                    shard = Shard(**entry["shard"])
+                    file = self.directory / f"{name}-{len(parts):05d}.bin"
+                    if shard.file != file.name or file.stat().st_size != shard.tokens * itemsize:
+                        return parts
+            except (OSError, ValueError, KeyError, TypeError, RecursionError):
+                return parts  # cut or damaged: made anew
             parts.append(part)
         return parts
 

@@ -44,4 +44,7 @@ def rich_progress(console: Console | None = None) -> Iterator[Callback]:
 def prepare_with_progress(config: DataConfig, console: Console) -> Corpus:
     """`prepare` with a bar on the console, if that is a terminal."""
     with rich_progress(console) as show:
-        return prepare(config, progress=show)
+        corpus = prepare(config, progress=show)
+    if corpus.held_out_tail:
+        console.print(f"held out for validation: {corpus.held_out_tail}", highlight=False)
+    return corpus

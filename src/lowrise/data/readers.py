@@ -22,7 +22,24 @@ from lowrise.errors import LowriseError, UsageError
 
 BLOCK_BYTES = 2**20
 COMPRESSIONS = (".gz", ".xz", ".zst")
-JSON_LINES = (".jsonl", ".ndjson", ".json")
+JSON_LINES = (".jsonl", ".jsonlines", ".jl", ".ndjson", ".json")
+LARGEST_WINDOW = 2**31  # of zstandard: what `zstd --long=31` writes; memory is taken as the frames ask for it
+
+
+# How files begin that some name or glob may take for text.
+OTHER_KINDS = {
+    b"PK\x03\x04": "a zip archive",
+    b"PK\x05\x06": "an empty zip archive",
+    b"%PDF-": "a PDF",
+    b"\x1f\x8b": "gzip data (without the name's .gz, or compressed twice)",
+    b"\x28\xb5\x2f\xfd": "zstandard data (without the name's .zst, or compressed twice)",
+    b"\xfd7zXZ\x00": "xz data (without the name's .xz, or compressed twice)",
+    b"BZh": "bzip2 data",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    b"PAR1": "a Parquet table",
+}
+
+OWN_START = {".gz": b"\x1f\x8b", ".xz": b"\xfd7zXZ\x00", ".zst": b"\x28\xb5\x2f\xfd"}
 
 
 class Chunk(NamedTuple):
@@ -40,11 +57,24 @@ class Block(NamedTuple):
     position: int
 
 
+def compression_of(path: Path) -> str:
+    """ ".gz", ".xz" or ".zst" by the file's name, whatever its case; "" for none."""
+    suffix = path.suffix.lower()
+    return suffix if suffix in COMPRESSIONS else ""
+
+
 def read_blocks(path: Path) -> Iterator[Block]:
-    """The file's decompressed bytes. Raises `UsageError` for a damaged or unreadable file."""
+    """The file's decompressed bytes. Raises `UsageError` for a damaged or unreadable file, or no text."""
     try:
         with path.open("rb") as raw:
-            yield from _decompressed(path, raw)
+            _refuse_other_kinds(path, raw.read(512), OWN_START.get(compression_of(path)))
+            raw.seek(0)
+            first = True
+            for block in _decompressed(path, raw):
+                if first and compression_of(path):
+                    _refuse_other_kinds(path, block.data[:512])
+                first = False
+                yield block
     except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
         raise UsageError(
             f"{path} is damaged or not a complete {path.suffix} file ({error}): fetch or compress it again."
@@ -55,15 +85,31 @@ def read_blocks(path: Path) -> Iterator[Block]:
         ) from error
 
 
+def _refuse_other_kinds(path: Path, start: bytes, own: bytes | None = None) -> None:
+    """Raise `UsageError` if a file begins as what is known to be no text; `own` is how it should begin."""
+    if start.startswith(b"version https://git-lfs.github.com/spec/"):
+        raise UsageError(
+            f"{path} is a Git LFS pointer, not the file itself: fetch the content with `git lfs pull`."
+        )
+    found = next(
+        (kind for magic, kind in OTHER_KINDS.items() if magic != own and start.startswith(magic)), None
+    )
+    if start[257:262] == b"ustar":
+        found = "a tar archive"
+    if found:
+        raise UsageError(f"{path} holds {found}, not text: unpack or convert it, and name the text files.")
+
+
 def _decompressed(path: Path, raw: BinaryIO) -> Iterator[Block]:
-    if path.suffix == ".zst":
+    suffix = compression_of(path)
+    if suffix == ".zst":
         yield from _zstandard_blocks(path, raw)
         return
     openers: dict[str, Callable[[BinaryIO], Any]] = {
         ".gz": lambda file: gzip.GzipFile(fileobj=file),
         ".xz": lzma.LZMAFile,
     }
-    with openers.get(path.suffix, nullcontext)(raw) as plain:
+    with openers.get(suffix, nullcontext)(raw) as plain:
         while data := plain.read(BLOCK_BYTES):
             yield Block(data, raw.tell())
 
@@ -78,7 +124,7 @@ def _zstandard_blocks(path: Path, raw: BinaryIO) -> Iterator[Block]:
     try:
         while stored := raw.read(BLOCK_BYTES // 8):
             while stored:
-                frame = frame or zstandard.ZstdDecompressor().decompressobj()
+                frame = frame or zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW).decompressobj()
                 if data := frame.decompress(stored):
                     yield Block(data, raw.tell())
                 stored = frame.unused_data if frame.eof else b""
@@ -126,13 +172,18 @@ def _decoded(path: Path) -> Iterator[tuple[str, int]]:
             raise _not_utf8(path, fed - waiting + error.start) from error
         if fed == waiting:
             text = text.removeprefix("\ufeff")
+        if (zero := data.find(b"\0")) >= 0:
+            raise UsageError(
+                f"{path} has a zero byte at {fed + zero}, which text does not have: it is another kind of "
+                "file, or damaged. Convert it, or leave it out of the source."
+            )
         fed += len(data)
         if text:
             yield text, position
 
 
 def _not_utf8(path: Path, offset: int) -> UsageError:
-    where = "decompressed byte" if path.suffix in COMPRESSIONS else "byte"
+    where = "decompressed byte" if compression_of(path) else "byte"
     return UsageError(
         f"{path} is not UTF-8 text at {where} {offset}: convert it (iconv -t utf-8), or leave it out of the "
         "source (a glob such as 'DIR/**/*.txt' takes text files only)."
@@ -141,20 +192,21 @@ def _not_utf8(path: Path, offset: int) -> UsageError:
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes, int, int]]:
     """Lines as (number from 1, bytes without the newline, offset of the line, stored bytes read)."""
-    number, offset, rest, position = 0, 0, b"", 0
+    number, offset, position = 0, 0, 0
+    rest: list[bytes] = []  # joined once a line: adding bytes would copy a long line once a block
     for data, position in read_blocks(path):
         if b"\n" not in data:
-            rest += data
+            rest.append(data)
             continue
         *lines, tail = data.split(b"\n")
-        lines[0] = rest + lines[0]
-        rest = tail
+        lines[0] = b"".join([*rest, lines[0]])
+        rest = [tail]
         for line in lines:
             number += 1
             yield number, line, offset, position
             offset += len(line) + 1
-    if rest:
-        yield number + 1, rest, offset, position
+    if last := b"".join(rest):
+        yield number + 1, last, offset, position
 
 
 def read_json_lines(path: Path, text_key: str) -> Iterator[Chunk]:
@@ -170,7 +222,7 @@ def read_json_lines(path: Path, text_key: str) -> Iterator[Chunk]:
             continue
         try:
             row = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # ValueError also for a number of too many digits
             raise UsageError(
                 f"{path}, line {number}: not a JSON object ({error}). Each line must be one whole object "
                 f'such as {{"{text_key}": "..."}}: repair or remove the line.'
@@ -181,8 +233,10 @@ def read_json_lines(path: Path, text_key: str) -> Iterator[Chunk]:
 def _field(row: Any, text_key: str, place: str) -> str:
     """The document in a row, or a sentence about what is there instead."""
     if not isinstance(row, dict):
+        kind = "array (list)" if isinstance(row, list) else type(row).__name__
         raise UsageError(
-            f"{place}: a JSON {type(row).__name__}, not an object with the key {text_key!r}: repair the line."
+            f"{place}: a JSON {kind}, not an object with the key {text_key!r}. One object a line is read; a "
+            "file that is one array becomes that with `jq -c '.[]'`."
         )
     if text_key not in row:
         keys = ", ".join(map(repr, row)) or "none"
@@ -213,16 +267,25 @@ def read_parquet(path: Path, text_key: str) -> Iterator[Chunk]:
     except ImportError as error:
         raise LowriseError(f"{path} needs the package pyarrow: pip install 'lowrise[parquet]'.") from error
     size = path.stat().st_size
+    number = 0
     try:
+        with path.open("rb") as raw:
+            _refuse_other_kinds(path, raw.read(512), b"PAR1")
         with pyarrow.parquet.ParquetFile(path) as table:
             _require_column(table.schema_arrow.names, text_key, str(path))
             total = max(table.metadata.num_rows, 1)
-            number = 0
             for batch in table.iter_batches(batch_size=256, columns=[text_key]):
                 for row in batch.to_pylist():
                     number += 1
                     yield Chunk(_field(row, text_key, f"{path}, row {number}"), True, size * number // total)
-    except (pyarrow.ArrowInvalid, OSError) as error:
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{path}, within 256 rows after row {number}: {text_key!r} is not UTF-8 text ({error}): "
+            "repair the rows."
+        ) from error
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, UsageError):
+            raise
         raise UsageError(f"{path} is damaged or not a Parquet file ({error}): fetch it again.") from error
 
 

@@ -85,13 +85,13 @@ def generate_from_run(
     run = load_run(folder, device, console)
     separator = run.tokenizer.separator_id
     tokens: list[int] = []
-    shown = ""
+    # Prompt and new tokens are decoded together: alone, new ones lose the space before their first word.
+    known = run.tokenizer.encode(prompt)
+    shown = run.tokenizer.decode(known)
     with autocast_for(run.config, run.device):
-        for token in generate(
-            run.model, [separator, *run.tokenizer.encode(prompt)], stop_token=separator, **options
-        ):
+        for token in generate(run.model, [separator, *known], stop_token=separator, **options):
             tokens.append(token)
-            text = run.tokenizer.decode(tokens)
+            text = run.tokenizer.decode([*known, *tokens])
             if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # a character may need several tokens
                 yield text[len(shown) :]
                 shown = text

@@ -14,7 +14,7 @@ DOCUMENTS = [
     "The quick brown fox\njumps over the lazy dog.\n",
     "Windows\r\nline ends\r\n\r\n  indented\tand trailing  \n\n\n",
     "Grüße, 世界! Ελληνικά — “quotes” … 𝔘𝔫𝔦𝔠𝔬𝔡𝔢 🙂🏳️‍🌈",
-    "a<|endoftext|>b<|pad|>c \x00\x1f\x85\u2028 end",
+    "a<|endoftext|>b<|pad|>c \x01\x1f\x85\u2028 end",
     "no newline at the end",
     "",
     "def f(x):\n    return x ** 2\n" * 40,

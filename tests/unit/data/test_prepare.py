@@ -307,7 +307,6 @@ def test_empty_corpora_are_sentences(make: Callable[..., Corpus], tmp_path: Path
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "empty.jsonl").write_text("\n\n")
     (tmp_path / "folder").mkdir()
-    (tmp_path / "one.txt").write_text("a single document")
     for name in ("empty.txt", "empty.jsonl"):
         with pytest.raises(UsageError, match="corpus is empty"):
             make(source=str(tmp_path / name), valid=())
@@ -315,6 +314,7 @@ def test_empty_corpora_are_sentences(make: Callable[..., Corpus], tmp_path: Path
             make(source=str(tmp_path / name))
     with pytest.raises(UsageError, match="holds no files"):
         make(source=str(tmp_path / "folder"))
+    (tmp_path / "one.txt").write_text("a")  # no two pieces can be made of one character
     with pytest.raises(UsageError, match=r"valid split is empty: all 1 documents .*document_separator"):
         make(source=str(tmp_path / "one.txt"), valid=())
 

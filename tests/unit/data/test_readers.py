@@ -103,7 +103,7 @@ def test_damaged_compression_is_a_sentence(suffix: str, damage: str, tmp_path: P
         ('{"text": "unfinished', r"line 3: not a JSON object"),
         ('{"body": "x", "id": 1}', r"line 3: no key 'text' \(keys found: 'body', 'id'\).*data\.text_key"),
         ('{"text": null}', r"line 3: 'text' holds a NoneType, not a string"),
-        ('["text"]', r"line 3: a JSON list"),
+        ('["text"]', r"line 3: a JSON array"),
         (r'{"text": "\ud800"}', r"line 3: 'text' has half a surrogate pair at character 0"),
     ],
 )
