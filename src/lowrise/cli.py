@@ -26,10 +26,22 @@ from lowrise.data import DataConfig, open_corpus, prepare
 from lowrise.data.progress import prepare_with_progress
 from lowrise.dist import World
 from lowrise.dist.command import prefix_of, require_one_process, told_to_torchrun
-from lowrise.errors import LowriseError, UsageError
+from lowrise.errors import LowriseError, UsageError, printable
 from lowrise.methods import METHODS
 
 Arguments = Sequence[str]
+_REMEDIES = {
+    errno.ENOSPC: "no space left on the device, free some and start again",
+    errno.EACCES: "change its rights, or choose another place",
+    errno.EPERM: "change its rights, or choose another place",
+    errno.EROFS: "the disk is read-only, choose another place",
+    errno.ENOTDIR: "a part of this path is a file, choose another place",
+    errno.EEXIST: "there is a file where a folder belongs, choose another place",
+    errno.EISDIR: "a folder lies where a file belongs, name the file",
+    errno.ENOENT: "create it, or correct the path",
+    errno.EMFILE: "too many files are open, raise the limit (ulimit -n)",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
 _STYLE = (FlagConversionOff,)
 
 
@@ -110,7 +122,11 @@ def train(arguments: Arguments, console: Console) -> int:
     device = world.device(choose_device(config.train.device))
     console.quiet = not world.leads
     corpus = prepare_with_progress(config.data, console)
-    folder = command.run or Path("runs") / f"{config.method}-{config.model.preset}-{config.hash[:8]}"
+    folder = (
+        command.run.expanduser()
+        if command.run
+        else Path("runs") / f"{config.method}-{config.model.preset}-{config.hash[:8]}"
+    )
     with world.joined(device):
         summary = run_training(config, corpus, RunDirectory(folder), console, world)
     console.print(
@@ -121,9 +137,9 @@ def train(arguments: Arguments, console: Console) -> int:
     )
     if summary.get("sample"):
         console.rule("sample", align="left")
-        console.print(summary["sample"], markup=False, highlight=False)
+        console.print(printable(summary["sample"]), markup=False, highlight=False)
         console.rule()
-    console.print(f"Report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+    console.print(f"Report: {folder / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
     return 0
 
 
@@ -159,9 +175,9 @@ def generate(arguments: Arguments, console: Console) -> int:
         top_p=command.top_p,
         seed=command.seed,
     )
-    sys.stdout.write(command.prompt)
-    for piece in pieces:
-        sys.stdout.write(piece)
+    first = next(pieces, "")  # what cannot be run is said before anything is shown
+    for piece in itertools.chain((command.prompt, first), pieces):
+        sys.stdout.write(printable(piece))
         sys.stdout.flush()
     sys.stdout.write("\n")
     return 0
@@ -239,24 +255,27 @@ def main(arguments: Arguments | None = None) -> int:
     except LowriseError as error:
         prefix = prefix_of(error, world)
         if prefix is not None:
-            errors.print(f"{prefix}{error}", style="red", markup=False, highlight=False, soft_wrap=True)
+            errors.print(
+                f"{prefix}{printable(str(error))}", style="red", markup=False, highlight=False, soft_wrap=True
+            )
         return 2 if isinstance(error, UsageError) else getattr(error, "exit_code", 1)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        errors.print(
-            f"error: no space left on the device ({error.filename}): free some and start again; "
-            "the same command continues.",
-            style="red",
-            markup=False,
-            soft_wrap=True,
-        )
-        return 1
     except BrokenPipeError:  # the reader, such as head, has seen enough
         sys.stdout = None
         return 128 + signal.SIGPIPE
+    except OSError as error:
+        errors.print(_disk_error(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        return 1
     except KeyboardInterrupt:
+        errors.print("interrupted: the same command continues.", style="yellow", highlight=False)
         return 128 + signal.SIGINT
+
+
+def _disk_error(error: OSError) -> str:
+    """A message for what the file system refused, with the file where the system names it."""
+    place = " -> ".join(printable(str(f)) for f in (error.filename, error.filename2) if f is not None)
+    what = error.strerror or str(error)
+    remedy = _REMEDIES.get(error.errno or 0, "look at the disk and at the file's rights and start again")
+    return f"error: {place or 'a file'}: {what}: {remedy}; the same command continues."
 
 
 def _print_commands(console: Console) -> None:

@@ -4,6 +4,7 @@ A message names the value, the place (file and line for data) and the remedy.
 """
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 
 
@@ -20,3 +21,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(known)}."
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: control characters, ESC above all, as their escapes; line ends and tabs stay."""
+    shown = (
+        c if c in "\n\t" or not unicodedata.category(c).startswith("Cc") else ascii(c)[1:-1] for c in text
+    )
+    return "".join(shown)

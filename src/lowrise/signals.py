@@ -26,7 +26,7 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         try:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 self._earlier[number] = signal.signal(number, self._note)
         except ValueError:
             self._earlier.clear()

@@ -163,6 +163,12 @@ class Optimizer(Spread):
         nothing is added.
         """
         group = dict(param_group)
+        if any("initial_lr" in other for other in self.param_groups) and "initial_lr" not in group:
+            raise UsageError(
+                "a group is added after a learning-rate scheduler was built, which has one rate for each group "
+                "that it saw: call add_param_group before the scheduler is built, or give the group an "
+                '"initial_lr" and append that to scheduler.base_lrs.'
+            )
         super().add_param_group(group)
         try:
             where = f"parameter group {len(self.param_groups) - 1}"

@@ -1,0 +1,73 @@
+"""What the file system, a terminal and a user's haste do to a command: one message, never a traceback."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from lowrise import cli
+from lowrise.errors import UsageError, printable
+from lowrise.optim import AdamW
+
+
+@pytest.mark.parametrize(
+    "number", [errno.EIO, errno.EACCES, errno.ENOSPC, errno.EROFS, errno.ENOTDIR, errno.EISDIR]
+)
+@pytest.mark.parametrize("command", sorted(cli.COMMANDS))
+def test_errors_of_the_file_system_are_messages(command, number, monkeypatch, capsys):
+    def failing(arguments, console):
+        raise OSError(number, os.strerror(number), "run/[bold]metrics\x1b.jsonl")
+
+    monkeypatch.setitem(cli.COMMANDS, command, (failing, ""))
+    assert cli.main([command]) == 1
+    error = capsys.readouterr().err
+    assert "run/[bold]metrics\\x1b.jsonl" in error
+    assert os.strerror(number) in error
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(monkeypatch, capsys):
+    def failing(arguments, console):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setitem(cli.COMMANDS, "methods", (failing, ""))
+    stdout = cli.sys.stdout
+    assert cli.main(["methods"]) == 141
+    monkeypatch.setattr(cli.sys, "stdout", stdout)
+
+
+def test_an_interrupt_is_one_message(monkeypatch, capsys):
+    def failing(arguments, console):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "data", (failing, ""))
+    assert cli.main(["data"]) == 130
+    assert capsys.readouterr().err.strip() == "interrupted: the same command continues."
+
+
+def test_a_run_that_is_a_file_is_a_message(tmp_path, capsys):
+    (tmp_path / "file").write_text("text")
+    assert cli.main(["eval", str(tmp_path / "file" / "x")]) in (1, 2)
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_control_characters_do_not_reach_a_terminal():
+    assert printable("a\x1b[31mb\x07\x9b\tc\nd\r") == "a\\x1b[31mb\\x07\\x9b\tc\nd\\r"
+    assert printable("Grüße 世界") == "Grüße 世界"
+
+
+def test_a_group_after_a_scheduler_is_a_message():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    optimizer = AdamW([{"params": list(net[0].parameters()), "role": "other"}])
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    late = {"params": list(net[1].parameters()), "role": "other"}
+    with pytest.raises(UsageError, match="before the scheduler is built"):
+        optimizer.add_param_group(late)
+    assert len(optimizer.param_groups) == 1
+    optimizer.add_param_group(late | {"initial_lr": 1e-3})
+    scheduler.base_lrs.append(1e-3)
+    optimizer.step()
+    scheduler.step()
