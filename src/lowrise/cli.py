@@ -175,9 +175,10 @@ def generate(arguments: Arguments, console: Console) -> int:
         top_p=command.top_p,
         seed=command.seed,
     )
+    shown = printable if sys.stdout.isatty() else str  # a file gets the text as it is
     first = next(pieces, "")  # what cannot be run is said before anything is shown
     for piece in itertools.chain((command.prompt, first), pieces):
-        sys.stdout.write(printable(piece))
+        sys.stdout.write(shown(piece))
         sys.stdout.flush()
     sys.stdout.write("\n")
     return 0

@@ -25,7 +25,4 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 def printable(text: str) -> str:
     """Text for a terminal: control characters, ESC above all, as their escapes; line ends and tabs stay."""
-    shown = (
-        c if c in "\n\t" or not unicodedata.category(c).startswith("Cc") else ascii(c)[1:-1] for c in text
-    )
-    return "".join(shown)
+    return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else ascii(c)[1:-1] for c in text)

@@ -165,8 +165,8 @@ class Optimizer(Spread):
         group = dict(param_group)
         if any("initial_lr" in other for other in self.param_groups) and "initial_lr" not in group:
             raise UsageError(
-                "a group is added after a learning-rate scheduler was built, which has one rate for each group "
-                "that it saw: call add_param_group before the scheduler is built, or give the group an "
+                "a group is added after a learning-rate scheduler was built, which has one rate for each "
+                "group that it saw: call add_param_group before the scheduler is built, or give the group an "
                 '"initial_lr" and append that to scheduler.base_lrs.'
             )
         super().add_param_group(group)
