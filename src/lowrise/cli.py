@@ -276,7 +276,7 @@ def _disk_error(error: OSError) -> str:
     place = " -> ".join(printable(str(f)) for f in (error.filename, error.filename2) if f is not None)
     what = error.strerror or str(error)
     remedy = _REMEDIES.get(error.errno or 0, "look at the disk and at the file's rights and start again")
-    return f"error: {place or 'a file'}: {what}: {remedy}; the same command continues."
+    return f"error: {place or 'a file'}: {what}: {remedy}. What was written stays."
 
 
 def _print_commands(console: Console) -> None:

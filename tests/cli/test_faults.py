@@ -10,7 +10,10 @@ import torch
 from torch import nn
 
 from lowrise import cli
+from lowrise.config import load, validate
 from lowrise.errors import UsageError, printable
+from lowrise.export.generate import generate, pick
+from lowrise.model import LlamaConfig, build_model
 from lowrise.optim import AdamW
 
 
@@ -71,3 +74,35 @@ def test_a_group_after_a_scheduler_is_a_message():
     scheduler.base_lrs.append(1e-3)
     optimizer.step()
     scheduler.step()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seed", 2**64),
+        ("seed", 10**30),
+        ("data.split_seed", 2**130),
+        ("model.hidden_size", 2**31),
+        ("model.num_layers", 10**12),
+        ("train.steps", 10**30),
+        ("train.clip", float("nan")),
+        ("model.rope_theta", float("inf")),
+        ("optimizer.power_iters", 2**40),
+        ("schedule.warmup", float("inf")),
+    ],
+)
+def test_numbers_that_no_machine_holds_are_refused(key, value):
+    with pytest.raises(UsageError, match=key.replace(".", r"\.")):
+        validate(load(None, {key: value}))
+
+
+@pytest.mark.parametrize("temperature", [1e-39, 1e-300])
+def test_a_tiny_temperature_is_the_likeliest_token(temperature):
+    logits = torch.tensor([1.0, 3.0, 2.0])
+    assert pick(logits, temperature, None, 0.95, torch.Generator()) == 1
+
+
+def test_a_seed_of_more_than_64_bits_is_a_message():
+    model = build_model(LlamaConfig.preset("nano", vocab_size=300))
+    with pytest.raises(UsageError, match="64 bits"):
+        list(generate(model, [1], max_new_tokens=1, seed=2**64))

@@ -58,6 +58,8 @@ def test_role_parameters_are_the_layers_own(name: str) -> None:
 
 @pytest.mark.parametrize("rank", [0, -1, 13, 2.5, True])
 def test_impossible_ranks_are_refused(name: str, rank: object) -> None:
+    if rank == 13 and layer_class(name).rank_above == "keep":
+        pytest.skip("an activation between the factors makes sense of any rank")
     with pytest.raises(UsageError, match="rank"):
         layer_class(name)(IN, OUT, rank)  # type: ignore[arg-type]
 

@@ -214,7 +214,7 @@ def test_a_callable_projection_is_not_saved_and_not_lost(cls: type[ProjectedAdam
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"rank": 0}, "rank = 0"),
+        ({"rank": 0}, "rank 0 is impossible"),
         ({"rank": 1.5}, "rank = 1.5"),
         ({"update_proj_gap": 0}, "update_proj_gap = 0"),
         ({"proj_type": "up"}, "proj_type = 'up'"),

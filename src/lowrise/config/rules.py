@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from lowrise.config.tree import RunConfig
@@ -19,6 +21,7 @@ def validate(config: RunConfig) -> None:
         if not condition:
             raise UsageError(f"{key} = {value!r} cannot be: {rule}.")
 
+    _require_representable(config)
     train, schedule = config.train, config.schedule
     lookup(PRESETS, config.model.preset, "model preset", "model.preset")
     require(train.steps >= 1, "train.steps", train.steps, "a run needs at least one update")
@@ -87,6 +90,33 @@ def validate(config: RunConfig) -> None:
         require(
             rate is None or (rate >= 0 and math.isfinite(rate)), key, rate, "a learning rate is not negative"
         )
+
+
+# Largest absolute values of whole numbers: of seeds and of counts of bytes and tokens, and of all else.
+LARGEST_COUNT, LARGEST_NUMBER = 2**63 - 1, 2**31 - 1
+
+
+def _require_representable(config: RunConfig) -> None:
+    """Refuse numbers that no machine word holds, and floats that are no numbers, in any section."""
+    for key, value in _numbers(dataclasses.asdict(config)):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"{key} = {value!r} cannot be: it must be a finite number.")
+        wide = key.endswith(("seed", "tokens", "bytes"))
+        largest = LARGEST_COUNT if wide else LARGEST_NUMBER
+        if isinstance(value, int) and abs(value) > largest:
+            raise UsageError(f"{key} = {value} cannot be: it is {-largest} to {largest}.")
+
+
+def _numbers(tree: Any, key: str = "") -> Iterator[tuple[str, int | float]]:
+    """Every number of a tree of sections, with its dotted key."""
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            yield from _numbers(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            yield from _numbers(value, key)
+    elif isinstance(tree, int | float) and not isinstance(tree, bool):
+        yield key, tree
 
 
 def _require_one_cadence(config: RunConfig) -> None:

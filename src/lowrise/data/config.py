@@ -68,6 +68,8 @@ class DataConfig:
         if not self.source:
             raise UsageError('data.source is empty: name a file, a directory, "builtin" or "hf:NAME".')
         self._check_weights()
+        if not -(2**63) <= self.split_seed < 2**63:
+            raise UsageError(f"data.split_seed = {self.split_seed} cannot be: it has 64 bits.")
         if not self.valid and not 0 < self.valid_fraction < 1:
             raise UsageError(
                 f"data.valid_fraction is {self.valid_fraction}: it must lie between 0 and 1 (for example "

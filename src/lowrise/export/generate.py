@@ -33,7 +33,7 @@ def generate(
     range.
     """
     prompt = torch.as_tensor(tokens, dtype=torch.int64).reshape(1, -1)
-    _check(model, prompt, max_new_tokens, temperature, top_k, top_p)
+    _check(model, prompt, max_new_tokens, temperature, top_k, top_p, seed)
     return _stream(model, prompt, max_new_tokens, temperature, top_k, top_p, seed, stop_token)
 
 
@@ -44,6 +44,7 @@ def _check(
     temperature: float,
     top_k: int | None,
     top_p: float | None,
+    seed: int,
 ) -> None:
     vocab, longest = model.config.vocab_size, model.config.max_seq_len
     if prompt.numel() == 0:
@@ -62,6 +63,8 @@ def _check(
         )
     if not temperature >= 0:
         raise UsageError(f"The temperature must be 0 (most likely token) or above, not {temperature!r}.")
+    if not -(2**63) <= seed < 2**64:
+        raise UsageError(f"The seed must have 64 bits, not {seed}.")
     if top_k is not None and top_k < 1:
         raise UsageError(f"top_k must be at least 1, not {top_k}.")
     if top_p is not None and not 0 < top_p <= 1:
@@ -102,7 +105,10 @@ def pick(
     """A token id from logits (vocab,): the most likely at temperature 0, else a draw."""
     if temperature == 0:
         return int(logits.argmax())
-    ordered, ids = (logits / temperature).sort(descending=True, stable=True)
+    scaled = logits / temperature
+    if not scaled.isfinite().all():  # a temperature so small that the quotient overflows
+        scaled = (logits.double() - logits.max()) / temperature
+    ordered, ids = scaled.sort(descending=True, stable=True)
     probabilities = ordered.softmax(-1)
     if top_k is not None:
         probabilities[top_k:] = 0
