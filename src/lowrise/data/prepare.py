@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -107,6 +108,8 @@ def prepare(config: DataConfig | None = None, *, progress: Progress | None = Non
         )
         directory = root / "corpora" / fingerprint[:32]
         if not (directory / INDEX).exists():
+            if config.tokenizer is not None:
+                _require_lossless(config, files, tokenizer)
             with locked(directory.with_suffix(".lock"), lambda: report(0, 0, "waiting for another process")):
                 if not (directory / INDEX).exists():
                     _write_corpus(directory, fingerprint, config, files, hashes, tokenizer, report)
@@ -169,6 +172,36 @@ def _tokenizer(
                 trained = train_bpe(_sample(config, files, report), config.vocab_size)
                 trained.write(path)
     return Tokenizer.load(path, separator_token=config.separator_token)
+
+
+# Text of each file that a given tokenizer is tried on, and of all of them, in characters.
+TRIED_OF_FILE, TRIED = 2**16, 2**20
+
+
+def _require_lossless(config: DataConfig, files: list[SourceFile], tokenizer: Tokenizer) -> None:
+    """Refuse a tokenizer that drops characters, and warn of one that has entries for too few of them."""
+    texts: list[str] = []
+    for file in files:
+        seen = 0
+        for piece in pieces(file, config):
+            texts.append(piece.text)
+            seen += len(piece.text)
+            if seen >= TRIED_OF_FILE:
+                break
+        if sum(map(len, texts)) >= TRIED:
+            break
+    share, characters = tokenizer.lost_share(texts) if texts else (0.0, "")
+    if not share:
+        return
+    told = (
+        f"{tokenizer.name} loses {100 * share:.2g}% of the characters of this text, {characters!r} among them"
+    )
+    if tokenizer.unknown_id is None:
+        raise UsageError(
+            f"{told}, and has no entry for what it does not know: give a tokenizer with all bytes or an "
+            "unk_token, or leave data.tokenizer out to train one on the corpus."
+        )
+    warnings.warn(f"{told}: the model never sees them, and bits per byte come out too low.", stacklevel=3)
 
 
 def _sample(config: DataConfig, files: list[SourceFile], report: Progress) -> Iterator[str]:

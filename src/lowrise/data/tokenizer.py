@@ -8,7 +8,11 @@ whatever the file asks for. So for a byte-level tokenizer `decode(encode(text)) 
 from __future__ import annotations
 
 import hashlib
+import json
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import tokenizers
@@ -89,11 +93,59 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without separators.
 
-        The library's threads work in parallel, free of the GIL.
+        The library's threads work in parallel, free of the GIL. Raises `UsageError` for a text that the
+        tokenizer cannot encode.
         """
-        return [
-            encoding.ids for encoding in self._encoder.encode_batch(list(texts), add_special_tokens=False)
-        ]
+        try:
+            encodings = self._encoder.encode_batch(list(texts), add_special_tokens=False)
+        except Exception as error:  # the library raises bare Exception, say for an unk_token that is no entry
+            raise UsageError(
+                f"{self.name} cannot encode the text that begins {texts[0][:40]!r} ({error}): repair the "
+                "tokenizer, or leave data.tokenizer out to train one on the corpus."
+            ) from error
+        return [self._without_separators(encoding.ids) for encoding in encodings]
+
+    def _without_separators(self, ids: list[int]) -> list[int]:
+        """A separator that a text quotes, spelled out: models whose own vocabulary holds it (Unigram,
+        WordLevel) find it in plain text, whatever `encode_special_tokens` says.
+        """
+        if self.separator_id not in ids:
+            return ids
+        unknown = self.unknown_id
+        spelled: list[int] = []
+        for character in self.separator_token:
+            found = self._encoder.token_to_id(character)
+            entry = unknown if found is None else found
+            if entry is None or entry == self.separator_id:
+                raise UsageError(
+                    f"A text quotes {self.separator_token!r}, which ends documents, and {self.name} cannot "
+                    "spell it: choose another data.separator_token, or remove it from the text."
+                )
+            spelled.append(entry)
+        return [i for n in ids for i in (spelled if n == self.separator_id else [n])]
+
+    @cached_property
+    def unknown_id(self) -> int | None:
+        """The id of what the vocabulary lacks; None if the tokenizer has none and drops it."""
+        model = self._encoder.model
+        token = getattr(model, "unk_token", None)
+        if token is None:
+            described = json.loads(self._text).get("model", {})
+            number = described.get("unk_id")
+            return None if number is None else int(number)
+        return self._encoder.token_to_id(token)
+
+    def lost_share(self, texts: Sequence[str]) -> tuple[float, str]:
+        """Of the characters that are no white space, the share that decoding does not give back, and some of
+        them. Case, accents and compatibility forms, which normalizing tokenizers change, do not count.
+        """
+        kept: Counter[str] = Counter()
+        wanted: Counter[str] = Counter()
+        for text, ids in zip(texts, self.encode_batch(texts), strict=True):
+            wanted.update(_folded(text))
+            kept.update(_folded(self.decode(i for i in ids if i != self.unknown_id)))
+        lost = wanted - kept
+        return lost.total() / max(1, wanted.total()), "".join(c for c, _ in lost.most_common(12))
 
     def encode(self, text: str) -> list[int]:
         """Token ids of one text, without a separator."""
@@ -119,6 +171,12 @@ class Tokenizer:
 
     def __repr__(self) -> str:
         return f"Tokenizer({self.name}, {self.vocab_size} entries, sha256 {self.sha256[:16]})"
+
+
+def _folded(text: str) -> str:
+    """Characters that are no white space, without case, accents and compatibility forms."""
+    apart = unicodedata.normalize("NFKD", text.casefold())
+    return "".join(c for c in apart if not c.isspace() and not unicodedata.category(c).startswith(("M", "C")))
 
 
 def train_bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:

@@ -1,0 +1,77 @@
+"""Tokenizers that lose text, find separators in it, or cannot encode it: none goes without a word."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tokenizers as t
+
+from lowrise.data import DataConfig, Tokenizer, prepare
+from lowrise.errors import UsageError
+
+TEXT = ["the fox jumps over the dog"] * 9
+
+
+def unigram() -> t.Tokenizer:
+    made = t.Tokenizer(t.models.Unigram())
+    made.pre_tokenizer = t.pre_tokenizers.Metaspace()
+    made.decoder = t.decoders.Metaspace()
+    special = ["<unk>", "</s>"]
+    made.train_from_iterator(
+        TEXT, t.trainers.UnigramTrainer(vocab_size=60, special_tokens=special, unk_token="<unk>")
+    )
+    return made
+
+
+def bpe(unk: str | None) -> t.Tokenizer:
+    made = t.Tokenizer(t.models.BPE(unk_token=unk))
+    made.pre_tokenizer = t.pre_tokenizers.Whitespace()
+    made.train_from_iterator(TEXT, t.trainers.BpeTrainer(special_tokens=["</s>", *([unk] if unk else [])]))
+    return made
+
+
+def word_level(unk: str = "[UNK]") -> t.Tokenizer:
+    words = ["the", "fox", "</s>", "<", ">", "/", "s", unk]
+    made = t.Tokenizer(t.models.WordLevel({w: i for i, w in enumerate(words)}, unk_token=unk))
+    made.pre_tokenizer = t.pre_tokenizers.WhitespaceSplit()
+    return made
+
+
+@pytest.mark.parametrize("make", [unigram, word_level, lambda: bpe("<unk>")])
+def test_a_quoted_separator_ends_no_document(make) -> None:
+    ours = Tokenizer(make().to_str())
+    ids = ours.encode("the fox </s> the")
+    assert ours.separator_id not in ids
+    assert len(ids) > 3
+
+
+def prepared(folder: Path, made: t.Tokenizer, text: str):
+    (folder / "tokenizer.json").write_text(made.to_str())
+    (folder / "a.txt").write_text(text)
+    (folder / "v.txt").write_text("the dog")
+    options = {"tokenizer": str(folder / "tokenizer.json"), "cache": str(folder / "cache")}
+    return prepare(DataConfig(source=[str(folder / "a.txt")], valid=[str(folder / "v.txt")], **options))
+
+
+def test_a_tokenizer_that_drops_characters_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"loses .*no entry for what it does not know"):
+        prepared(tmp_path, bpe(None), "the fox 你好 dog")
+
+
+def test_a_tokenizer_with_an_unknown_entry_is_told(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"loses .* characters"):
+        prepared(tmp_path, bpe("<unk>"), "the fox 你好 dog")
+
+
+def test_a_normalizing_tokenizer_loses_nothing(tmp_path: Path, recwarn) -> None:
+    made = bpe(None)
+    made.normalizer = t.normalizers.BertNormalizer()
+    prepared(tmp_path, made, "The FOX, thé dog".replace(",", ""))
+    assert not [w for w in recwarn if "loses" in str(w.message)]
+
+
+def test_a_tokenizer_that_raises_is_a_message(tmp_path: Path) -> None:
+    broken = t.Tokenizer(t.models.WordLevel({"the": 0, "</s>": 1}, unk_token="[UNK]"))
+    with pytest.raises(UsageError, match="cannot encode the text"):
+        prepared(tmp_path, broken, "another word")
