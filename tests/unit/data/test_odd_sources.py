@@ -1,0 +1,104 @@
+"""Sources that are not quite what their names say, and folders that are not quite trees."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+
+from lowrise.data import Corpus, DataConfig, prepare
+from lowrise.errors import UsageError
+
+
+def prepared(folder: Path, source: str | Path) -> Corpus:
+    held = folder / "held-out" / "v.txt"
+    held.parent.mkdir(exist_ok=True)
+    held.write_text("held out text")
+    return prepare(
+        DataConfig(source=[str(source)], valid=[str(held)], vocab_size=300, cache=str(folder / "cache"))
+    )
+
+
+@pytest.mark.parametrize("pattern", ["", "**/*.txt"])
+def test_linked_folders_are_read_and_each_file_once(tmp_path: Path, pattern: str) -> None:
+    real, corpus = tmp_path / "real", tmp_path / "corpus"
+    real.mkdir()
+    corpus.mkdir()
+    (real / "a.txt").write_text("one text")
+    (corpus / "b.txt").write_text("another")
+    (corpus / "linked").symlink_to("../real")
+    (corpus / "circle").symlink_to(".")
+    (corpus / "twice.txt").symlink_to("b.txt")
+    assert prepared(tmp_path, corpus / pattern).train.documents == 2
+
+
+def test_a_link_to_nowhere_is_named(tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "gone").symlink_to("nothing")
+    with pytest.raises(UsageError, match="gone is a link that leads nowhere"):
+        prepared(tmp_path, tmp_path / "corpus")
+
+
+@pytest.mark.parametrize("name", ["D.JSONL", "d.jsonlines", "d.jl", "d.NdJson", "d.jsonl.GZ"])
+def test_endings_count_in_any_case(tmp_path: Path, name: str) -> None:
+    content = b"".join(json.dumps({"text": word}).encode() + b"\n" for word in ("one", "two"))
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("GZ") else content)
+    corpus = prepared(tmp_path, tmp_path / name)
+    assert corpus.train.documents == 2
+    assert corpus.train.text_bytes == 6
+
+
+def tar_of_text() -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        entry = tarfile.TarInfo("a.txt")
+        entry.size = 4
+        archive.addfile(entry, io.BytesIO(b"text"))
+    return out.getvalue()
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("texts.tar", tar_of_text(), "a tar archive"),
+        ("texts.tar.gz", gzip.compress(tar_of_text()), "a tar archive"),
+        ("texts.tar.zst", zstandard.compress(tar_of_text()), "a tar archive"),
+        ("page.txt", b"%PDF-1.7 ...", "a PDF"),
+        ("a.txt", b"text with a zero\0byte", "zero byte at 16"),
+        ("a.txt", gzip.compress(b"text"), "gzip data"),
+        ("a.txt", POINTER, "Git LFS pointer"),
+        ("a.jsonl.gz", POINTER, "Git LFS pointer"),
+        ("a.parquet", POINTER, "Git LFS pointer"),
+        ("a.jsonl", b'{"id": ' + b"7" * 5000 + b', "text": "one"}\n', "line 1: not a JSON object"),
+        ("a.json", b'[{"text": "one"}]', "array"),
+    ],
+)
+def test_what_is_no_text_is_refused(tmp_path: Path, name: str, content: bytes, complaint: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError, match=complaint):
+        prepared(tmp_path, tmp_path / name)
+
+
+def test_parquet_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    offsets, data = pyarrow.py_buffer(b"\0\0\0\0\5\0\0\0"), pyarrow.py_buffer(b"ok \xff\xfe")
+    column = pyarrow.StringArray.from_buffers(1, offsets, data)
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
+    with pytest.raises(UsageError, match="not UTF-8"):
+        prepared(tmp_path, tmp_path / "a.parquet")
+
+
+def test_a_zstandard_window_of_published_dumps_is_read(tmp_path: Path) -> None:
+    parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=28, enable_ldm=True)
+    stream = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    (tmp_path / "a.txt.zst").write_bytes(stream.compress(b"some text " * 100) + stream.flush())
+    assert prepared(tmp_path, tmp_path / "a.txt.zst").train.text_bytes == 1000
