@@ -27,6 +27,8 @@ class StopRequest:
     def __enter__(self) -> Self:
         try:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                    continue  # nohup: the run is to outlive its terminal
                 self._earlier[number] = signal.signal(number, self._note)
         except ValueError:
             self._earlier.clear()

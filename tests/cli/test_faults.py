@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from lowrise.errors import UsageError, printable
 from lowrise.export.generate import generate, pick
 from lowrise.model import LlamaConfig, build_model
 from lowrise.optim import AdamW
+from lowrise.signals import StopRequest
 
 
 @pytest.mark.parametrize(
@@ -106,3 +108,15 @@ def test_a_seed_of_more_than_64_bits_is_a_message():
     model = build_model(LlamaConfig.preset("nano", vocab_size=300))
     with pytest.raises(UsageError, match="64 bits"):
         list(generate(model, [1], max_new_tokens=1, seed=2**64))
+
+
+@pytest.mark.parametrize(("before", "asked"), [(signal.SIG_DFL, True), (signal.SIG_IGN, False)])
+def test_a_hangup_stops_a_run_unless_it_was_started_under_nohup(before, asked):
+    earlier = signal.signal(signal.SIGHUP, before)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert bool(stop) == asked
+        assert signal.getsignal(signal.SIGHUP) == before
+    finally:
+        signal.signal(signal.SIGHUP, earlier)
