@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import sysconfig
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -119,35 +120,44 @@ def _files_of(spec: str, split: str | None, separator: str | None) -> list[Sourc
     return [_file(file, split, separator) for file in files]
 
 
-def walk(root: Path) -> list[Path]:
-    """Every file below `root`, links followed, names that begin with a dot left out; ordered by path.
+def walk(root: Path, pattern: tuple[str, ...] = ("**",)) -> list[Path]:
+    """Every file below `root` whose path fits the parts of a glob, links followed; ordered by path.
 
-    A file that is reached by several ways counts once, under the first of its paths that is no link; a link
-    back to a folder above ends there.
+    "**" takes any number of folders; a name that begins with a dot fits only a part that does. A file that is
+    reached by several paths that fit counts once, under its own path if that is one of them.
 
     Raises:
-        UsageError: a folder that cannot be read, or a link that leads nowhere.
+        UsageError: a folder that cannot be read, or a link that leads nowhere and would have fitted.
     """
     found: list[Path] = []
-    _walk(root, root.resolve(), (), found)
+    seen: set[tuple[Path, frozenset[int]]] = set()
+    folders, links = [(root, _closed({0}, pattern))], deque[tuple[Path, frozenset[int]]]()
+    while folders or links:
+        # Links come last: what is below them is then known under its own path. A real folder, met again with
+        # as much of the pattern left, has the same files: so circles end, and the time is linear.
+        folder, states = folders.pop() if folders else links.popleft()
+        if (here := (folder.resolve(), states)) in seen:
+            continue
+        seen.add(here)
+        for entry in _entries(folder):
+            path, after = folder / entry.name, _after(states, entry.name, pattern)
+            fits = len(pattern) in after
+            if entry.is_dir():
+                if after and entry.is_symlink():
+                    links.append((path, after))
+                elif after:
+                    folders.append((path, after))
+            elif fits and entry.is_file():
+                found.append(path)
+            elif fits and entry.is_symlink():
+                raise UsageError(f"{path} is a link that leads nowhere: repair or remove it.")
     return _once(sorted(found, key=lambda file: file.relative_to(root).as_posix()))
 
 
-def _walk(folder: Path, real: Path, above: tuple[Path, ...], found: list[Path]) -> None:
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        for entry in entries:
-            path = folder / entry.name
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                inside = path.resolve()
-                if inside != real and inside not in above:
-                    _walk(path, inside, (*above, real), found)
-            elif entry.is_file():
-                found.append(path)
-            elif entry.is_symlink():
-                raise UsageError(f"{path} is a link that leads nowhere: repair or remove it.")
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         raise UsageError(
             f"The folder {folder} cannot be read ({error.strerror or error}): change its rights, or leave it "
@@ -155,37 +165,36 @@ def _walk(folder: Path, real: Path, above: tuple[Path, ...], found: list[Path]) 
         ) from error
 
 
+def _after(states: frozenset[int], name: str, pattern: tuple[str, ...]) -> frozenset[int]:
+    """How many parts of the pattern are used up after one more name, for each way to use them."""
+    after = set()
+    for used in states:
+        part = pattern[used] if used < len(pattern) else None
+        if part is None or (name.startswith(".") and not part.startswith(".")):
+            continue
+        if part == "**":
+            after.add(used)
+        elif fnmatch.fnmatchcase(name, part):
+            after.add(used + 1)
+    return _closed(after, pattern)
+
+
+def _closed(states: set[int], pattern: tuple[str, ...]) -> frozenset[int]:
+    """With "**" standing for no folder too."""
+    closed = set(states)
+    for used in sorted(states):
+        while used < len(pattern) and pattern[used] == "**":
+            used += 1
+            closed.add(used)
+    return frozenset(closed)
+
+
 def _matching(pattern: str) -> list[Path]:
-    """The files that a glob matches, as `walk` gives them: "**" takes any number of folders."""
+    """The files that a glob matches, by `walk` from the last folder that it names without a wildcard."""
     parts = Path(pattern).parts
     fixed = next((n for n, part in enumerate(parts) if glob.has_magic(part)), len(parts))
-    root = Path(*parts[:fixed]) if fixed else Path()
-    if "**" not in parts:
-        _require_readable(root, parts[fixed:-1])
-        return _once([Path(name) for name in sorted(glob.glob(pattern)) if os.path.isfile(name)])
-    if not root.is_dir():
-        return []
-    wanted = parts[fixed:]
-    return [path for path in walk(root) if _fits(path.relative_to(root).parts, wanted)]
-
-
-def _require_readable(root: Path, folders: tuple[str, ...]) -> None:
-    """Raise `UsageError` for a folder that the pattern would look into and may not: glob leaves it out."""
-    for depth in range(len(folders) + 1):
-        for name in glob.glob(str(Path(root, *folders[:depth]))):
-            if os.path.isdir(name) and not os.access(name, os.R_OK | os.X_OK):
-                raise UsageError(f"The folder {name} cannot be read: change its rights, or leave it out.")
-
-
-def _fits(parts: tuple[str, ...], wanted: tuple[str, ...]) -> bool:
-    """Whether the parts of a path match those of a pattern."""
-    if not wanted:
-        return not parts
-    if wanted[0] == "**":
-        if len(wanted) == 1:
-            return True
-        return any(_fits(parts[skip:], wanted[1:]) for skip in range(len(parts) + 1))
-    return bool(parts) and fnmatch.fnmatchcase(parts[0], wanted[0]) and _fits(parts[1:], wanted[1:])
+    root = Path(*parts[:fixed])
+    return walk(root, parts[fixed:]) if root.is_dir() else []
 
 
 def _once(files: list[Path]) -> list[Path]:

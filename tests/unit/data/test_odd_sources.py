@@ -13,7 +13,8 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from lowrise.data import Corpus, DataConfig, prepare
+from lowrise.data import Corpus, DataConfig, corpora, prepare
+from lowrise.data.corpora import walk
 from lowrise.errors import UsageError
 
 
@@ -37,6 +38,50 @@ def test_linked_folders_are_read_and_each_file_once(tmp_path: Path, pattern: str
     (corpus / "circle").symlink_to(".")
     (corpus / "twice.txt").symlink_to("b.txt")
     assert prepared(tmp_path, corpus / pattern).train.documents == 2
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("**/x/*.txt", ["x/a.txt", "x/c.txt"]),  # the own path of a.txt does not fit
+        ("x/*.txt", ["x/a.txt", "x/c.txt"]),
+        ("**/linked/*.txt", ["linked/a.txt"]),
+        ("*/*.txt", ["real/a.txt", "x/c.txt"]),
+        ("**/*.txt", ["real/a.txt", "x/c.txt"]),
+        ("**", ["real/a.txt", "x/c.txt"]),
+        ("**/.hidden/*.txt", [".hidden/h.txt"]),
+        ("r*l/[ab].txt", ["real/a.txt"]),
+        ("**/*.md", []),
+    ],
+)
+def test_a_pattern_matches_paths_and_then_counts_files(
+    tmp_path: Path, pattern: str, expected: list[str]
+) -> None:
+    for name in ("real/a.txt", "x/c.txt", ".hidden/h.txt"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("text")
+    (tmp_path / "x" / "a.txt").symlink_to("../real/a.txt")
+    (tmp_path / "linked").symlink_to("real")
+    (tmp_path / "gone").symlink_to("nothing.txt")
+    if pattern == "**":
+        (tmp_path / "gone").unlink()
+    assert [p.relative_to(tmp_path).as_posix() for p in walk(tmp_path, Path(pattern).parts)] == expected
+
+
+@pytest.mark.parametrize("pattern", [("**",), ("**", "*.txt")])
+def test_folders_that_link_to_each_other_are_entered_once(
+    tmp_path: Path, pattern: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count, entered = 9, []
+    for i in range(count):
+        (tmp_path / str(i)).mkdir()
+        (tmp_path / str(i) / "t.txt").write_text("text")
+        for j in range(count):
+            (tmp_path / str(i) / f"to-{j}").symlink_to(f"../{j}")
+    entries = corpora._entries
+    monkeypatch.setattr(corpora, "_entries", lambda folder: entered.append(folder) or entries(folder))
+    assert walk(tmp_path, pattern) == [tmp_path / str(i) / "t.txt" for i in range(count)]
+    assert len(entered) == count + 1
 
 
 def test_a_link_to_nowhere_is_named(tmp_path: Path) -> None:
