@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lowrise.model import LlamaConfig, build_model
 from lowrise.model.llama import Llama
-from lowrise.train.environment import choose_device
+from lowrise.runs.environment import choose_device
 
 RANKS = {"nano": 16, "60m": 128, "130m": 256, "350m": 256, "1b": 512}
 CASES = [

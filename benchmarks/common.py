@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from lowrise.train.environment import describe
+from lowrise.runs.environment import describe
 
 RESULTS = Path(__file__).parent / "results"
 

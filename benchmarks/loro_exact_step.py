@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from lowrise.model import LlamaConfig
 from lowrise.optim import LORO, AdamW
-from lowrise.train.environment import choose_device
+from lowrise.runs.environment import choose_device
 
 RANKS = {"60m": 128, "130m": 256, "350m": 256, "1b": 512}
 PERIODS = (100, 200, 500)  # K, for what a step costs on average

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from lowrise.layers import param_groups
 from lowrise.model import Llama, LlamaConfig
 from lowrise.optim import APOLLO, OPTIMIZERS, AdamW, Fira, GaLore, Muon
-from lowrise.train.environment import choose_device
+from lowrise.runs.environment import choose_device
 
 RANKS = {"60m": (128, 128), "130m": (256, 192)}  # GaLore's and Fira's, APOLLO's (released scripts)
 PERIOD = 4

@@ -32,12 +32,12 @@ from rich.console import Console
 
 from lowrise.config import RunConfig, load
 from lowrise.data import prepare
-from lowrise.dist import World
+from lowrise.distributed import World
 from lowrise.methods import METHODS
+from lowrise.runs.plan import plan_of
 from lowrise.train import RunDirectory
 from lowrise.train.display import Display
 from lowrise.train.loop import Trainer
-from lowrise.train.plan import plan_of
 
 CPU = torch.device("cpu")
 WAYS = ("ddp", "fsdp")

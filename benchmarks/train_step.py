@@ -19,10 +19,9 @@ from common import publish, timed
 from lowrise.config import RunConfig, load
 from lowrise.model import next_token_loss
 from lowrise.optim import Optimizer
-from lowrise.train.build import build_optimizer, model_from
-from lowrise.train.environment import choose_device
-from lowrise.train.evaluation import autocast_for
-from lowrise.train.plan import plan_of
+from lowrise.runs.build import build_optimizer, model_from
+from lowrise.runs.environment import autocast_for, choose_device
+from lowrise.runs.plan import plan_of
 
 RANKS = {"60m": 128, "130m": 256, "350m": 256, "1b": 512}
 DENSE = {"adamw": {"method": "adamw"}, "muon": {"method": "muon"}}

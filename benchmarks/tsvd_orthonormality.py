@@ -22,9 +22,8 @@ from lowrise.linalg import qf, retract_polar, retract_qr
 from lowrise.linalg.precision import full_precision_matmul
 from lowrise.model import next_token_loss
 from lowrise.optim import Optimizer
-from lowrise.train.build import build_optimizer, model_from
-from lowrise.train.environment import choose_device
-from lowrise.train.evaluation import autocast_for
+from lowrise.runs.build import build_optimizer, model_from
+from lowrise.runs.environment import autocast_for, choose_device
 
 ROWS = {
     "AdamW (not orthonormal)": {"optimizer.name": "adamw"},

@@ -28,7 +28,7 @@ def _fixed_seed() -> None:
 @pytest.fixture(scope="session")
 def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `text.jsonl`; prepared corpora go to `cache` beside it."""
-    from tiny import write_text
+    from small_runs import write_text
 
     folder = tmp_path_factory.mktemp("text")
     write_text(folder / "text.jsonl")

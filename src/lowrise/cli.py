@@ -24,8 +24,8 @@ from lowrise import __version__
 from lowrise.config import RunConfig, load, lookup, validate
 from lowrise.data import DataConfig, open_corpus, prepare
 from lowrise.data.progress import prepare_with_progress
-from lowrise.dist import World
-from lowrise.dist.command import prefix_of, require_one_process, told_to_torchrun
+from lowrise.distributed import World
+from lowrise.distributed.launcher import prefix_of, require_one_process, told_to_torchrun
 from lowrise.errors import LowriseError, UsageError, printable
 from lowrise.methods import METHODS
 
@@ -109,16 +109,16 @@ class DataInfo:
 
 
 def train(arguments: Arguments, console: Console) -> int:
+    from lowrise.runs.environment import choose_device
+    from lowrise.runs.parallel import check_world
     from lowrise.train import RunDirectory
     from lowrise.train import train as run_training
-    from lowrise.train.environment import choose_device
-    from lowrise.train.rules import check_ranks
 
     command = _parse(Train, arguments, "train", default=Train(config=_base_config(arguments)))
     config = command.config
     validate(config)
     world = World.from_environment()
-    check_ranks(config, world)
+    check_world(config, world)
     device = world.device(choose_device(config.train.device))
     console.quiet = not world.leads
     corpus = prepare_with_progress(config.data, console)
@@ -144,7 +144,7 @@ def train(arguments: Arguments, console: Console) -> int:
 
 
 def evaluate(arguments: Arguments, console: Console) -> int:
-    from lowrise.export.run import evaluate_run
+    from lowrise.inference.evaluate import evaluate_run
 
     command = _parse(Eval, arguments, "eval")
     result = evaluate_run(command.run, command.device, console)
@@ -161,7 +161,7 @@ def evaluate(arguments: Arguments, console: Console) -> int:
 
 
 def generate(arguments: Arguments, console: Console) -> int:
-    from lowrise.export.run import generate_from_run
+    from lowrise.inference.generate import generate_from_run
 
     command = _parse(Generate, arguments, "generate")
     pieces = generate_from_run(
@@ -214,8 +214,8 @@ def methods(arguments: Arguments, console: Console) -> int:
 
 
 def compare(arguments: Arguments, console: Console) -> int:
-    from lowrise.lab.compare import CompareConfig
-    from lowrise.lab.compare import compare as run_compare
+    from lowrise.compare.compare import CompareConfig
+    from lowrise.compare.compare import compare as run_compare
     from lowrise.train import plan_run
 
     command = _parse(CompareConfig, arguments, "compare")

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeGuard
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -29,6 +29,11 @@ def write_whole(path: Path, content: str | bytes) -> None:
 def is_plain_name(name: object) -> bool:
     """Whether this can only name something directly inside a folder: no separators, no `..`, not absolute."""
     return isinstance(name, str) and name not in ("", ".", "..") and not re.search(r"[/\\\\:\0]", name)
+
+
+def is_known(value: object) -> TypeGuard[float]:
+    """True for a finite int or float; False for ``None``, NaN, infinities, booleans and anything else."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def strict_json(value: Any, indent: int | None = None) -> str:

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny import final_tensors, overrides
+from small_runs import final_tensors, overrides
 
 from lowrise.cli import main
 from lowrise.config import load

@@ -13,7 +13,7 @@ from torch import nn
 from lowrise import cli
 from lowrise.config import load, validate
 from lowrise.errors import UsageError, printable
-from lowrise.export.generate import generate, pick
+from lowrise.inference.generate import generate, pick
 from lowrise.model import LlamaConfig, build_model
 from lowrise.optim import AdamW
 from lowrise.signals import StopRequest

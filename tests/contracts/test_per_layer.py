@@ -10,14 +10,14 @@ import pytest
 import torch
 from contracts.test_optimizers import CASES, build, make_params, same, weights
 from contracts.test_training import every_method
-from tiny import config_for, final_tensors, metrics, run_training, trainer_for
+from small_runs import config_for, final_tensors, metrics, run_training, trainer_for
 from torch import Tensor, nn
 
 import lowrise
 from lowrise.errors import UsageError
 from lowrise.optim import AdamW, Optimizer, step_in_backward
+from lowrise.runs.weights import model_tensors
 from lowrise.train.loop import Trainer
-from lowrise.train.weights import model_tensors
 
 PER_LAYER = {"train.per_layer": True, "train.clip": 0.0}
 

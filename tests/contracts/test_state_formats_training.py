@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import config_for, final_tensors, run_training, trainer_for
+from small_runs import config_for, final_tensors, run_training, trainer_for
 
 from lowrise.checkpoint import CheckpointStore
 from lowrise.config import from_dict, load

@@ -7,15 +7,15 @@ import signal
 
 import pytest
 import torch
-from tiny import config_for, corpus_of, final_tensors, metrics, run_training, trainer_for, write_text
+from small_runs import config_for, corpus_of, final_tensors, metrics, run_training, trainer_for, write_text
 
 from lowrise.config import load
 from lowrise.errors import LowriseError, UsageError
 from lowrise.methods import METHODS
+from lowrise.runs.build import build_optimizer
+from lowrise.runs.weights import model_tensors
 from lowrise.train import RunDirectory
-from lowrise.train.build import build_optimizer
 from lowrise.train.loop import Interrupted, Trainer
-from lowrise.train.weights import model_tensors
 
 SUMMARY_KEYS = [
     "method",

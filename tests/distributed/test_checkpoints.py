@@ -1,12 +1,12 @@
 """Checkpoints of any number of ranks, read on any other, to the bit."""
 
 import pytest
-import sharded
+import sharded_optimizers as sharded
 import torch
-from many import free_port, on_ranks
+from processes import free_port, on_ranks
 
 from lowrise.checkpoint import CheckpointStore, consolidate
-from lowrise.dist import World
+from lowrise.distributed import World
 
 pytestmark = pytest.mark.xdist_group("ranks")
 

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from many import free_port, parallel_config
-from tiny import final_tensors, run_training
+from processes import free_port, parallel_config
+from small_runs import final_tensors, run_training
 
 FAULTY = Path(__file__).with_name("faulty.py")
 ROOT = Path(__file__).resolve().parents[2]

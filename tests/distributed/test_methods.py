@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from many import (
+from processes import (
     SHARED,
     float64_run,
     float64_updates,
@@ -19,7 +19,7 @@ from many import (
     train_methods,
     twenty_updates,
 )
-from tiny import final_tensors, metrics, run_training, saved_weights
+from small_runs import final_tensors, metrics, run_training, saved_weights
 
 from lowrise.methods import METHODS
 

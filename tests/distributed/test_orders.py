@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from many import on_ranks, parallel_config
-from tiny import trainer_for, write_text
+from processes import on_ranks, parallel_config
+from small_runs import trainer_for, write_text
 
-from lowrise.dist import World
-from lowrise.dist.shards import whole
+from lowrise.distributed import World
+from lowrise.distributed.sharding import whole
+from lowrise.inference.generate import sample_of
+from lowrise.runs.weights import model_tensors
 from lowrise.train.loop import Trainer
-from lowrise.train.sample import sample_of
 from lowrise.train.telemetry import measure, snapshot
-from lowrise.train.weights import model_tensors
 
 pytestmark = pytest.mark.xdist_group("ranks")
 

@@ -10,7 +10,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 import lowrise
-from lowrise.dist.shards import whole
+from lowrise.distributed.sharding import whole
 from lowrise.model import LlamaConfig, build_model
 from lowrise.model.loss import next_token_loss
 from lowrise.optim import OPTIMIZERS

@@ -5,8 +5,8 @@ starts, telemetry.
 import json
 
 import pytest
-from many import SHARED, on_ranks, option_runs, parallel_config
-from tiny import metrics, run_training
+from processes import SHARED, on_ranks, option_runs, parallel_config
+from small_runs import metrics, run_training
 
 pytestmark = pytest.mark.xdist_group("ranks")
 

@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from many import everything, free_port, late_world, on_ranks, parallel_config, toy
+from processes import everything, free_port, late_world, on_ranks, parallel_config, toy
 
 from lowrise.cli import main
 from lowrise.config import load
-from lowrise.dist import World
-from lowrise.dist.agreement import checksums
-from lowrise.dist.gradients import layout
+from lowrise.distributed import World
+from lowrise.distributed.consistency import checksums
+from lowrise.distributed.gradients import layout
 from lowrise.errors import UsageError
-from lowrise.train.rules import check_ranks
+from lowrise.runs.parallel import check_world
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_a_changed_bit_changes_the_checksum():
 )
 def test_what_ranks_cannot_share_gets_a_sentence(size, settings, sentence, tmp_path):
     with pytest.raises(UsageError, match=sentence):
-        check_ranks(parallel_config(tmp_path, "adamw", **settings), World(0, size))
+        check_world(parallel_config(tmp_path, "adamw", **settings), World(0, size))
 
 
 def test_what_is_not_there_gets_a_sentence():

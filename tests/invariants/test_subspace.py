@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lowrise.linalg.counter_normal import counter_normal, key_of
 from lowrise.linalg.subspace import align_signs, haar, leading_left, range_finder
+from lowrise.rng import counter_normal, key_of
 
 CPU = torch.device("cpu")
 

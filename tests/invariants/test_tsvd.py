@@ -57,7 +57,7 @@ def test_orthonormal_after_many_steps(steps: int, lr: float) -> None:
 
 @pytest.mark.parametrize("steps", [500, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_orthonormal_in_a_model_with_rank_events_and_a_resume(steps, text_folder, tmp_path) -> None:
-    from tiny import config_for, trainer_for
+    from small_runs import config_for, trainer_for
 
     config = config_for(
         text_folder,

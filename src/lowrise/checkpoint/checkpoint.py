@@ -18,8 +18,8 @@ from torch import Tensor
 from lowrise.checkpoint.manifest import DamagedCheckpoint, read_manifest
 from lowrise.checkpoint.pieces import piece_of, row_count
 from lowrise.checkpoint.tensor_file import Readers, described, dtype_name, read_header
-from lowrise.dist import World
-from lowrise.dist.words import Words
+from lowrise.distributed import World
+from lowrise.distributed.collectives import Words
 from lowrise.errors import LowriseError
 
 Check = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], None]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from lowrise.checkpoint.checkpoint import Checkpoint
 from lowrise.checkpoint.store import CheckpointStore
-from lowrise.dist import World
+from lowrise.distributed import World
 from lowrise.errors import LowriseError
 
 

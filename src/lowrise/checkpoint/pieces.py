@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
-from lowrise.dist.shards import rows_of
+from lowrise.distributed.sharding import rows_of
 from lowrise.errors import LowriseError
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lowrise.checkpoint.pieces import piece_of, row_count
 from lowrise.checkpoint.tensor_file import described, dtype_name
-from lowrise.dist.words import Words
+from lowrise.distributed.collectives import Words
 from lowrise.errors import LowriseError
 
 Parts = Mapping[str, Mapping[str, Tensor]]

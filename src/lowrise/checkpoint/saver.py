@@ -22,9 +22,9 @@ import torch.distributed as dist
 from lowrise.checkpoint.plan import Parts, agree
 from lowrise.checkpoint.store import CheckpointStore
 from lowrise.checkpoint.writing import copied
-from lowrise.dist import World
-from lowrise.dist.words import Words
-from lowrise.dist.world import PATIENCE
+from lowrise.distributed import World
+from lowrise.distributed.collectives import Words
+from lowrise.distributed.world import PATIENCE
 
 
 class Saver:

@@ -25,8 +25,8 @@ from lowrise.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from lowrise.checkpoint.manifest import MANIFEST, DamagedCheckpoint, manifest_text
 from lowrise.checkpoint.plan import Parts, Plan, agree
 from lowrise.checkpoint.writing import table, write_share
-from lowrise.dist import World
-from lowrise.dist.words import Words
+from lowrise.distributed import World
+from lowrise.distributed.collectives import Words
 from lowrise.errors import LowriseError
 from lowrise.files import flush
 

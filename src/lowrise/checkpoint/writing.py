@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lowrise.checkpoint.plan import Plan, Planned
 from lowrise.checkpoint.tensor_file import dtype_name, file_order, write_tensors
-from lowrise.dist.words import Words
+from lowrise.distributed.collectives import Words
 from lowrise.files import flush
 
 Pieces = Mapping[str, Mapping[str, Tensor]]

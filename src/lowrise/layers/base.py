@@ -184,7 +184,7 @@ class LatentLayer(LowRankLayer):
     """A layer that passes through an r-wide latent: x (tokens x n) -> encode -> tokens x r -> decode ->
     tokens x m.
 
-    Recomputation may keep the latents alone (`lowrise.model.recompute`).
+    Recomputation may keep the latents alone (`model.llama.Block.forward_from_latents`).
     """
 
     @abstractmethod

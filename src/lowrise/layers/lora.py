@@ -23,7 +23,6 @@ Where we differ from the released code:
 
 from __future__ import annotations
 
-import hashlib
 import math
 from typing import Any, ClassVar, Self
 
@@ -35,6 +34,7 @@ from lowrise.errors import UsageError
 from lowrise.layers.base import LedgerEntry, LowRankLayer, check_rank
 from lowrise.layers.inits import normal, uniform
 from lowrise.linalg.precision import full_precision_matmul
+from lowrise.rng import name_seed
 
 
 class LoRALinear(LowRankLayer):
@@ -142,9 +142,8 @@ class LoRALinear(LowRankLayer):
         with full_precision_matmul(self.W0.device):
             merged = torch.addmm(self.W0.to(wide), self.A.to(wide), self.B.to(wide).T, alpha=self.scale)
         self.W0.copy_(merged)
-        key = f"{int(self.merge_seed)}:{number}"
-        digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
-        self._reset_factors(torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1))
+        seed = name_seed(int(self.merge_seed), str(number))
+        self._reset_factors(torch.Generator().manual_seed(seed))
 
     def dense(self) -> Tensor:
         return self.W0 + self.scale * (self.A @ self.B.T)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from lowrise.dist.shards import is_sharded, shard_group
+from lowrise.distributed.sharding import is_sharded, shard_group
 from lowrise.optim import Optimizer
 from lowrise.optim.units import units_of
 

@@ -24,7 +24,6 @@ from torch import nn
 from lowrise.errors import UsageError
 from lowrise.layers.base import LatentLayer, LedgerEntry, LowRankLayer, dense_weight
 from lowrise.model.llama import Llama
-from lowrise.model.recompute import latent_layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +81,7 @@ def flops_per_token(model: Llama, seq_len: int, *, sequences: int = 1) -> FlopsP
     attention = config.num_layers * 4 * seq_len * config.num_heads * config.head_dim
     recomputed = 0 if config.recompute == "none" else linear + attention
     if config.recompute == "latents":
-        for name in latent_layers(model):
+        for name in model.latent_layers():
             if name.endswith(("o_proj", "down_proj")):
                 module = model.get_submodule(name)
                 assert isinstance(module, LatentLayer)

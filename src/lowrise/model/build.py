@@ -12,7 +12,6 @@ from lowrise.layers.factorize import Rank, factorize
 from lowrise.layers.registry import layer_class, option_names
 from lowrise.model.config import LlamaConfig
 from lowrise.model.llama import Llama
-from lowrise.model.recompute import latent_layers
 
 
 def build_model(
@@ -48,7 +47,7 @@ def build_model(
             options.setdefault("init_std", config.init_std)
         factorize(model, layer=layer, rank=rank, **options)
     if config.recompute == "latents":
-        latent_layers(model)
+        model.latent_layers()
     if torch.device(device).type != "meta":
         model.to_empty(device=device)
         model.init_weights(seed)

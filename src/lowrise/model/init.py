@@ -8,21 +8,14 @@ the truncated SVD of the very matrix that the dense model has in its place.
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
 from torch import nn
 
-from lowrise.dist.shards import whole_parameters
+from lowrise.distributed.sharding import whole_parameters
 from lowrise.layers.base import LowRankLayer
 from lowrise.layers.inits import normal
 from lowrise.model.norm import RMSNorm
-
-
-def name_seed(seed: int, name: str) -> int:
-    """A 63-bit seed that is a pure function of (seed, name), the same on every machine."""
-    digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+from lowrise.rng import name_seed
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ are interchangeable. Layers are ordinary `nn.Linear`, so `factorize` works on th
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Self, cast
 
 import torch
@@ -24,12 +25,25 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lowrise.errors import UsageError
+from lowrise.layers.base import LatentLayer
 from lowrise.model.cache import KVCache
 from lowrise.model.config import LlamaConfig
 from lowrise.model.init import init_weights
 from lowrise.model.loss import DEFAULT_CHUNK_TOKENS, head_loss
 from lowrise.model.norm import RMSNorm
-from lowrise.model.recompute import block_from_latents, latent_layers
+
+# No region draws random numbers, so the generators need not be saved and put back.
+_region: Any = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+
+MAPS = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
 
 
 def rope_angles(
@@ -132,9 +146,51 @@ class Block(nn.Module):
         recompute_from_latents: bool = False,
     ) -> Tensor:
         if recompute_from_latents:
-            return block_from_latents(self, x, cos, sin)
+            return self.forward_from_latents(x, cos, sin)
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
+
+    def forward_from_latents(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """The block's output (B, L, d) for x (B, L, d); only the residual stream and the r-wide latents are
+        kept for the backward pass (CoLA-M: Liu et al. 2025, arXiv 2502.10940; authors' checkpointed layer).
+
+        All seven maps are `LatentLayer`s (y = decode(encode(x))). With [..] a checkpointed region of which
+        only the inputs are kept:
+
+        1. [ n = RMSNorm(x); q, k, v latents = encode(n) ]                 keeps x: d
+        2. [ decode q, k, v; rotary positions; attention; encode for o ]   keeps 3 latents: 3 r
+        3. h = x + decode(o latent)                                        keeps the latent: r
+        4. [ n = RMSNorm(h); gate, up latents = encode(n) ]                keeps h: d
+        5. [ decode gate, up; product; encode for down ]                   keeps 2 latents: 2 r
+        6. y = h + decode(down latent)                                     keeps the latent: r
+
+        In all 2 d + 7 r elements per token; nothing of the attention or the MLP's width. Steps 3 and 6 need
+        no region, as a linear map keeps its input alone; the authors recompute these two, and cut the modules
+        at the same places, so that `down` of one block lives in the next. Here the module tree is the same
+        with and without recomputation, and so are loss and gradients, to the last bit.
+        """
+        attention: Any = self.self_attn
+        mlp: Any = self.mlp
+
+        def into_attention(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            n = self.input_layernorm(x)
+            return attention.q_proj.encode(n), attention.k_proj.encode(n), attention.v_proj.encode(n)
+
+        def through_attention(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+            q, k, v = attention.q_proj.decode(q), attention.k_proj.decode(k), attention.v_proj.decode(v)
+            return attention.o_proj.encode(attention.attend(q, k, v, cos, sin))
+
+        def into_mlp(h: Tensor) -> tuple[Tensor, Tensor]:
+            n = self.post_attention_layernorm(h)
+            return mlp.gate_proj.encode(n), mlp.up_proj.encode(n)
+
+        def through_mlp(gate: Tensor, up: Tensor) -> Tensor:
+            return mlp.down_proj.encode(mlp.combine(mlp.gate_proj.decode(gate), mlp.up_proj.decode(up)))
+
+        q, k, v = _region(into_attention, x)
+        h = x + attention.o_proj.decode(_region(through_attention, q, k, v, cos, sin))
+        gate, up = _region(into_mlp, h)
+        return h + mlp.down_proj.decode(_region(through_mlp, gate, up))
 
 
 class Decoder(nn.Module):
@@ -204,7 +260,7 @@ class Llama(nn.Module):
         cos, sin = rope_angles(past, length, self.config.head_dim, self.config.rope_theta, tokens.device)
         recompute = self.config.recompute if torch.is_grad_enabled() and cache is None else "none"
         if recompute == "latents":
-            latent_layers(self)
+            self.latent_layers()
         for block in self.model.layers:
             if recompute == "block":
                 x = cast(Tensor, checkpoint(block, x, cos, sin, use_reentrant=False))
@@ -223,6 +279,19 @@ class Llama(nn.Module):
         generator.
         """
         init_weights(self, seed, std=self.config.init_std)
+
+    def latent_layers(self) -> list[str]:
+        """Names of the maps of all blocks; `UsageError` unless every one has a latent."""
+        names = [f"model.layers.{i}.{name}" for i in range(len(self.model.layers)) for name in MAPS]
+        for name in names:
+            module = self.get_submodule(name)
+            if not isinstance(module, LatentLayer):
+                raise UsageError(
+                    f'model.recompute = "latents" keeps the latents of low-rank maps, and {name} '
+                    f"({type(module).__name__}) has none: factorize every map of the blocks with the layer "
+                    'lowrank or cola, or choose "block".'
+                )
+        return names
 
     def tie_weights(self) -> None:
         """Let the head share the embedding's weight, if the config says so."""

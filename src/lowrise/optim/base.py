@@ -39,7 +39,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from lowrise.dist.shards import is_sharded, local
+from lowrise.distributed.sharding import is_sharded, local
 from lowrise.errors import UsageError
 from lowrise.layers.roles import param_groups
 from lowrise.optim.adamw_rule import (

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lowrise.dist.shards import local
+from lowrise.distributed.sharding import local
 from lowrise.optim.adamw_rule import ADAMW_FLOPS_PER_ELEMENT, adamw_layout
 from lowrise.optim.checks import unit_size
 from lowrise.optim.formats import Stored, format_of, stored_layout

@@ -45,7 +45,7 @@ import torch
 from torch import Tensor
 
 from lowrise.errors import UsageError
-from lowrise.linalg.counter_normal import key_of, mix_
+from lowrise.rng import key_of, mix_
 
 StateFormat = Literal["float32", "bfloat16", "8bit"]
 STATE_FORMATS: tuple[StateFormat, ...] = ("float32", "bfloat16", "8bit")

@@ -36,10 +36,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lowrise.linalg.counter_normal import counter_normal, key_of
 from lowrise.linalg.norms import largest_entry
 from lowrise.linalg.precision import full_precision_matmul
 from lowrise.linalg.subspace import align_signs, haar, leading_left, range_finder
+from lowrise.rng import counter_normal, key_of
 
 Projection = Literal["svd", "random", "range_finder"] | Callable[[Tensor, int, str, int], Tensor]
 ProjType = Literal["std", "reverse_std", "left", "right", "full"]

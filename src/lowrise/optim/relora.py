@@ -34,7 +34,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lowrise.dist.shards import local, whole
+from lowrise.distributed.sharding import local, whole
 from lowrise.errors import UsageError
 from lowrise.optim.adamw import AdamW
 from lowrise.optim.base import Optimizer

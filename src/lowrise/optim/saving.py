@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowrise.dist.shards import copy_whole_
+from lowrise.distributed.sharding import copy_whole_
 from lowrise.errors import UsageError
 from lowrise.optim.checks import check_numbers, parameter_name, require_match
 from lowrise.optim.formats import format_of

@@ -7,7 +7,7 @@
 | owned | shared by rows, or copies after `share_work` | whole, at the owner alone | once, by the owner |
 
 The first two need no communication. To an owner go weights and gradients, and new weights come back
-(`lowrise.dist.owners`).
+(`lowrise.distributed.transfers`).
 
 By rows go rules that move every row by itself: the built-in AdamW, and the roles in a class's `by_rows`. All
 others need a whole matrix and are owned, and so are groups with a view, and state in another format than
@@ -31,8 +31,8 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from lowrise.dist.owners import Parcel, Transfer, least_loaded
-from lowrise.dist.shards import ShardGroup, is_sharded, local, shard_group
+from lowrise.distributed.sharding import ShardGroup, is_sharded, local, shard_group
+from lowrise.distributed.transfers import Parcel, Transfer, least_loaded
 from lowrise.optim.counting import Counted
 from lowrise.optim.formats import format_of
 from lowrise.optim.units import Unit, chunked, state_dtype, units_of

@@ -1,7 +1,7 @@
 """The update of the training loop: all gradients, their sum over ranks, their norm, one optimizer step.
 
 1. micro-batches: forward, backward, gradients accumulate; in the last backward pass they are summed over
-   ranks (`lowrise.dist.GradientSum`), and so is the loss
+   ranks (`lowrise.distributed.GradientSum`), and so is the loss
 2. global gradient norm, clipped
 3. if loss and norm are finite, the optimizer moves everything
 
@@ -18,7 +18,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from lowrise.dist import GradientSum, clip_gradients_
+from lowrise.distributed import GradientSum, clip_gradients_
 from lowrise.optim import Optimizer
 from lowrise.train.per_layer import StepResult
 

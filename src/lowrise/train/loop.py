@@ -21,32 +21,31 @@ from lowrise.checkpoint import Saver
 from lowrise.checkpoint.newest import newest_checkpoint
 from lowrise.config import RunConfig
 from lowrise.data import Corpus
-from lowrise.dist import FailedElsewhere, World, check_alike, check_same_work
-from lowrise.dist.shards import is_sharded
-from lowrise.dist.world import lost_ranks_explained
+from lowrise.distributed import FailedElsewhere, World, check_alike, check_same_work
+from lowrise.distributed.sharding import is_sharded
+from lowrise.distributed.world import lost_ranks_explained
 from lowrise.errors import LowriseError, UsageError
-from lowrise.export.evaluate import EvalResult
-from lowrise.lab.report import write_report
+from lowrise.inference.evaluate import EvalResult, Stopped, evaluate_split
+from lowrise.inference.generate import sample_of
 from lowrise.optim.checks import require_match
-from lowrise.signals import StopRequest
-from lowrise.train.display import Display
-from lowrise.train.environment import (
+from lowrise.report.run_report import write_report
+from lowrise.runs.directory import RunDirectory, require_recipe
+from lowrise.runs.environment import (
+    autocast_for,
     describe,
     peak_memory_bytes,
     random_state,
     set_random_state,
 )
-from lowrise.train.evaluation import Stopped, autocast_for, evaluate_split
-from lowrise.train.parallel import shares_rows
-from lowrise.train.ranks import fit_ranks
-from lowrise.train.run_directory import RunDirectory, require_recipe
-from lowrise.train.sample import sample_of
+from lowrise.runs.parallel import shares_rows
+from lowrise.runs.weights import fit_ranks, load_saved_model, model_tensors
+from lowrise.signals import StopRequest
+from lowrise.train.display import Display
 from lowrise.train.summary import Progress, summarize
 from lowrise.train.telemetry import measure, snapshot
 from lowrise.train.tensorboard import add_record, open_board
 from lowrise.train.update import Update, Updater
 from lowrise.train.warm_start import warm_start
-from lowrise.train.weights import load_saved_model, model_tensors
 
 
 class Interrupted(LowriseError):

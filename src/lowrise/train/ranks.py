@@ -6,7 +6,7 @@ depends on the weights, the update's number and the run's seed alone, so a resum
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from lowrise.errors import UsageError
 from lowrise.layers.base import LowRankLayer
 from lowrise.layers.ranks import RankChange
-from lowrise.model.init import name_seed
 from lowrise.optim import Optimizer
 from lowrise.optim.exchange import Exchange, exchange
+from lowrise.rng import name_seed
 
 
 @dataclass(frozen=True)
@@ -83,24 +83,6 @@ def follow(
         return Exchange(old[place], new[place], carry)
 
     exchange(optimizer, [exchange_of(place) for place in range(3)])
-
-
-def fit_ranks(model: nn.Module, tensors: Mapping[str, Tensor], optimizer: Optimizer | None = None) -> bool:
-    """Give adaptive layers the ranks that saved tensors have, before these are loaded; whether any changed.
-
-    Values and, in an optimizer, state of a layer that changed are empty until then.
-    """
-    fitted = False
-    for name, layer in _layers(model):
-        saved = tensors.get(f"{name}.s")
-        if not layer.is_adaptive() or saved is None or len(saved) == layer.rank:
-            continue
-        old = layer.role_parameters()
-        layer.resize(len(saved))
-        fitted = True
-        if optimizer is not None:
-            exchange(optimizer, [Exchange(a, b) for a, b in zip(old, layer.role_parameters(), strict=True)])
-    return fitted
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, LowRankLayer]]:

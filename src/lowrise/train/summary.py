@@ -11,9 +11,9 @@ import torch
 
 from lowrise.config import RunConfig
 from lowrise.data import Corpus
-from lowrise.export.evaluate import EvalResult
-from lowrise.train.environment import peak_memory_bytes
-from lowrise.train.plan import RunPlan
+from lowrise.inference.evaluate import EvalResult
+from lowrise.runs.environment import peak_memory_bytes
+from lowrise.runs.plan import RunPlan
 
 
 @dataclass

@@ -25,8 +25,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lowrise.dist import World
-from lowrise.dist.shards import whole_parameters
+from lowrise.distributed import World
+from lowrise.distributed.sharding import whole_parameters
 from lowrise.errors import UsageError
 from lowrise.layers.base import LowRankLayer
 from lowrise.linalg import product_singular_values, singular_values

@@ -24,21 +24,19 @@ from torch import Tensor
 
 from lowrise.config import RunConfig
 from lowrise.data import Corpus
-from lowrise.dist import GradientSum, World
-from lowrise.dist.fully_sharded import Traffic
-from lowrise.dist.shards import whole_parameters
+from lowrise.distributed import GradientSum, World
+from lowrise.distributed.fsdp import Traffic
+from lowrise.distributed.sharding import whole_parameters
 from lowrise.layers.base import LowRankLayer
 from lowrise.model import next_token_loss
+from lowrise.runs.build import build_optimizer, compile_blocks
+from lowrise.runs.environment import autocast_for, choose_device, set_numerics
+from lowrise.runs.parallel import check_world, share_work, shared_model
+from lowrise.runs.plan import RunPlan, plan_of
 from lowrise.train.at_once import step_at_once
-from lowrise.train.build import build_optimizer, compile_blocks
 from lowrise.train.display import Display
-from lowrise.train.environment import choose_device, set_numerics
-from lowrise.train.evaluation import autocast_for
-from lowrise.train.parallel import share_work, shared_model
 from lowrise.train.per_layer import StepResult, step_per_layer
-from lowrise.train.plan import RunPlan, plan_of
 from lowrise.train.ranks import change_ranks, check_adaptive
-from lowrise.train.rules import check_ranks
 from lowrise.train.schedule import multiplier, restarts_of
 from lowrise.train.summary import Progress
 
@@ -63,7 +61,7 @@ class Updater:
     ) -> None:
         self.config, self.corpus, self.display = config, corpus, display
         self.world = world or World()
-        check_ranks(config, self.world)
+        check_world(config, self.world)
         self.gradients = GradientSum(self.world)
         train = config.train
         self.rows = self.world.share(train.sequences)

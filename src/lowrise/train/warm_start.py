@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from lowrise.checkpoint import Checkpoint
 from lowrise.config import RunConfig, load
 from lowrise.data import Tokenizer
-from lowrise.dist.shards import copy_whole_, whole_parameters
+from lowrise.distributed.sharding import copy_whole_, whole_parameters
 from lowrise.errors import UsageError
 from lowrise.layers.base import LowRankLayer
-from lowrise.train.plan import plan_run
-from lowrise.train.run_directory import RunDirectory, open_run
+from lowrise.runs.directory import RunDirectory, open_run
+from lowrise.runs.plan import plan_run
 
 
 @dataclass(frozen=True)

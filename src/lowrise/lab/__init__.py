@@ -1,1 +1,0 @@
-"""Comparisons and reports: what is read from run directories, never from a running process."""

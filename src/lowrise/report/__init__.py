@@ -1,0 +1,1 @@
+"""Reports as self-contained HTML, made from the files of a run."""

@@ -1,0 +1,324 @@
+"""Line charts as inline SVG: sharp at any size, a few kilobytes each, and coloured by the page (light and
+dark).
+
+A chart is a pure function of its series. Long series are thinned to what the eye can tell apart, keeping
+each pixel's extremes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+
+from lowrise.report.formatting import scientific, si
+
+COLORS = 8  # the page defines --c0 ... --c7; later series repeat them dashed
+_LEFT, _RIGHT, _TOP, _BOTTOM = (
+    62,
+    14,
+    10,
+    40,
+)  # pixels around the plot; the same for all, so that stacked charts align
+_CHARACTER = 6.8  # mean width of a letter at the legend's 12 px, for its layout
+
+Values = Sequence[float] | np.ndarray
+
+
+@dataclass(frozen=True)
+class Series:
+    """One curve. ``kind``: a ``line``, a thin ``faint`` line behind others, ``points``, or ``both``.
+
+    ``low`` and ``high`` give a band around a line, or error bars on points. Non-finite y values are gaps.
+    """
+
+    name: str
+    x: Values
+    y: Values
+    color: int = 0
+    kind: Literal["line", "faint", "points", "both"] = "line"
+    low: Values | None = None
+    high: Values | None = None
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Maps data to pixels, linear or logarithmic."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool
+
+    def __call__(self, values: Values) -> np.ndarray:
+        data = np.asarray(values, dtype=np.float64)
+        low, high = self.low, self.high
+        if self.log:
+            data = np.log10(np.where(data > 0, data, np.nan))
+            low, high = math.log10(low), math.log10(high)
+        return self.start + (data - low) / (high - low) * (self.end - self.start)
+
+    def ticks(self, count: int) -> list[float]:
+        return log_ticks(self.low, self.high) if self.log else nice_ticks(self.low, self.high, count)
+
+
+def chart(
+    series: Sequence[Series],
+    *,
+    x_label: str,
+    y_label: str,
+    width: int = 860,
+    height: int = 280,
+    log_x: bool = False,
+    log_y: bool = False,
+    x_range: tuple[float, float] | None = None,
+    y_range: tuple[float, float] | None = None,
+    legend: bool = True,
+) -> str:
+    """An ``<svg>`` element with axes, grid, legend (from two named series on) and the series in the order
+    given.
+    """
+    drawn = [_clean(one, log_x, log_y) for one in series]
+    drawn = [one for one in drawn if len(one.x)]
+    if not drawn:
+        return f'<p class="empty">No values of {escape(y_label)} were recorded.</p>'
+    named = [one for one in drawn if one.name]
+    key, top = _legend(named, width) if legend and len(named) > 1 else ("", _TOP)
+    x_scale = _Scale(
+        *(x_range or _extent([one.x for one in drawn], log_x, 0.0)), _LEFT, width - _RIGHT, log_x
+    )
+    ys = [values for one in drawn for values in (one.y, one.low, one.high) if values is not None]
+    y_scale = _Scale(*(y_range or _extent(ys, log_y, 0.05)), height - _BOTTOM, top, log_y)
+    clip = (
+        f"clip-{width}-{height}-{top:.0f}"  # says all there is to the rectangle: equal names are equal clips
+    )
+    body = "".join(_draw(one, x_scale, y_scale, width) for one in drawn)
+    return (
+        f'<svg viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="{escape(y_label)} over {escape(x_label)}">'
+        f'<clipPath id="{clip}"><rect x="{_LEFT - 5}" y="{top - 5}" width="{width - _LEFT - _RIGHT + 10}" '
+        f'height="{height - top - _BOTTOM + 10}"/></clipPath>'
+        f"{_axes(x_scale, y_scale, x_label, y_label, width, height, top)}{key}"
+        f'<g clip-path="url(#{clip})">{body}</g></svg>'
+    )
+
+
+def decimate(x: np.ndarray, y: np.ndarray, buckets: int) -> np.ndarray:
+    """Indices of at most ``2 * buckets + 2`` points that keep the lowest and the highest of each bucket,
+    and both ends.
+    """
+    if len(x) <= 2 * buckets:
+        return np.arange(len(x))
+    edges = np.linspace(0, len(x), buckets + 1).astype(int)
+    kept = {0, len(x) - 1}
+    for start, end in pairwise(edges.tolist()):
+        part = y[start:end]
+        if np.isfinite(part).any():
+            kept.update((start + int(np.nanargmin(part)), start + int(np.nanargmax(part))))
+        else:
+            kept.add(start)  # keeps a gap a gap
+    return np.array(sorted(kept))
+
+
+def smooth(y: Values, fraction: float = 0.02) -> np.ndarray:
+    """Centred moving average over about ``fraction`` of the points: no lag, and a window that shrinks
+    towards the ends.
+
+    Non-finite values are left out of the averages; where a window holds nothing else, the result is NaN.
+    """
+    values = np.asarray(y, dtype=np.float64)
+    count = len(values)
+    finite = np.isfinite(values)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(finite)])
+    place = np.arange(count)
+    half = np.minimum(np.minimum(place, count - 1 - place), int(fraction * count / 2))
+    start, end = place - half, place + half + 1
+    total, number = sums[end] - sums[start], counts[end] - counts[start]
+    return np.divide(total, number, out=np.full(count, np.nan), where=number > 0)
+
+
+def nice_ticks(low: float, high: float, count: int = 6) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten inside [low, high], about ``count`` of them."""
+    raw = (high - low) / max(count, 1)
+    power = 10 ** math.floor(math.log10(raw))
+    step = next((m * power for m in (1, 2, 5) if m * power >= raw), 10 * power)
+    first = math.ceil(low / step - 1e-9)
+    return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten, with 2 and 5 in between where the range has fewer than three decades; linear ticks
+    below a third of one.
+    """
+    decades = math.log10(high / low)
+    if decades < 0.35:
+        return nice_ticks(low, high, 5)
+    steps = (1,) if decades >= 3 else (1, 2, 5)
+    stride = max(1, math.ceil(decades / 7)) if decades >= 3 else 1
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1, stride)
+    return [
+        m * 10.0**e for e in exponents for m in steps if low * (1 - 1e-9) <= m * 10.0**e <= high * (1 + 1e-9)
+    ]
+
+
+def tick_label(value: float, ticks: Sequence[float]) -> str:
+    """All labels of one axis in one notation: one prefix or exponent, as many decimals as its step needs.
+
+    Ticks that span more than a decade and a half (a logarithmic axis) are each written on their own.
+    """
+    sizes = [abs(tick) for tick in ticks if tick]
+    if value == 0 or not sizes:
+        return "0"
+    largest = max(sizes)
+    steps = [abs(b - a) for a, b in pairwise(ticks) if b != a]
+    smallest = min(steps, default=largest)
+    if min(steps, default=1.0) * 1.5 < max(steps, default=1.0):  # unequal steps: logarithmic
+        short = si(value, digits=1) if 1e4 <= value < 1e12 else f"{value:g}" if 1e-4 <= value < 1e4 else ""
+        return short or scientific(value, 1)
+    if 1e-3 <= largest < 1e4:
+        return f"{value:.{_decimals(smallest)}f}"
+    exponent = math.floor(math.log10(largest))
+    unit = f"e{exponent}"
+    if 1e4 <= largest < 1e12:
+        exponent = exponent // 3 * 3
+        unit = " " + {3: "k", 6: "M", 9: "G"}[exponent]
+    return f"{value / 10.0**exponent:.{_decimals(smallest / 10.0**exponent)}f}{unit}"
+
+
+def _decimals(step: float) -> int:
+    return max(0, -math.floor(math.log10(step) + 1e-9))
+
+
+def _clean(series: Series, log_x: bool, log_y: bool) -> Series:
+    """Arrays, sorted by x, without what cannot be placed; y outside a logarithmic axis becomes a gap."""
+    x, y = np.asarray(series.x, dtype=np.float64), np.asarray(series.y, dtype=np.float64)
+    order = np.argsort(x, kind="stable")
+    order = order[np.isfinite(x[order]) & ((x[order] > 0) if log_x else True)]
+
+    def take(values: Values) -> np.ndarray:
+        taken = np.asarray(values, dtype=np.float64)[order]
+        return np.where(np.isfinite(taken) & ((taken > 0) if log_y else True), taken, np.nan)
+
+    low = None if series.low is None else take(series.low)
+    high = None if series.high is None else take(series.high)
+    y = take(y)
+    if not np.isfinite(y).any():
+        return Series(series.name, np.empty(0), np.empty(0), series.color, series.kind)
+    return Series(series.name, x[order], y, series.color, series.kind, low, high)
+
+
+def _extent(arrays: Sequence[Values], log: bool, margin: float) -> tuple[float, float]:
+    data = np.concatenate([np.asarray(a, dtype=np.float64) for a in arrays])
+    data = data[np.isfinite(data)]
+    low, high = float(data.min()), float(data.max())
+    if log:
+        stretch = max((high / low) ** margin, 1.02 if margin else 1.0)
+        return (low / stretch, high * stretch) if high > low or margin else (low / 1.5, high * 1.5)
+    if low == high:
+        pad = abs(low) * 0.1 or 1.0
+        return low - pad, high + pad
+    pad = (high - low) * margin
+    return (max(low - pad, 0.0) if low >= 0 else low - pad), high + pad
+
+
+def _axes(x: _Scale, y: _Scale, x_label: str, y_label: str, width: int, height: int, top: float) -> str:
+    parts = []
+    x_ticks, y_ticks = x.ticks(max(2, width // 120)), y.ticks(max(2, height // 50))
+    for tick, place in zip(y_ticks, y(y_ticks), strict=True):
+        parts.append(
+            f'<line class="grid" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{place:.1f}" y2="{place:.1f}"/>'
+        )
+        parts.append(
+            f'<text class="tick" x="{_LEFT - 8}" y="{place + 4:.1f}" text-anchor="end">'
+            f"{tick_label(tick, y_ticks)}</text>"
+        )
+    base = height - _BOTTOM
+    for tick, place in zip(x_ticks, x(x_ticks), strict=True):
+        parts.append(f'<line class="axis" x1="{place:.1f}" x2="{place:.1f}" y1="{base}" y2="{base + 4}"/>')
+        parts.append(
+            f'<text class="tick" x="{place:.1f}" y="{base + 17}" text-anchor="middle">'
+            f"{tick_label(tick, x_ticks)}</text>"
+        )
+    middle = (base + top) / 2
+    parts.append(f'<line class="axis" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{base}" y2="{base}"/>')
+    parts.append(
+        f'<text class="label" x="{(_LEFT + width - _RIGHT) / 2}" y="{height - 6}" text-anchor="middle">'
+        f'{escape(x_label)}</text><text class="label" transform="translate(14 {middle:.1f}) rotate(-90)" '
+        f'text-anchor="middle">{escape(y_label)}</text>'
+    )
+    return "".join(parts)
+
+
+def _style(series: Series) -> str:
+    dash = ";stroke-dasharray:6 4" if series.color >= COLORS else ""
+    return f"--c:var(--c{series.color % COLORS}){dash}"
+
+
+def _legend(series: Sequence[Series], width: int) -> tuple[str, float]:
+    """Entries above the plot, wrapped to its width, and the y where the plot may begin."""
+    parts, x, y = [], float(_LEFT), 14.0
+    for one in series:
+        needed = 30 + _CHARACTER * len(one.name)
+        if x + needed > width - _RIGHT and x > _LEFT:
+            x, y = float(_LEFT), y + 18
+        css, end, middle = "faint" if one.kind == "faint" else "line", x + 18, y - 4
+        mark = f'<line class="{css}" x1="{x}" x2="{end}" y1="{middle}" y2="{middle}"/>'
+        if one.kind == "points":
+            mark = f'<circle class="dot" cx="{x + 9}" cy="{middle}" r="3.5"/>'
+        text = f'<text class="key" x="{x + 23}" y="{y}">{escape(one.name)}</text>'
+        parts.append(f'<g style="{_style(one)}">{mark}{text}</g>')
+        x += needed + 8
+    return "".join(parts), y + 12
+
+
+def _path(x: np.ndarray, y: np.ndarray) -> str:
+    """``M`` at the start and after each gap, ``L`` elsewhere."""
+    parts, pen_down = [], False
+    for a, b in zip(x.tolist(), y.tolist(), strict=True):
+        if math.isfinite(b):
+            parts.append(f"{'L' if pen_down else 'M'}{a:.1f} {b:.1f}")
+        pen_down = math.isfinite(b)
+    return "".join(parts)
+
+
+def _draw(series: Series, x_scale: _Scale, y_scale: _Scale, width: int) -> str:
+    data_x, data_y = np.asarray(series.x), np.asarray(series.y)
+    kept = decimate(data_x, data_y, width)
+    x, y = x_scale(data_x[kept]), y_scale(data_y[kept])
+    parts = [f'<g style="{_style(series)}">']
+    if series.low is not None and series.high is not None:
+        low, high = y_scale(np.asarray(series.low)[kept]), y_scale(np.asarray(series.high)[kept])
+        parts.append(_error_bars(x, low, high) if series.kind == "points" else _band(x, low, high))
+    if series.kind != "points":
+        parts.append(f'<path class="{"faint" if series.kind == "faint" else "line"}" d="{_path(x, y)}"/>')
+    if series.kind in ("points", "both") or np.isfinite(y).sum() == 1:
+        for i, a, b in zip(kept.tolist(), x.tolist(), y.tolist(), strict=True):
+            if math.isfinite(b):
+                value = escape(f"{series.name}: {data_y[i]:.6g} at {data_x[i]:.6g}")
+                dot = f'<circle class="dot" cx="{a:.1f}" cy="{b:.1f}" r="3"><title>{value}</title></circle>'
+                parts.append(dot)
+    return "".join(parts) + "</g>"
+
+
+def _band(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> str:
+    whole = np.isfinite(low) & np.isfinite(high)
+    if whole.sum() < 2:
+        return ""
+    there = [f"{a:.1f} {b:.1f}" for a, b in zip(x[whole], high[whole], strict=True)]
+    back = [f"{a:.1f} {b:.1f}" for a, b in zip(x[whole][::-1], low[whole][::-1], strict=True)]
+    return f'<path class="band" d="M{"L".join(there + back)}Z"/>'
+
+
+def _error_bars(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> str:
+    return "".join(
+        f'<line class="faint" x1="{a:.1f}" x2="{a:.1f}" y1="{b:.1f}" y2="{c:.1f}"/>'
+        for a, b, c in zip(x, low, high, strict=True)
+        if math.isfinite(b) and math.isfinite(c)
+    )

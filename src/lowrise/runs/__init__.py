@@ -1,0 +1,1 @@
+"""What a run is: its folder, its parts as the configuration asks for them, its plan, its machine."""

@@ -1,0 +1,53 @@
+"""A trained run, loaded from its folder: the model of the newest whole checkpoint, its corpus or its
+tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from lowrise.config import RunConfig, load
+from lowrise.data import Tokenizer
+from lowrise.errors import LowriseError
+from lowrise.layers import LowRankLayer
+from lowrise.model import Llama
+from lowrise.runs.build import model_from
+from lowrise.runs.directory import open_run, require_recipe
+from lowrise.runs.environment import choose_device
+from lowrise.runs.weights import load_saved_model
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A model with its weights, in evaluation mode, and what is needed to use it."""
+
+    config: RunConfig
+    model: Llama
+    tokenizer: Tokenizer
+    step: int
+    corpus: str
+    """Fingerprint of the text that it was trained on."""
+    device: torch.device
+
+
+def load_run(folder: str | Path, device: str, console: Console) -> TrainedRun:
+    """The newest whole checkpoint of a run; a sentence if it has none."""
+    run = open_run(folder)
+    config = load(run.config)
+    chosen = choose_device(device)
+    tokenizer = Tokenizer.load(run.tokenizer, separator_token=config.data.separator_token)
+    checkpoint = run.checkpoints.newest(
+        warn=lambda text: console.print(text, style="yellow", highlight=False)
+    )
+    if checkpoint is None:
+        raise LowriseError(f"{folder} has no checkpoint yet: train it first.")
+    require_recipe(checkpoint, config)
+    model = model_from(config, tokenizer.vocab_size, chosen)
+    for layer in model.modules():
+        if isinstance(layer, LowRankLayer) and checkpoint.step:
+            layer.before_update(checkpoint.step, config.train.steps)
+    load_saved_model(model, checkpoint)
+    return TrainedRun(config, model.eval(), tokenizer, checkpoint.step, checkpoint.numbers["corpus"], chosen)

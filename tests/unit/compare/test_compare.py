@@ -1,0 +1,254 @@
+"""The whole comparison with a trainer that takes milliseconds: selection, failure, resume, kills and
+signals.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from lowrise.compare.compare import compare
+from lowrise.compare.plan import CompareConfig
+from lowrise.compare.workers import hold_directory
+from lowrise.errors import LowriseError
+
+TRAINER = Path(__file__).with_name("trainer.py")
+
+
+@dataclass(frozen=True)
+class FakeConfig:
+    tree: dict[str, Any]
+
+    @property
+    def hash(self) -> str:
+        return hashlib.sha256(json.dumps(self.tree, sort_keys=True).encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.tree
+
+
+@dataclass(frozen=True)
+class FakePlan:
+    tokens_per_step: int = 100
+    flops_per_token: float = 1e4
+    optimizer_flops_per_step: float = 0.0
+
+
+def load_recipe(path: str, overrides: dict[str, Any]) -> FakeConfig:
+    tree = tomllib.loads(Path(path).read_text())
+    for key, value in overrides.items():
+        *sections, name = key.split(".")
+        section = tree.setdefault(sections[0], {}) if sections else tree
+        section[name] = value
+    return FakeConfig(tree)
+
+
+def plan_run(config: FakeConfig) -> FakePlan:
+    return FakePlan()
+
+
+def write_recipe(folder: Path, name: str, lr: float = 0.01, **fake: Any) -> str:
+    fake = {"method": name, "base": 3.0, "best_lr": 0.01, "seconds": 0.02, **fake}
+    lines = [
+        "[optimizer]",
+        f"lr = {lr}",
+        "[fake]",
+        *(f"{key} = {json.dumps(value)}" for key, value in fake.items()),
+    ]
+    path = folder / f"{name}.toml"
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+def run(config: CompareConfig) -> tuple[int, dict[str, Any], str]:
+    text = io.StringIO()
+    console = Console(file=text, width=200)
+    command = (sys.executable, "-S", str(TRAINER))
+    code = compare(config, load_recipe=load_recipe, plan_run=plan_run, console=console, command=command)
+    return code, json.loads((Path(config.out) / "compare.json").read_text()), text.getvalue()
+
+
+def request(tmp_path: Path, *recipes: str, **options: Any) -> CompareConfig:
+    defaults = {"budget": "tokens=500", "out": str(tmp_path / "out"), "seeds": 2, "workers": 3}
+    return CompareConfig(recipes=recipes, **{**defaults, **options})
+
+
+def starts(out: Path) -> dict[str, list[str]]:
+    return {path.parent.name: path.read_text().split() for path in sorted(out.glob("runs/*/starts.txt"))}
+
+
+def test_the_best_rate_is_found_its_seeds_are_run_and_the_files_are_written(tmp_path: Path) -> None:
+    good = write_recipe(tmp_path, "good", base=3.0)
+    bad = write_recipe(tmp_path, "bad", base=3.5, best_lr=0.02)
+    code, result, text = run(request(tmp_path, bad, good, seeds=3))
+    assert code == 0
+    first, second = result["rows"]
+    assert (first["label"], first["best"]["lr"], first["best"]["edges"]) == ("bad", 0.02, ["highest lr"])
+    assert (second["label"], second["best"]["lr"], second["best"]["edges"]) == ("good", 0.01, [])
+    assert second["val_loss"]["values"] == pytest.approx([3.0, 3.001, 3.002])  # the trainer's own arithmetic
+    assert second["difference"]["verdict"] == "better"
+    assert len(result["runs"]) == 2 * (3 + 2)
+    assert {r["steps"] for r in result["runs"]} == {5}
+    for name in ("plan.json", "compare.json", "compare.md", "report.html"):
+        assert (tmp_path / "out" / name).is_file()
+        assert (tmp_path / "out" / "tables" / "tokens-500" / name).is_file()
+    assert "95% Welch" in text
+    assert "highest lr" in text
+
+
+def test_a_second_start_repeats_nothing_and_a_second_budget_shares_the_equal_runs(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, "one")
+    run(request(tmp_path, recipe))
+    before = starts(tmp_path / "out")
+    code, _, _ = run(request(tmp_path, recipe))
+    assert code == 0
+    assert starts(tmp_path / "out") == before
+    code, result, _ = run(
+        request(tmp_path, recipe, budget="flops=5e6")
+    )  # 5e6 / (100 tokens x 1e4) is 5 steps too
+    assert code == 0
+    assert starts(tmp_path / "out") == before
+    assert result["budget"] == "5e06 FLOPs"
+    run(request(tmp_path, recipe, budget="tokens=600"))
+    assert len(starts(tmp_path / "out")) == 2 * len(before)
+
+
+def test_a_crash_does_not_lose_the_rest_and_is_tried_again_at_the_next_start(tmp_path: Path) -> None:
+    flag = tmp_path / "crash"
+    flag.touch()
+    sick = write_recipe(tmp_path, "sick", crash_seeds=[1], crash_while=str(flag))
+    well = write_recipe(tmp_path, "well")
+    code, result, _ = run(request(tmp_path, sick, well))
+    assert code == 1
+    row, other = result["rows"]
+    assert (row["completed"], row["failed"], row["lost_seeds"]) == (3, 1, 1)
+    assert other["difference"]["verdict"] == "undecided: a seed was lost"
+    failed = [r for r in result["runs"] if r["status"] == "failed"]
+    assert len(failed) == 1
+    assert "status 1" in failed[0]["error"]
+    assert "a crash, as asked" in failed[0]["error"]
+    before = starts(tmp_path / "out")
+    flag.unlink()
+    code, result, _ = run(request(tmp_path, sick, well))
+    assert code == 0
+    after = starts(tmp_path / "out")
+    assert [name for name in after if after[name] != before[name]] == [failed[0]["name"]]
+
+
+def test_divergence_is_a_result_and_not_repeated(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, "hot", best_lr=0.05, diverges_above=0.015)
+    code, result, _ = run(request(tmp_path, recipe))
+    assert code == 0
+    (row,) = result["rows"]
+    assert (row["best"]["lr"], row["best"]["edges"], row["diverged"]) == (0.01, [], 1)
+    before = starts(tmp_path / "out")
+    run(request(tmp_path, recipe))
+    assert starts(tmp_path / "out") == before
+
+
+def test_a_grid_grows_where_its_best_lies_at_an_end(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, "far", best_lr=0.04)
+    _, result, _ = run(request(tmp_path, recipe, max_extensions=3))
+    (row,) = result["rows"]
+    assert row["best"]["lr"] == 0.04
+    assert (row["best"]["edges"], row["best"]["extensions"]) == ([], 2)
+    assert sorted({r["lr"] for r in result["runs"]}) == [0.005, 0.01, 0.02, 0.04, 0.08]
+
+
+def test_a_changed_plan_keeps_the_earlier_one(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, "one")
+    run(request(tmp_path, recipe))
+    _, result, _ = run(request(tmp_path, recipe, lr_factors="1,2"))
+    table = tmp_path / "out" / "tables" / "tokens-500"
+    assert json.loads((table / "plan-1.json").read_text())["lr_factors"] == [0.5, 1.0, 2.0]
+    assert json.loads((table / "plan.json").read_text())["lr_factors"] == [1.0, 2.0]
+    assert any("plan was changed 1 time" in note for note in result["notes"])
+
+
+def test_one_killed_worker_is_recorded_and_the_others_finish(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, "long", seconds=1.0)
+    out = tmp_path / "out"
+
+    def kill_one() -> None:
+        pid = wait_for_worker(out, "seed0")
+        os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    code, result, _ = run(request(tmp_path, recipe))
+    killer.join()
+    assert code == 1
+    killed = [r for r in result["runs"] if r["status"] == "failed"]
+    assert len(killed) == 1
+    assert "SIGKILL" in killed[0]["error"]
+    assert result["rows"][0]["completed"] == 3
+    code, result, _ = run(request(tmp_path, recipe))
+    assert code == 0
+    assert all(r["status"] == "completed" for r in result["runs"])
+
+
+def test_sigint_reaches_the_workers_which_save_and_a_second_start_continues(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, "long", seconds=1.5)
+    script = tmp_path / "start.py"
+    script.write_text(
+        "import sys\n"
+        f"sys.path[:0] = [{str(TRAINER.parent)!r}]\n"
+        "from test_compare import *\n"
+        f"sys.exit(run(request(Path({str(tmp_path)!r}), {recipe!r}, budget='tokens=15000'))[0])\n"
+    )
+    process = subprocess.Popen([sys.executable, str(script)])
+    out = tmp_path / "out"
+    for seconds_left in range(300, 0, -1):
+        if sum(1 for path in out.glob("runs/*/metrics.jsonl") if path.stat().st_size > 200) == 3:
+            break
+        assert seconds_left > 1, "the workers did not start"
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 1
+    assert len(list(out.glob("runs/*/checkpoint.json"))) == 3
+    result = json.loads((out / "compare.json").read_text())
+    assert {r["status"] for r in result["runs"]} == {"waiting"}
+    assert result["rows"][0]["waiting"] == 3
+    code, result, _ = run(request(tmp_path, recipe, budget="tokens=15000"))
+    assert code == 0
+    grid = [lines for name, lines in starts(out).items() if "seed0" in name]
+    assert all(len(lines) == 2 and int(lines[1]) > 1 for lines in grid)  # continued, not begun again
+
+
+def test_a_directory_is_held_by_one_comparison(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, "one")
+    config = request(tmp_path, recipe)
+    with hold_directory(Path(config.out)), pytest.raises(LowriseError, match=f"process {os.getpid()}"):
+        run(config)
+    assert run(config)[0] == 0
+
+
+def wait_for_worker(out: Path, part: str) -> int:
+    """The process id of a training worker whose run directory's name contains ``part``."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                words = path.read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if str(TRAINER).encode() in words and any(
+                str(out).encode() in w and part.encode() in w for w in words
+            ):
+                return int(path.parent.name)
+        time.sleep(0.02)
+    raise AssertionError("no worker was found")
