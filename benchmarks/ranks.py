@@ -119,13 +119,13 @@ def config_of(options: Options, method: str, way: str) -> RunConfig:
             "method": method,
             "model.preset": options.preset,
             "train.steps": options.updates,
-            "train.sequences": options.sequences,
+            "train.global_batch_size": options.sequences,
             "train.seq_len": 64,
             "train.device": "cpu",
             "train.threads": 1,
             "parallel.data": way,
             # Small presets have small factors: what is measured is sharing, not the threshold.
-            "parallel.copy_below": 257,
+            "parallel.replicate_below": 257,
         },
     )
 

@@ -46,7 +46,7 @@ def main() -> None:
             "layer.rank_multiple": 2,
             "layer.min_rank": 8,
             "train.steps": options.steps,
-            "train.sequences": options.sequences,
+            "train.global_batch_size": options.sequences,
             "train.seq_len": options.seq_len,
             "train.threads": options.threads,
             "log.tensorboard": False,

@@ -84,8 +84,8 @@ class Killed(Exception):
 def parallel_config(folder: Path, method: str, **more: Any) -> RunConfig:
     """Eight updates with accumulation (on two ranks: two passes of one sequence) and clipping."""
     settings: dict[str, Any] = {
-        "train.micro_sequences": 1,
-        "train.clip": 0.5,
+        "train.micro_batch_size": 1,
+        "train.grad_clip": 0.5,
         "checkpoint.keep": 3,
         "log.telemetry_every": 0,
         "eval.every": 0,
@@ -146,8 +146,8 @@ def keep_only(run: Path, step: int) -> None:
 SHARED: dict[str, dict[str, Any]] = {
     "ddp": {"parallel.data": "ddp"},
     # Without norms (64 elements), which would be copies in any case, all parameters of the nano preset.
-    "fsdp": {"parallel.data": "fsdp", "parallel.copy_below": 65},
-    "hsdp": {"parallel.data": "hsdp", "parallel.copy_below": 65, "parallel.shard_ranks": 2},
+    "fsdp": {"parallel.data": "fsdp", "parallel.replicate_below": 65},
+    "hsdp": {"parallel.data": "hsdp", "parallel.replicate_below": 65, "parallel.shard_degree": 2},
 }
 """Settings of each way to share a model."""
 

@@ -76,7 +76,7 @@ def overrides(folder: Path, method: str, **more: Any) -> dict[str, Any]:
         "data.vocab_size": 300,
         "data.cache": str(folder / "cache"),
         "train.steps": 8,
-        "train.sequences": 4,
+        "train.global_batch_size": 4,
         "train.seq_len": 16,
         "train.device": "cpu",
         "train.threads": 1,

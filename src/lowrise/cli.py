@@ -22,6 +22,7 @@ from tyro.conf import FlagConversionOff, Positional, arg
 
 from lowrise import __version__
 from lowrise.config import RunConfig, load, lookup, validate
+from lowrise.config.renamed import renamed_flag
 from lowrise.data import DataConfig, open_corpus, prepare
 from lowrise.data.progress import prepare_with_progress
 from lowrise.distributed import World
@@ -238,7 +239,7 @@ COMMANDS: dict[str, tuple[Callable[[Arguments, Console], int], str]] = {
 
 def main(arguments: Arguments | None = None) -> int:
     """Run one command; returns the exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = [renamed_flag(w) for w in (sys.argv[1:] if arguments is None else arguments)]
     console, errors = Console(), Console(stderr=True)
     if not arguments or arguments[0] in ("-h", "--help"):
         _print_commands(console)

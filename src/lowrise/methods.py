@@ -37,7 +37,7 @@ _COLA = {
     "other.lr": 6e-3,
     "other.betas": (0.9, 0.999),
     "other.weight_decay": 0.01,
-    "train.clip": 0.5,
+    "train.grad_clip": 0.5,
 }
 
 # Released scripts (jiaweizzhao/GaLore, xichen-fy/Fira, zhuhanqing/APOLLO): a quarter of the width as rank at

@@ -87,7 +87,7 @@ def test_a_group_after_a_scheduler_is_a_message():
         ("model.hidden_size", 2**31),
         ("model.num_layers", 10**12),
         ("train.steps", 10**30),
-        ("train.clip", float("nan")),
+        ("train.grad_clip", float("nan")),
         ("model.rope_theta", float("inf")),
         ("optimizer.power_iters", 2**40),
         ("schedule.warmup", float("inf")),

@@ -19,7 +19,7 @@ from lowrise.optim import AdamW, Optimizer, step_in_backward
 from lowrise.runs.weights import model_tensors
 from lowrise.train.loop import Trainer
 
-PER_LAYER = {"train.per_layer": True, "train.clip": 0.0}
+PER_LAYER = {"train.per_layer": True, "train.grad_clip": 0.0}
 
 
 def loss_of(named: list[tuple[str, nn.Parameter]], t: int) -> Tensor:
@@ -221,7 +221,7 @@ def moved_by(trainer: Trainer, updates: int) -> tuple[dict[str, Tensor], list[An
 def test_training_per_layer_is_ordinary_training(method, micro, text_folder, tmp_path) -> None:
     """The same loop without clipping. The batched kernels of some rules round otherwise than the single ones,
     by some 1e-7 of an update; the updates after it see other weights, hence 1e-4 of the movement."""
-    settings = {"train.clip": 0.0, "train.micro_sequences": micro}
+    settings = {"train.grad_clip": 0.0, "train.micro_batch_size": micro}
     a, seen_a = moved_by(trainer_for(config_for(text_folder, method, **settings), tmp_path / "a"), 4)
     config = config_for(text_folder, method, **settings | PER_LAYER)
     b, seen_b = moved_by(trainer_for(config, tmp_path / "b"), 4)
@@ -234,7 +234,7 @@ def test_training_per_layer_is_ordinary_training(method, micro, text_folder, tmp
 
 @every_method
 def test_resume_per_layer_is_exact(method, text_folder, tmp_path) -> None:
-    config = config_for(text_folder, method, **PER_LAYER, **{"train.micro_sequences": 2})
+    config = config_for(text_folder, method, **PER_LAYER, **{"train.micro_batch_size": 2})
     run_training(config, tmp_path / "whole")
     trainer = trainer_for(config, tmp_path / "parts")
 
@@ -253,14 +253,14 @@ def test_resume_per_layer_is_exact(method, text_folder, tmp_path) -> None:
 
 
 def test_clipping_is_refused_with_the_reason(text_folder) -> None:
-    with pytest.raises(UsageError, match=r"train.clip = 0.5 cannot be: train.per_layer moves the first"):
-        config_for(text_folder, "adamw", **PER_LAYER | {"train.clip": 0.5})
-    plain, other = (config_for(text_folder, "adamw", **s) for s in ({"train.clip": 0.0}, PER_LAYER))
+    with pytest.raises(UsageError, match=r"train.grad_clip = 0.5 cannot be: train.per_layer moves the first"):
+        config_for(text_folder, "adamw", **PER_LAYER | {"train.grad_clip": 0.5})
+    plain, other = (config_for(text_folder, "adamw", **s) for s in ({"train.grad_clip": 0.0}, PER_LAYER))
     assert plain.hash != other.hash
 
 
 def test_what_is_not_finite_is_skipped_and_counted(text_folder, tmp_path) -> None:
-    config = config_for(text_folder, "lowrank", **PER_LAYER, **{"train.micro_sequences": 2})
+    config = config_for(text_folder, "lowrank", **PER_LAYER, **{"train.micro_batch_size": 2})
     trainer = trainer_for(config, tmp_path)
     trainer.update()
     weights = {k: v.clone() for k, v in model_tensors(trainer.model).items()}

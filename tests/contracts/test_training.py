@@ -149,7 +149,7 @@ def test_accumulation_equals_the_big_batch(method, text_folder, tmp_path):
     first steps enlarge the rounding of small gradients by some orders of magnitude)."""
     moved = []
     for micro in (0, 1):
-        config = config_for(text_folder, method, **{"train.micro_sequences": micro})
+        config = config_for(text_folder, method, **{"train.micro_batch_size": micro})
         trainer = trainer_for(config, tmp_path / str(micro))
         trainer.model.double()
         trainer.optimizer = build_optimizer(config, trainer.model)
@@ -248,7 +248,7 @@ def test_validation_is_the_mean_over_every_token(text_folder, tmp_path):
     corpus = corpus_of(config)
     results = []
     for sequences in (1, 7, 32):
-        trainer.config.eval.sequences = sequences
+        trainer.config.eval.batch_size = sequences
         results.append(trainer._evaluate(None, whole=True))
     # The same windows in other batches: equal to float32 rounding of the sums.
     assert results[0].loss == pytest.approx(results[1].loss, rel=1e-6)
@@ -315,7 +315,7 @@ def test_a_failure_is_written_down(text_folder, tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Trainer, "update", out_of_memory)
-    with pytest.raises(LowriseError, match=r"Out of memory at update 1.*micro_sequences \(now 4\)"):
+    with pytest.raises(LowriseError, match=r"Out of memory at update 1.*micro_batch_size \(now 4\)"):
         run_training(config, tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["status"], summary["error"]) == ("failed", "CUDA out of memory")

@@ -88,7 +88,7 @@ def test_sigterm_to_one_rank_saves_and_stops_all(folder, tmp_path):
 )
 def test_a_rank_that_fails_ends_the_run_within_a_minute(fault, rank, data, folder, tmp_path):
     started = time.monotonic()
-    shared = ["--parallel.data", data, "--parallel.copy_below", 65]
+    shared = ["--parallel.data", data, "--parallel.replicate_below", 65]
     # A rank that dies while a checkpoint is written beside training takes it along: whole or absent.
     shared += ["--checkpoint.asynchronous", "false"]
     failed = lowrise_with(fault, rank, 5, "train", folder / "recipe.toml", "--run", tmp_path / "run", *shared)
@@ -108,13 +108,15 @@ def test_what_cannot_be_gets_one_sentence(folder):
     done = lowrise(
         "train",
         folder / "recipe.toml",
-        "--train.sequences",
+        "--train.global_batch_size",
         3,
-        "--train.micro_sequences",
+        "--train.micro_batch_size",
         0,
     )
     assert done.returncode != 0
-    assert done.stderr.count("error: train.sequences = 3 is the batch of an update over all ranks") == 1
+    assert (
+        done.stderr.count("error: train.global_batch_size = 3 is the batch of an update over all ranks") == 1
+    )
     assert "exitcode  : 2" in done.stderr
 
 

@@ -15,11 +15,11 @@ OPTIONS = {
     "compiled": ("muon", {"train.compile": True}),
     "telemetry": ("lora", {"log.telemetry_every": 4, "log.every": 4}),
     "8-bit state": ("galore", {"optimizer.state_format": "8bit"}),
-    "one pass": ("tsvd", {"train.micro_sequences": 0}),
+    "one pass": ("tsvd", {"train.micro_batch_size": 0}),
 }
 # Rounding of weights to bfloat16 before they travel: the arithmetic of one rank rounds the same matrices, but
 # looks up the embedding in float32.
-NARROW = ("spectron", {"train.precision": "bfloat16", "parallel.gather": "bfloat16"})
+NARROW = ("spectron", {"train.precision": "bfloat16", "parallel.param_dtype": "bfloat16"})
 
 
 @pytest.fixture(scope="module")

@@ -77,9 +77,8 @@ def test_a_changed_bit_changes_the_checksum():
 @pytest.mark.parametrize(
     ("size", "settings", "sentence"),
     [
-        (3, {}, r"train\.sequences = 4 .* 3 ranks cannot share it evenly: set it to a multiple of 3"),
-        (2, {"train.micro_sequences": 4}, r"micro_sequences = 4 .* does not divide the 2 sequences"),
-        (2, {"train.per_layer": True, "train.clip": 0.0}, r"per_layer = true .* over the 2 ranks"),
+        (3, {}, r"train\.global_batch_size = 4 .* 3 ranks cannot share it evenly: set it to a multiple of 3"),
+        (2, {"train.per_layer": True, "train.grad_clip": 0.0}, r"per_layer = true .* over the 2 ranks"),
     ],
 )
 def test_what_ranks_cannot_share_gets_a_sentence(size, settings, sentence, tmp_path):

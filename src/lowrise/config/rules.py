@@ -25,30 +25,40 @@ def validate(config: RunConfig) -> None:
     train, schedule = config.train, config.schedule
     lookup(PRESETS, config.model.preset, "model preset", "model.preset")
     require(train.steps >= 1, "train.steps", train.steps, "a run needs at least one update")
-    require(train.sequences >= 1, "train.sequences", train.sequences, "an update needs at least one sequence")
+    require(
+        train.global_batch_size >= 1,
+        "train.global_batch_size",
+        train.global_batch_size,
+        "an update needs at least one sequence",
+    )
     require(train.seq_len >= 1, "train.seq_len", train.seq_len, "a sequence has at least one predicted token")
     require(
-        train.micro_sequences >= 0, "train.micro_sequences", train.micro_sequences, "it is 0 (all) or more"
+        train.micro_batch_size >= 0, "train.micro_batch_size", train.micro_batch_size, "it is 0 (all) or more"
     )
     require(
-        train.micro_sequences == 0 or train.sequences % train.micro_sequences == 0,
-        "train.micro_sequences",
-        train.micro_sequences,
-        f"it must divide train.sequences = {train.sequences}",
+        train.micro_batch_size == 0 or train.global_batch_size % train.micro_batch_size == 0,
+        "train.micro_batch_size",
+        train.micro_batch_size,
+        f"it must divide train.global_batch_size = {train.global_batch_size}",
     )
-    require(train.clip >= 0, "train.clip", train.clip, "it is a norm, 0 for none")
+    require(train.grad_clip >= 0, "train.grad_clip", train.grad_clip, "it is a norm, 0 for none")
     require(
-        not (train.per_layer and train.clip),
-        "train.clip",
-        train.clip,
-        "train.per_layer moves the first matrices before the norm of all gradients is known; set train.clip "
-        "= 0 (grad_norm is measured all the same), or train.per_layer = false",
+        not (train.per_layer and train.grad_clip),
+        "train.grad_clip",
+        train.grad_clip,
+        "train.per_layer moves the first matrices before the norm of all gradients is known; set "
+        "train.grad_clip = 0 (grad_norm is measured all the same), or train.per_layer = false",
     )
     require(train.nonfinite_limit >= 1, "train.nonfinite_limit", train.nonfinite_limit, "at least one")
     require(
         schedule.warmup >= 0, "schedule.warmup", schedule.warmup, "a share below 1 or a number of updates"
     )
-    require(0 <= schedule.final <= 1, "schedule.final", schedule.final, "a multiplier between 0 and 1")
+    require(
+        0 <= schedule.min_lr_ratio <= 1,
+        "schedule.min_lr_ratio",
+        schedule.min_lr_ratio,
+        "a multiplier between 0 and 1",
+    )
     require(schedule.cycle >= 0, "schedule.cycle", schedule.cycle, "0 (never) or a number of updates")
     require(
         schedule.restart_warmup >= 0, "schedule.restart_warmup", schedule.restart_warmup, "0 or more updates"
@@ -67,7 +77,7 @@ def validate(config: RunConfig) -> None:
         "it is a checkpoint of the run that init.run names, and there is none",
     )
     require(
-        config.eval.sequences >= 1, "eval.sequences", config.eval.sequences, "at least one sequence a pass"
+        config.eval.batch_size >= 1, "eval.batch_size", config.eval.batch_size, "at least one sequence a pass"
     )
     require(
         config.checkpoint.keep >= 1,

@@ -72,7 +72,7 @@ class ScheduleSection:
     """Shape after the warm-up."""
     warmup: float = 0.05
     """Warm-up: a share of all updates (below 1) or a number of updates."""
-    final: float = 0.1
+    min_lr_ratio: float = 0.1
     """Multiplier at the last update."""
     decay: float = 0.2
     """wsd: share of the updates (or number of updates) of the final linear decay."""
@@ -98,14 +98,14 @@ class TrainSection:
 
     steps: int = 1000
     """Updates of the weights."""
-    sequences: int = 16
+    global_batch_size: int = 16
     """Sequences an update (the global batch)."""
-    micro_sequences: int = 0
+    micro_batch_size: int = 0
     """Sequences a forward pass (on one rank); gradients are accumulated over the passes of an update. 0: all
     at once."""
     seq_len: int = 128
     """Predicted tokens a sequence."""
-    clip: float = 1.0
+    grad_clip: float = 1.0
     """Largest global gradient norm; 0: no clipping."""
     per_layer: bool = False
     """Move every matrix within the backward pass and free its gradient at once; goes without clipping."""
@@ -130,13 +130,13 @@ class ParallelSection:
     data: Literal["auto", "ddp", "fsdp", "hsdp"] = "auto"
     """ddp: every rank keeps all weights. fsdp: ranks share weights, gradients and state by rows. hsdp: copies
     of the model, each shared by the ranks of a machine. auto: ddp under torchrun."""
-    share_work: bool = True
+    distribute_optimizer: bool = True
     """Let one rank move, and keep the state of, each matrix whose rule needs it whole; not all the same."""
-    shard_ranks: int = 0
+    shard_degree: int = 0
     """hsdp: ranks that share one copy; 0: the ranks of one machine."""
-    copy_below: int = 8192
+    replicate_below: int = 8192
     """fsdp, hsdp: parameters with fewer elements are copied to every rank."""
-    gather: Literal["float32", "bfloat16"] = "float32"
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
     """fsdp, hsdp: how weights travel; bfloat16 needs train.precision bfloat16 and halves their bytes."""
 
 
@@ -148,7 +148,7 @@ class EvalSection:
     """Updates between evaluations; 0: only at the end."""
     tokens: int = 0
     """Held-out tokens of an evaluation during training; 0: the whole split."""
-    sequences: int = 32
+    batch_size: int = 32
     """Sequences a forward pass, over all ranks."""
 
 

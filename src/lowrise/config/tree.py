@@ -59,14 +59,6 @@ class RunConfig:
         values = self.to_dict()
         for section in ("checkpoint", "log", "parallel"):
             del values[section]
-        if not values["init"]:  # fresh weights, as in every run before the section was there
-            del values["init"]
-        if values["optimizer"]["state_format"] == "float32":  # likewise
-            del values["optimizer"]["state_format"]
-        if not values["train"]["per_layer"]:  # likewise
-            del values["train"]["per_layer"]
-        if not values["data"]["weights"]:
-            del values["data"]["weights"]
         for name in ("cache", "workers"):
             values["data"].pop(name, None)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

@@ -109,7 +109,7 @@ def evaluate_split(
     after `stop` became true. Ranks of a `world` share the rows of each pass, and all get the result.
     """
     world = world or World()
-    seq_len, sequences = config.train.seq_len, config.eval.sequences
+    seq_len, sequences = config.train.seq_len, config.eval.batch_size
     passes = max(1, tokens // (seq_len * sequences)) if tokens else None
 
     def windows() -> Iterator[np.ndarray]:

@@ -1,9 +1,9 @@
 """From `[parallel]` to a model and an optimizer that ranks share.
 
 "ddp": every rank has all weights. "fsdp": ranks share them by rows; "hsdp": the ranks of each copy do, and
-there are several copies. Small parameters are copies in any case (`parallel.copy_below`): sharing norms by
-rows saves nothing and leaves some ranks without a row. So are the parameters of layers that drop or resize
-some in mid-run (a guide, an adaptive rank), since FSDP2's units are fixed.
+there are several copies. Small parameters are copies in any case (`parallel.replicate_below`): sharing
+norms by rows saves nothing and leaves some ranks without a row. So are the parameters of layers that drop or
+resize some in mid-run (a guide, an adaptive rank), since FSDP2's units are fixed.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def shared_model(config: RunConfig, vocab_size: int, world: World, device: torch
         return Shared(model_from(config, vocab_size, device), everyone)
     model = model_from(config, vocab_size, torch.device("meta"))
     mesh = mesh_of(world, device, shards_of_a_copy(config, world))
-    narrow = torch.bfloat16 if config.parallel.gather == "bfloat16" else None
-    copies = copied_parameters(model, config.parallel.copy_below)
+    narrow = torch.bfloat16 if config.parallel.param_dtype == "bfloat16" else None
+    copies = copied_parameters(model, config.parallel.replicate_below)
     blocks = list(model.model.layers)
     traffic = shard_model(model, blocks, mesh, keep_whole=copies, gather_dtype=narrow)
     model.to_empty(device=device)
@@ -64,7 +64,7 @@ def shards_of_a_copy(config: RunConfig, world: World) -> int:
     """Ranks that have one copy of the model between them."""
     if config.parallel.data == "fsdp":
         return world.size
-    return config.parallel.shard_ranks or world.local_size
+    return config.parallel.shard_degree or world.local_size
 
 
 def copied_parameters(model: nn.Module, below: int) -> set[nn.Parameter]:
@@ -78,36 +78,30 @@ def copied_parameters(model: nn.Module, below: int) -> set[nn.Parameter]:
 
 def share_work(config: RunConfig, optimizer: Optimizer, ranks: ShardGroup | None) -> None:
     """Let each matrix of which there are copies be moved by one rank, where the configuration says so."""
-    if ranks is not None and config.parallel.share_work:
+    if ranks is not None and config.parallel.distribute_optimizer:
         optimizer.share_work(ranks)
 
 
 def check_world(config: RunConfig, world: World) -> None:
     """Raise `UsageError` for a batch that N ranks cannot share evenly, and for what one rank alone can do."""
     train, size = config.train, world.size
-    if train.sequences % size:
+    if train.global_batch_size % size:
         raise UsageError(
-            f"train.sequences = {train.sequences} is the batch of an update over all ranks, and {size} ranks "
-            f"cannot share it evenly: set it to a multiple of {size}, or start another number of ranks."
-        )
-    share = train.sequences // size
-    if train.micro_sequences and share % train.micro_sequences:
-        raise UsageError(
-            f"train.micro_sequences = {train.micro_sequences} is one forward pass on one rank, and does not "
-            f"divide the {share} sequences that each of {size} ranks has of train.sequences = "
-            f"{train.sequences}."
+            f"train.global_batch_size = {train.global_batch_size} is the batch of an update over all ranks, "
+            f"and {size} ranks cannot share it evenly: set it to a multiple of {size}, or start another "
+            "number of ranks."
         )
     parallel = config.parallel
-    if parallel.gather == "bfloat16" and train.precision != "bfloat16":
+    if parallel.param_dtype == "bfloat16" and train.precision != "bfloat16":
         raise UsageError(
-            f'parallel.gather = "bfloat16" goes with bfloat16 arithmetic, and train.precision is '
+            f'parallel.param_dtype = "bfloat16" goes with bfloat16 arithmetic, and train.precision is '
             f'"{train.precision}": set it to "bfloat16", or gather in "float32".'
         )
-    shard_ranks = parallel.shard_ranks or world.local_size
-    if size > 1 and parallel.data == "hsdp" and (shard_ranks < 1 or size % shard_ranks):
+    shard_degree = parallel.shard_degree or world.local_size
+    if size > 1 and parallel.data == "hsdp" and (shard_degree < 1 or size % shard_degree):
         raise UsageError(
-            f"parallel.shard_ranks = {parallel.shard_ranks} (0: the {world.local_size} ranks of a machine): "
-            f"{size} ranks cannot be split into copies of the model with {shard_ranks} ranks each; give a "
+            f"parallel.shard_degree = {parallel.shard_degree} (0: all {world.local_size} of a machine): "
+            f"{size} ranks cannot be split into copies of the model with {shard_degree} ranks each; give a "
             "number that divides them."
         )
     if size > 1 and train.per_layer:

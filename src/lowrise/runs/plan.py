@@ -55,11 +55,11 @@ def plan_of(config: RunConfig, model: Llama, optimizer: Optimizer, world: World 
     """
     params = count_parameters(model)
     train, ranks = config.train, (world or World()).size
-    share = train.sequences // ranks
-    pass_sequences = train.micro_sequences or share
+    share = train.global_batch_size // ranks
+    pass_sequences = min(train.micro_batch_size or share, share)
     return RunPlan(
         steps=config.train.steps,
-        tokens_per_step=config.train.sequences * config.train.seq_len,
+        tokens_per_step=config.train.global_batch_size * config.train.seq_len,
         params_total=params.total - params.temporary,
         params_non_embedding=params.non_embedding - params.temporary,
         flops_per_token=flops_per_token(model, train.seq_len, sequences=pass_sequences).training,
@@ -70,7 +70,7 @@ def plan_of(config: RunConfig, model: Llama, optimizer: Optimizer, world: World 
             model.model.layers,
             optimizer,
             ranks=ranks,
-            passes=share // pass_sequences,
-            gathered_bytes=2 if config.parallel.gather == "bfloat16" else None,
+            passes=-(-share // pass_sequences),
+            gathered_bytes=2 if config.parallel.param_dtype == "bfloat16" else None,
         ),
     )

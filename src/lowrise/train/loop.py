@@ -186,7 +186,7 @@ class Trainer(Updater):
                 f"(the last is update {progress.step}). The weights from before them are saved in "
                 f"{self.directory.checkpoints.path(progress.step)}. Lower optimizer.lr or other.lr (now "
                 f"{self.config.optimizer.lr:g} and {self.config.other.lr or self.config.optimizer.lr:g}) "
-                "in a new run, or train.clip."
+                "in a new run, or train.grad_clip."
             )
 
     # --- evaluation, records ------------------------------------------------------------------------------
@@ -364,8 +364,9 @@ def train(
                 directory.write_json(directory.summary, failed)
             if isinstance(error, torch.OutOfMemoryError):
                 raise LowriseError(
-                    f"Out of memory at update {trainer.progress.step + 1}: lower train.micro_sequences (now "
-                    f"{config.train.micro_sequences or config.train.sequences}), or set model.recompute."
+                    f"Out of memory at update {trainer.progress.step + 1}: lower train.micro_batch_size (now "
+                    f"{config.train.micro_batch_size or config.train.global_batch_size}), or set "
+                    "model.recompute."
                 ) from error
             raise
 

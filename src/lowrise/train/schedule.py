@@ -58,10 +58,10 @@ def _shape(update: int, warmup: int, total: int, section: ScheduleSection) -> fl
         return update / warmup
     progress = min(1.0, (update - warmup) / max(1, total - warmup))
     if section.name == "cosine":
-        return section.final + (1 - section.final) * (1 + math.cos(math.pi * progress)) / 2
+        return section.min_lr_ratio + (1 - section.min_lr_ratio) * (1 + math.cos(math.pi * progress)) / 2
     if section.name == "linear":
-        return 1 - (1 - section.final) * progress
+        return 1 - (1 - section.min_lr_ratio) * progress
     if section.name == "wsd":
         length = max(1, share_or_count(section.decay, total))
-        return 1 - (1 - section.final) * max(0.0, min(1.0, (update - (total - length)) / length))
+        return 1 - (1 - section.min_lr_ratio) * max(0.0, min(1.0, (update - (total - length)) / length))
     return 1.0

@@ -63,7 +63,7 @@ def summarize(
         "steps": progress.step,
         "skipped_steps": progress.skipped,
         "epochs": corpus.train.epochs(
-            progress.step, sequences=config.train.sequences, seq_len=config.train.seq_len
+            progress.step, sequences=config.train.global_batch_size, seq_len=config.train.seq_len
         ),
         "params_total": plan.params_total,
         "params_non_embedding": plan.params_non_embedding,

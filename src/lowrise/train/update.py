@@ -64,7 +64,7 @@ class Updater:
         check_world(config, self.world)
         self.gradients = GradientSum(self.world)
         train = config.train
-        self.rows = self.world.share(train.sequences)
+        self.rows = self.world.share(train.global_batch_size)
         self.device = self.world.device(choose_device(train.device))
         set_numerics(config, self.device)
         self.shared = shared_model(config, corpus.tokenizer.vocab_size, self.world, self.device)
@@ -94,7 +94,7 @@ class Updater:
         number = self.progress.step + 1
         batch = self.corpus.train.batch(
             number - 1,
-            sequences=train.sequences,
+            sequences=train.global_batch_size,
             seq_len=train.seq_len,
             seed=self.config.seed,
             rows=self.rows,
@@ -117,7 +117,7 @@ class Updater:
             self._change_ranks(number)
         self.optimizer.zero_grad(set_to_none=True)
         applied = result.moved and not result.left_alone
-        self._count(applied, train.sequences * train.seq_len)
+        self._count(applied, train.global_batch_size * train.seq_len)
         lr = self.peak_lrs[0] * scale
         return Update(result.loss, result.grad_norm, lr, applied, result.left_alone)
 
@@ -138,7 +138,7 @@ class Updater:
             self.model,
             self.optimizer,
             self.gradients,
-            clip=self.config.train.clip,
+            clip=self.config.train.grad_clip,
             synchronize=self._synchronize if timed else None,
         )
         if timed and result.moved:
@@ -155,7 +155,7 @@ class Updater:
         return result
 
     def _passes(self, batch: Tensor) -> int:
-        return len(batch) // (self.config.train.micro_sequences or len(batch))
+        return -(-len(batch) // (self.config.train.micro_batch_size or len(batch)))
 
     def _tell_time(self, number: int) -> None:
         """Layers that change with time learn the update's number; the optimizer forgets what they drop."""
@@ -168,8 +168,8 @@ class Updater:
         (0-dim).
         """
         train = self.config.train
-        predicted = train.sequences * train.seq_len
-        for tokens in batch.split(train.micro_sequences or batch.shape[0]):
+        predicted = train.global_batch_size * train.seq_len
+        for tokens in batch.split(train.micro_batch_size or batch.shape[0]):
             with autocast_for(self.config, self.device):
                 loss = next_token_loss(self.model, tokens.to(self.device), reduction="sum") / predicted
             yield loss

@@ -40,7 +40,7 @@ def _schedule(data: Fixture, case: dict) -> Iterator[Line]:
         return
     section = ScheduleSection(
         warmup=float(case["warmup"]),
-        final=case["min_ratio"],
+        min_lr_ratio=case["min_ratio"],
         cycle=case["every"],
         restart_warmup=case["restart_warmup"],
     )

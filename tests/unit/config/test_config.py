@@ -60,7 +60,7 @@ def test_any_layer_goes_with_any_optimizer():
         ({"train": {"steps": True}}, ["train.steps", "True"]),
         ({"train": {"compile": 1}}, ["train.compile", "true or false"]),
         ({"train": {"precision": "fp8"}}, ["train.precision", "'bfloat16'"]),
-        ({"train": {"sequences": 10, "micro_sequences": 4}}, ["train.micro_sequences", "4", "10"]),
+        ({"train": {"global_batch_size": 10, "micro_batch_size": 4}}, ["train.micro_batch_size", "4", "10"]),
         ({"schedule": {"cycle": 10}}, ["schedule.restart_warmup", "10"]),
         ({"other": {"betas": [0.9]}}, ["other.betas"]),
         ({"optimizer": {"lr": -1.0}}, ["optimizer.lr", "-1.0"]),

@@ -81,7 +81,7 @@ def test_published_sizes_name_the_source_of_each_number(path):
         section = line if line.startswith("[") else section
         if re.match(
             r"(lr|rank|init|alpha|delta|merge_every|reset_every|cycle|restart_warmup|momentum|betas|weight_decay"
-            r"|variant|steps|warmup|clip|micro_sequences)\s*=",
+            r"|variant|steps|warmup|clip|micro_batch_size)\s*=",
             line,
         ):
             assert "#" in line or line == 'variant = "published"', f"{path.name} {section} {line}: no source"
@@ -95,7 +95,7 @@ def test_tiny_recipe_trains(path, text_folder, tmp_path):
         "data.valid_fraction": 0.1,
         "data.cache": str(text_folder / "cache"),
         "train.steps": 3,
-        "train.sequences": 4,
+        "train.global_batch_size": 4,
         "log.tensorboard": False,
     }
     assert run_training(load(path, settings), tmp_path)["status"] == "completed"

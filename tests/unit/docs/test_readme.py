@@ -50,7 +50,7 @@ def test_the_command_of_per_layer_updates_parses(monkeypatch):
     words = shlex.split(line)
     config = _parse(Train, words[2:], "train", default=Train(config=_base_config(words[2:]))).config
     assert config.train.per_layer
-    assert config.train.clip == 0
+    assert config.train.grad_clip == 0
 
 
 def test_links_lead_somewhere():

@@ -131,7 +131,7 @@ def test_defaults_are_the_released_scripts(method: str) -> None:
     config = from_dict({"method": method})
     assert config.optimizer.betas == config.other.betas == (0.9, 0.999)  # type: ignore[attr-defined]
     assert config.optimizer.weight_decay == config.other.weight_decay == 0.01  # type: ignore[attr-defined]
-    assert (config.optimizer.lr, config.other.lr, config.train.clip) == (1e-3, 6e-3, 0.5)
+    assert (config.optimizer.lr, config.other.lr, config.train.grad_clip) == (1e-3, 6e-3, 0.5)
     assert METHODS[method].layer == "cola"
     assert (
         plan_run(config, 4096).params_total == plan_run(from_dict({"method": "lowrank"}), 4096).params_total

@@ -46,7 +46,7 @@ def test_accumulation_equals_the_big_batch(more, text_folder, tmp_path):
     gradients."""
     moved = []
     for micro in (0, 1):
-        config = config_for(text_folder, "loro", **SHORT, **more, **{"train.micro_sequences": micro})
+        config = config_for(text_folder, "loro", **SHORT, **more, **{"train.micro_batch_size": micro})
         trainer = trainer_for(config, tmp_path / str(micro))
         trainer.model.double()
         trainer.optimizer = build_optimizer(config, trainer.model)

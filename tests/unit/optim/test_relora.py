@@ -161,7 +161,7 @@ def test_a_dip_begins_at_the_reset_only_once(text_folder, tmp_path) -> None:
     assert trainer.restarts == (3, 6)
     values = [multiplier(u, 8, trainer.config.schedule, trainer.restarts) for u in range(1, 9)]
     assert [u for u, value in enumerate(values, 1) if value == 0] == [3, 6]
-    assert values[-1] == pytest.approx(trainer.config.schedule.final)
+    assert values[-1] == pytest.approx(trainer.config.schedule.min_lr_ratio)
 
 
 def test_one_cycle_is_lora(text_folder, tmp_path) -> None:

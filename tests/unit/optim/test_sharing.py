@@ -106,8 +106,8 @@ def test_no_layer_rewrites_parameters_in_secret(name):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"parallel.data": "hsdp", "parallel.shard_ranks": 3}, "4 ranks cannot be split into copies"),
-        ({"parallel.data": "fsdp", "parallel.gather": "bfloat16"}, 'train.precision is "auto"'),
+        ({"parallel.data": "hsdp", "parallel.shard_degree": 3}, "4 ranks cannot be split into copies"),
+        ({"parallel.data": "fsdp", "parallel.param_dtype": "bfloat16"}, 'train.precision is "auto"'),
     ],
 )
 def test_what_ranks_cannot_do_gets_a_sentence(settings, sentence, text_folder):
@@ -118,5 +118,7 @@ def test_what_ranks_cannot_do_gets_a_sentence(settings, sentence, text_folder):
 @pytest.mark.parametrize("method", METHODS)
 def test_sharing_is_no_part_of_a_recipes_identity(method, text_folder):
     plain = parallel_config(text_folder, method)
-    shared = parallel_config(text_folder, method, **{"parallel.data": "fsdp", "parallel.share_work": False})
+    shared = parallel_config(
+        text_folder, method, **{"parallel.data": "fsdp", "parallel.distribute_optimizer": False}
+    )
     assert plain.hash == shared.hash

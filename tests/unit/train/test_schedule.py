@@ -16,7 +16,7 @@ def test_jagged_cosine_is_the_released_one(shared):
         assert case["adjust"] == 0
         section = ScheduleSection(
             warmup=float(case["warmup"]),
-            final=case["min_ratio"],
+            min_lr_ratio=case["min_ratio"],
             cycle=case["every"],
             restart_warmup=case["restart_warmup"],
         )
@@ -28,7 +28,7 @@ def test_jagged_cosine_is_the_released_one(shared):
 
 @pytest.mark.parametrize("name", ["cosine", "linear", "wsd"])
 def test_warms_up_from_one_step_and_ends_at_the_floor(name):
-    section = ScheduleSection(name=name, warmup=0.1, final=0.1, decay=0.2)
+    section = ScheduleSection(name=name, warmup=0.1, min_lr_ratio=0.1, decay=0.2)
     values = [multiplier(u, 100, section) for u in range(1, 101)]
     assert values[0] == pytest.approx(0.1)
     assert values[9] == 1.0
@@ -37,7 +37,7 @@ def test_warms_up_from_one_step_and_ends_at_the_floor(name):
 
 
 def test_wsd_is_flat_until_the_decay():
-    section = ScheduleSection(name="wsd", warmup=10.0, decay=0.25, final=0.0)
+    section = ScheduleSection(name="wsd", warmup=10.0, decay=0.25, min_lr_ratio=0.0)
     assert {multiplier(u, 100, section) for u in range(10, 76)} == {1.0}
     assert multiplier(88, 100, section) == pytest.approx(12 / 25)
 
@@ -48,9 +48,9 @@ def test_constant_without_warmup_is_one_everywhere():
 
 
 def test_a_reset_of_the_optimizer_begins_a_dip():
-    section = ScheduleSection(warmup=10.0, final=0.0, restart_warmup=4)
+    section = ScheduleSection(warmup=10.0, min_lr_ratio=0.0, restart_warmup=4)
     restarts = restarts_of(section, (50,), 100)
-    plain = ScheduleSection(warmup=10.0, final=0.0)
+    plain = ScheduleSection(warmup=10.0, min_lr_ratio=0.0)
     assert restarts == (51,)
     assert multiplier(50, 100, section, restarts) == multiplier(50, 100, plain)
     target = multiplier(55, 100, plain)
