@@ -189,8 +189,8 @@ def float64_run(world: World | None, folder: Path, runs: Path, data: str, method
         spread.TRANSFER_ELEMENTS = 1 << 11
     trainer = trainer_for(config, runs / "float64" / method, world)
     trainer.model.double()
-    trainer.optimizer = build_optimizer(config, trainer.model)
-    share_work(config, trainer.optimizer, trainer.shared.ranks)
+    trainer.train_step.optimizer = build_optimizer(config, trainer.model)
+    share_work(config, trainer.optimizer, trainer.train_step.shared.ranks)
     start = whole_tensors(trainer.model)
     updates = [trainer.update() for _ in range(2)]
     optimizer = trainer.optimizer

@@ -152,7 +152,7 @@ def test_accumulation_equals_the_big_batch(method, text_folder, tmp_path):
         config = config_for(text_folder, method, **{"train.micro_batch_size": micro})
         trainer = trainer_for(config, tmp_path / str(micro))
         trainer.model.double()
-        trainer.optimizer = build_optimizer(config, trainer.model)
+        trainer.train_step.optimizer = build_optimizer(config, trainer.model)
         start = {k: v.clone() for k, v in model_tensors(trainer.model).items()}
         losses = [trainer.update().loss for _ in range(3)]
         moved.append((losses, {k: v - start[k] for k, v in model_tensors(trainer.model).items()}))

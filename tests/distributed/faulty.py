@@ -9,7 +9,7 @@ import sys
 
 from lowrise.cli import main
 from lowrise.train.loop import Trainer
-from lowrise.train.update import Update
+from lowrise.train.step import Update
 
 fault, rank, step = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 update = Trainer.update

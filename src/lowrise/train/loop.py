@@ -1,4 +1,4 @@
-"""The training loop: updates (`train/update.py`), and around them resume, log, spectral telemetry,
+"""The training loop: updates (`train/step.py`), and around them resume, log, spectral telemetry,
 evaluation, checkpoints, stop signals, summary, report.
 
 With N ranks all of them run it; rank 0 alone writes.
@@ -27,6 +27,7 @@ from lowrise.distributed.world import lost_ranks_explained
 from lowrise.errors import LowriseError, UsageError
 from lowrise.inference.evaluate import EvalResult, Stopped, evaluate_split
 from lowrise.inference.generate import sample_of
+from lowrise.optim import Optimizer
 from lowrise.optim.checks import require_match
 from lowrise.report.run_report import write_report
 from lowrise.runs.directory import RunDirectory, require_recipe
@@ -38,13 +39,14 @@ from lowrise.runs.environment import (
     set_random_state,
 )
 from lowrise.runs.parallel import shares_rows
+from lowrise.runs.plan import RunPlan
 from lowrise.runs.weights import fit_ranks, load_saved_model, model_tensors
 from lowrise.signals import StopRequest
 from lowrise.train.display import Display
+from lowrise.train.step import TrainStep, Update
 from lowrise.train.summary import Progress, summarize
 from lowrise.train.telemetry import measure, snapshot
 from lowrise.train.tensorboard import add_record, open_board
-from lowrise.train.update import Update, Updater
 from lowrise.train.warm_start import warm_start
 
 
@@ -56,7 +58,7 @@ class Interrupted(LowriseError):
         self.exit_code = exit_code
 
 
-class Trainer(Updater):
+class Trainer:
     """One run: its updates, and what is read and written around them."""
 
     def __init__(
@@ -67,8 +69,16 @@ class Trainer(Updater):
         display: Display,
         world: World | None = None,
     ) -> None:
-        super().__init__(config, corpus, display, world)
-        self.directory = run
+        self.config, self.corpus, self.directory, self.display = config, corpus, run, display
+        self.world = world or World()
+        self.train_step = TrainStep(config, corpus, self.world, notice=display.table, say=display.say)
+        self.model, self.device = self.train_step.model, self.train_step.device
+        self.dense_matrices = {
+            name
+            for group in self.optimizer.param_groups
+            if group["role"] == "matrix"
+            for name in group["param_names"]
+        }
         self.stop = StopRequest()
         self.saved_step = -1
         kept = config.checkpoint
@@ -81,6 +91,25 @@ class Trainer(Updater):
             whole=kept.whole,
             warn=lambda text: self.display.say(text, style="yellow"),
         )
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """What updates the model."""
+        return self.train_step.optimizer
+
+    @property
+    def progress(self) -> Progress:
+        """How far the run has come."""
+        return self.train_step.progress
+
+    @property
+    def plan(self) -> RunPlan:
+        """Counts of the run with the ranks that its layers have now."""
+        return self.train_step.plan
+
+    def update(self) -> Update:
+        """One update, and nothing of what falls due after it."""
+        return self.train_step()
 
     # --- the run ------------------------------------------------------------------------------------------
 
@@ -158,7 +187,7 @@ class Trainer(Updater):
 
     def _parallel_record(self, seconds: float) -> dict[str, Any]:
         """What this rank sent in the last update, and the memory of all."""
-        communicated = self.communication()
+        communicated = self.train_step.communication()
         record: dict[str, Any] = {
             "communicated_bytes": communicated.sent_bytes,
             "peak_memory_bytes": self.world.gathered(peak_memory_bytes(self.device)),
@@ -264,18 +293,18 @@ class Trainer(Updater):
                 "continuing would mix two corpora. Restore the text, or start a new run with --run."
             )
         if checkpoint.step:
-            self._tell_time(checkpoint.step)
+            self.train_step.notify_layers(checkpoint.step)
         if fit_ranks(self.model, checkpoint.described("model"), self.optimizer):
-            self._ranks_changed()
+            self.train_step.ranks_changed()
         load_saved_model(self.model, checkpoint, self.world)
         checkpoint.load_into(
             "optimizer", self.optimizer.named_state(), self.world, partial(require_match, check_dtype=True)
         )
         set_random_state(checkpoint.parts["random"], self.device)
         known = {field.name for field in dataclasses.fields(Progress)}
-        self.progress = Progress(**{k: v for k, v in checkpoint.numbers.items() if k in known})
+        self.train_step.progress = Progress(**{k: v for k, v in checkpoint.numbers.items() if k in known})
         self.saved_step = self.progress.step
-        self._place_restarts()
+        self.train_step.place_restarts()
         self._rewind(self.progress.step)
         self.display.say(f"Continuing from step {self.progress.step} ({checkpoint.path}).")
 
@@ -320,7 +349,7 @@ class Trainer(Updater):
             self.plan,
             result,
             corpus=self.corpus,
-            optimizer_ms=self.optimizer_ms,
+            optimizer_ms=self.train_step.optimizer_ms,
             device=self.device,
             status=status,
         )

@@ -49,7 +49,7 @@ def test_accumulation_equals_the_big_batch(more, text_folder, tmp_path):
         config = config_for(text_folder, "loro", **SHORT, **more, **{"train.micro_batch_size": micro})
         trainer = trainer_for(config, tmp_path / str(micro))
         trainer.model.double()
-        trainer.optimizer = build_optimizer(config, trainer.model)
+        trainer.train_step.optimizer = build_optimizer(config, trainer.model)
         start = {k: v.clone() for k, v in model_tensors(trainer.model).items()}
         for _ in range(5):
             trainer.update()
@@ -70,7 +70,7 @@ def test_the_rate_dips_after_every_reset(text_folder, tmp_path):
 def test_a_skipped_update_moves_resets_and_dips_alike(bad, text_folder, tmp_path):
     """Moments are dropped after the third and sixth update that is taken, and the next one has rate zero."""
     trainer = trainer_for(config_for(text_folder, "loro", **SHORT), tmp_path)
-    factor = trainer.low_rank_layers[0].A
+    factor = trainer.train_step.low_rank_layers[0].A
     rates, dropped = {}, []
     for number in range(1, 9):
         handle = (
@@ -97,7 +97,7 @@ def test_resume_after_a_skipped_update_is_exact(text_folder, tmp_path):
         trainer._resume()
         while trainer.progress.step < stop:
             number = trainer.progress.step + 1
-            factor = trainer.low_rank_layers[0].A
+            factor = trainer.train_step.low_rank_layers[0].A
             handle = factor.register_hook(lambda grad: torch.full_like(grad, torch.nan))
             if number != 2:
                 handle.remove()

@@ -123,7 +123,7 @@ def test_impossible_options_get_a_sentence(options: dict[str, object]) -> None:
 def test_merge_reset_and_rate_zero_fall_on_the_same_update(text_folder, tmp_path) -> None:
     """cycle 3 of 8 updates: 3 and 6, and not the last one."""
     trainer = trainer_for(config_for(text_folder, "relora"), tmp_path)
-    layer = trainer.low_rank_layers[0]
+    layer = trainer.train_step.low_rank_layers[0]
     state = trainer.optimizer.state[layer.A]
     seen = []
     for number in range(1, 9):
@@ -144,7 +144,7 @@ def test_merge_reset_and_rate_zero_fall_on_the_same_update(text_folder, tmp_path
 
 def test_a_skipped_update_does_not_set_merges_and_resets_apart(text_folder, tmp_path) -> None:
     trainer = trainer_for(config_for(text_folder, "relora"), tmp_path)
-    layer = trainer.low_rank_layers[0]
+    layer = trainer.train_step.low_rank_layers[0]
     parameter = trainer.optimizer.param_groups[0]["params"][0]
     trainer.update()
     handle = parameter.register_hook(lambda grad: torch.full_like(grad, math.nan))
@@ -158,8 +158,8 @@ def test_a_skipped_update_does_not_set_merges_and_resets_apart(text_folder, tmp_
 
 def test_a_dip_begins_at_the_reset_only_once(text_folder, tmp_path) -> None:
     trainer = trainer_for(config_for(text_folder, "relora"), tmp_path)
-    assert trainer.restarts == (3, 6)
-    values = [multiplier(u, 8, trainer.config.schedule, trainer.restarts) for u in range(1, 9)]
+    assert trainer.train_step.restarts == (3, 6)
+    values = [multiplier(u, 8, trainer.config.schedule, trainer.train_step.restarts) for u in range(1, 9)]
     assert [u for u, value in enumerate(values, 1) if value == 0] == [3, 6]
     assert values[-1] == pytest.approx(trainer.config.schedule.min_lr_ratio)
 

@@ -1,0 +1,266 @@
+"""One update, the same for every method and any number of ranks.
+
+  1. batch k of the corpus, a pure function of (corpus, seed, k); with N ranks each has its rows of it
+  2. layers that change with time learn the update's number; learning rates = peak rates x multiplier(update)
+  3. forward passes over micro-batches, each followed by its backward pass: gradients accumulate, and the
+     loss is the mean over all predicted tokens of the batch
+  4. in the last backward pass gradients are summed over ranks (`lowrise.distributed.GradientSum`), so that
+     all ranks decide and update alike; the loss is summed too
+  5. global gradient norm, clipped
+  6. if loss or norm is not finite: count it and leave weights and optimizer as they are; else
+     `optimizer.step()`
+  7. `after_update` of the layers and of the optimizer, rank events of adaptive layers
+  8. gradients are dropped
+
+With `train.per_layer` every matrix is updated within the last backward pass, when its gradient is complete
+(`lowrise.optim.per_layer`), which takes the place of steps 4 to 6; a loss that is not finite skips the update
+before that pass. Each rank updates its copies of the weights, its rows of them, or the matrices that it owns
+(`runs/parallel.py`, `optim/spread.py`).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lowrise.config import RunConfig
+from lowrise.data import Corpus
+from lowrise.distributed import GradientSum, World, clip_gradients_
+from lowrise.distributed.fsdp import Traffic
+from lowrise.distributed.sharding import whole_parameters
+from lowrise.layers.base import LowRankLayer
+from lowrise.model import next_token_loss
+from lowrise.optim import step_in_backward
+from lowrise.runs.build import build_optimizer, compile_blocks
+from lowrise.runs.environment import autocast_for, choose_device, set_numerics
+from lowrise.runs.parallel import check_world, share_work, shared_model
+from lowrise.runs.plan import RunPlan, plan_of
+from lowrise.train.ranks import change_ranks, check_adaptive
+from lowrise.train.schedule import multiplier, restarts_of
+from lowrise.train.summary import Progress
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one update did."""
+
+    loss: float
+    """Mean cross-entropy of the batch before the update, in nats per token."""
+    grad_norm: float
+    """Global norm of the gradients before clipping; NaN where a per-layer update was skipped."""
+    lr: float
+    applied: bool
+    """Whether every matrix was updated."""
+    left_alone: int = 0
+    """Matrices that were skipped in an update of the others (`train.per_layer`)."""
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """Steps 4 to 6: the batch's loss and gradient norm, and what the optimizer did."""
+
+    loss: float
+    grad_norm: float
+    updated: bool
+    left_alone: int = 0
+    seconds: float | None = None
+    """Time that the optimizer took; None where it was not measured."""
+
+
+class TrainStep:
+    """The parts of a run that an update needs, and the update: `step()`.
+
+    `notice` shows the table of parameter groups, `say` a line. All ranks of `world` build it together.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        corpus: Corpus,
+        world: World,
+        *,
+        notice: Callable[[str], None],
+        say: Callable[[str], None],
+    ) -> None:
+        self.config, self.corpus, self.world, self.say = config, corpus, world, say
+        check_world(config, world)
+        self.gradients = GradientSum(world)
+        self.rows = world.share(config.train.global_batch_size)
+        self.device = world.device(choose_device(config.train.device))
+        set_numerics(config, self.device)
+        self.shared = shared_model(config, corpus.tokenizer.vocab_size, world, self.device)
+        self.model = self.shared.model
+        self.optimizer = build_optimizer(config, self.model, show=notice)
+        share_work(config, self.optimizer, self.shared.ranks)
+        check_adaptive(self.model, self.optimizer)
+        self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self.plan: RunPlan = plan_of(config, self.model, self.optimizer, world)
+        self.progress = Progress()
+        self.place_restarts()
+        self._note_state()
+        self.optimizer_ms: list[float] = []
+        self.low_rank_layers = [m for m in self.model.modules() if isinstance(m, LowRankLayer)]
+        if config.train.compile:
+            compile_blocks(self.model)
+
+    # --- the update, from top to bottom -------------------------------------------------------------------
+
+    def __call__(self) -> Update:
+        """Update number `progress.step + 1`."""
+        train, number = self.config.train, self.progress.step + 1
+        batch = self._batch(number)
+        self.notify_layers(number)
+        lr = self._set_learning_rates(number)
+        self.shared.traffic.reset()
+
+        predicted = train.global_batch_size * train.seq_len
+        total: Tensor | None = None
+        micro_batches = batch.split(train.micro_batch_size or len(batch))
+        for i, tokens in enumerate(micro_batches, start=1):
+            with autocast_for(self.config, self.device):
+                loss = next_token_loss(self.model, tokens.to(self.device), reduction="sum") / predicted
+            total = loss.detach() if total is None else total + loss.detach()
+            if i < len(micro_batches):
+                loss.backward()
+        assert total is not None
+        if train.per_layer:
+            outcome = self._update_in_backward(loss, float(total))
+        else:
+            outcome = self._update_after_backward(loss, total, number)
+
+        if outcome.updated:
+            self._after_update(number)
+        self.progress.train_flops += self.plan.flops_per_step
+        if outcome.updated:
+            self._change_ranks(number)
+        self.optimizer.zero_grad(set_to_none=True)
+        applied = outcome.updated and not outcome.left_alone
+        self._count(applied, predicted)
+        if outcome.updated and outcome.seconds is not None:
+            self.optimizer_ms.append(1e3 * outcome.seconds)
+        return Update(outcome.loss, outcome.grad_norm, lr, applied, outcome.left_alone)
+
+    def _batch(self, number: int) -> Tensor:
+        """Step 1: this rank's rows, int64 (rows, seq_len + 1)."""
+        train = self.config.train
+        rows = self.corpus.train.batch(
+            number - 1,
+            sequences=train.global_batch_size,
+            seq_len=train.seq_len,
+            seed=self.config.seed,
+            rows=self.rows,
+        )
+        return torch.from_numpy(rows)
+
+    def notify_layers(self, number: int) -> None:
+        """Step 2: layers learn the update's number; the optimizer forgets the parameters that they drop."""
+        for layer in self.low_rank_layers:
+            layer.before_update(number, self.config.train.steps)
+        self.optimizer.retain(self.model.parameters())
+
+    def _set_learning_rates(self, number: int) -> float:
+        """Step 2: the rate of every group; returns the first group's."""
+        scale = multiplier(number, self.config.train.steps, self.config.schedule, self.restarts)
+        for group, peak in zip(self.optimizer.param_groups, self.peak_lrs, strict=True):
+            group["lr"] = peak * scale
+        return self.peak_lrs[0] * scale
+
+    def _update_after_backward(self, last_loss: Tensor, total: Tensor, number: int) -> _Outcome:
+        """Steps 4 to 6. On a GPU the optimizer is timed at logged updates alone, as that waits for it."""
+        with self.gradients.over_ranks(self._parameters_last_first(), last_loss.device):
+            last_loss.backward()
+        total = self.world.sum_(total)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = clip_gradients_(parameters, self.config.train.grad_clip or math.inf)
+        loss, grad_norm = torch.stack([total.float(), norm.float()]).tolist()
+        finite = math.isfinite(loss) and math.isfinite(grad_norm)
+        started = time.perf_counter()
+        if finite:
+            self.optimizer.step()
+        timed = self.device.type == "cpu" or number % self.config.log.every == 0
+        if timed and self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        seconds = time.perf_counter() - started if timed else None
+        return _Outcome(loss, grad_norm, updated=finite, seconds=seconds)
+
+    def _update_in_backward(self, last_loss: Tensor, loss: float) -> _Outcome:
+        """Steps 4 to 6 for each matrix by itself. On a GPU their time is not told from the backward pass."""
+        if not math.isfinite(loss):
+            return _Outcome(loss, math.nan, updated=False)
+        with step_in_backward(self.optimizer) as moved:
+            last_loss.backward()
+        seconds = moved.seconds if self.device.type == "cpu" else None
+        left_alone = moved.left_alone if moved.units else 0
+        return _Outcome(loss, moved.grad_norm, moved.units > 0, left_alone, seconds)
+
+    def _parameters_last_first(self) -> list[Tensor]:
+        """The optimizer's parameters in the order in which gradients come. Between forward and backward pass
+        the model may hold gathered stand-ins for parameters that ranks share by rows: these are not among
+        them.
+        """
+        members = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        return [p for p in reversed(list(self.model.parameters())) if id(p) in members]
+
+    def _after_update(self, number: int) -> None:
+        """Step 7."""
+        steps = self.config.train.steps
+        for layer in self.low_rank_layers:
+            whole = layer.rewrites_after(number, steps)
+            with whole_parameters(layer) if whole else nullcontext():
+                layer.after_update(number, steps)
+        self.optimizer.after_update(number, steps)
+
+    def _change_ranks(self, number: int) -> None:
+        """Step 7: rank events of this update; the plan and compiled blocks follow."""
+        event = change_ranks(self.model, self.optimizer, number, self.config.train.steps, self.config.seed)
+        if event is None:
+            return
+        self.say(f"step {number}: {event}.")
+        if event.changed:
+            self.ranks_changed()
+
+    # --- what is counted ----------------------------------------------------------------------------------
+
+    def _count(self, applied: bool, tokens: int) -> None:
+        progress = self.progress
+        progress.step += 1
+        progress.tokens += tokens
+        progress.skipped += not applied
+        progress.skipped_in_a_row = 0 if applied else progress.skipped_in_a_row + 1
+        if not applied:
+            self.place_restarts()
+
+    def ranks_changed(self) -> None:
+        """Follow layers whose rank is another now."""
+        self.plan = plan_of(self.config, self.model, self.optimizer, self.world)
+        self._note_state()
+        if self.config.train.compile:
+            compile_blocks(self.model)
+
+    def place_restarts(self) -> None:
+        """Where the learning rate dips; resets that count the optimizer's steps move with every skipped
+        update.
+        """
+        steps = self.config.train.steps
+        resets = self.optimizer.resets(steps, self.progress.skipped)
+        self.restarts = restarts_of(self.config.schedule, resets, steps)
+
+    def _note_state(self) -> None:
+        """Layers may drop parameters or change their rank: what counts is the largest state of the run."""
+        progress = self.progress
+        progress.state_bytes_planned = max(progress.state_bytes_planned, self.plan.state_bytes)
+        progress.state_bytes_measured = max(progress.state_bytes_measured, self.optimizer.state_bytes())
+
+    def communication(self) -> Traffic:
+        """Of the last update: gradients, weights shared by rows, matrices on their way to owners and back."""
+        gradients, weights, optimizer = self.gradients, self.shared.traffic, self.optimizer
+        return Traffic(
+            gradients.sent_bytes + weights.sent_bytes + optimizer.sent_bytes,
+            gradients.wait_seconds + weights.seconds + optimizer.wait_seconds,
+        )
