@@ -30,7 +30,7 @@ from torch import Tensor, nn
 import lowrise
 from lowrise.data import DataConfig, Tokenizer, prepare
 from lowrise.optim import OPTIMIZERS, AdamW, Optimizer
-from lowrise.optim.counting import option_defaults
+from lowrise.optim.engine.cost import option_defaults
 
 DENSE_SIDE = sorted(name for name, cls in OPTIMIZERS.items() if "matrix" in cls.roles)
 

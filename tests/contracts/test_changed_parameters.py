@@ -13,7 +13,7 @@ from torch import nn
 
 from lowrise.errors import UsageError
 from lowrise.optim import OPTIMIZERS, AdamW, Muon, Optimizer
-from lowrise.optim.per_layer import step_in_backward
+from lowrise.optim.engine.in_backward import step_in_backward
 
 SHAPES = {
     "matrix": [(12, 8)],

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lowrise.errors import UsageError
 from lowrise.optim import OPTIMIZERS, Optimizer, formats
-from lowrise.optim.checks import UNIT_SIZE
+from lowrise.optim.engine.options import UNIT_SIZE
 
 # Besides the defaults: options under which an optimizer keeps another state or takes another path.
 EXTRA: dict[str, list[dict[str, Any]]] = {

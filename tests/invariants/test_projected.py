@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from lowrise.errors import UsageError
 from lowrise.linalg.subspace import haar, leading_left
 from lowrise.optim import APOLLO, Fira, GaLore, projected, projection
+from lowrise.optim.engine.projected_adam import ProjectedAdam
 from lowrise.optim.fira import residual_norms
-from lowrise.optim.growth_limit import limit_growth
-from lowrise.optim.projected import ProjectedAdam
+from lowrise.optim.rules.growth_limiter import limit_growth
 
 FAMILY = [GaLore, Fira, APOLLO]
 D = torch.float64

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lowrise.linalg import newton_schulz
 from lowrise.optim import Muon, Spectron
-from lowrise.optim.spectron_step import certified_step_size, spectron_step_size
+from lowrise.optim.rules.spectron import certified_step_size, spectron_step_size
 
 
 def pair(m: int, n: int, r: int, seed: int = 0) -> tuple[nn.Parameter, nn.Parameter]:

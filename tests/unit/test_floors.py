@@ -56,6 +56,19 @@ def test_no_import_leads_upwards(path: Path) -> None:
     assert not beside or not circle_of_rooms(), f"{beside} and {here} import each other"
 
 
+def test_rules_know_nothing_of_the_engine() -> None:
+    for path in (SOURCE / "optim" / "rules").glob("*.py"):
+        outside = {name for name in imported(path) if name.startswith("lowrise.optim.engine")}
+        assert not outside, f"{path.name} imports {outside}; a rule is arithmetic on tensors"
+
+
+def test_optim_shows_methods_and_nothing_else() -> None:
+    from lowrise.optim import OPTIMIZERS
+
+    files = {path.stem for path in (SOURCE / "optim").glob("*.py")} - {"__init__"}
+    assert files == OPTIMIZERS.keys()
+
+
 def test_every_room_has_a_floor() -> None:
     assert {room_of(path) for path in MODULES} == FLOOR_OF.keys()
 

@@ -11,8 +11,8 @@ O(r), no decomposition. An event (TSVD dossier, section 2.5):
 3. or, where nearly all columns are needed and growth is allowed: d = multiple ceil(r / (8 multiple)) new
    columns, orthonormal and orthogonal to the old, with s = 0. W stays as it is.
 
-What an optimizer keeps per column goes the same way (`lowrise.optim.exchange`): moments of U and s change
-sign with their column, new columns begin at zero.
+What an optimizer keeps per column goes the same way (`lowrise.optim.engine.exchange`): moments of U and s
+change sign with their column, new columns begin at zero.
 """
 
 from __future__ import annotations

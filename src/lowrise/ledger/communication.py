@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lowrise.distributed.sharding import is_sharded, shard_group
 from lowrise.optim import Optimizer
-from lowrise.optim.units import units_of
+from lowrise.optim.engine.units import units_of
 
 
 def planned_communication(

@@ -1,14 +1,15 @@
-"""Optimizers: one file each, the mathematics in its docstring, on the common base of `base.py`."""
+"""Optimizers: one file each, the mathematics in its docstring, on the base of `engine/base.py`; what methods
+share is in `rules/`."""
 
 from lowrise.optim.adamw import AdamW
 from lowrise.optim.apollo import APOLLO
-from lowrise.optim.base import Optimizer
+from lowrise.optim.engine.base import Optimizer
+from lowrise.optim.engine.in_backward import step_in_backward
 from lowrise.optim.fira import Fira
 from lowrise.optim.galore import GaLore
 from lowrise.optim.gwt import GWT
 from lowrise.optim.loro import LORO
 from lowrise.optim.muon import Muon
-from lowrise.optim.per_layer import step_in_backward
 from lowrise.optim.relora import ReLoRAAdamW
 from lowrise.optim.scale import SCALE
 from lowrise.optim.sinkgd import SinkGD

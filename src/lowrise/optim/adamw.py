@@ -1,6 +1,6 @@
 """AdamW, for every role: the full-rank baseline, and the optimizer of the "lowrank" method.
 
-The rule and its source are in `adamw_rule.py`; factors and singular values are moved as plain tensors.
+The rule and its source are in `rules/adamw.py`; factors and singular values are moved as plain tensors.
 State per parameter, all of its shape: `exp_avg`, `exp_avg_sq` (2 elements an element), and `step`.
 """
 
@@ -10,9 +10,10 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
-from lowrise.optim.adamw_rule import ADAMW_FLOPS_PER_ELEMENT, adamw_layout, update_by_adamw
-from lowrise.optim.base import Optimizer
-from lowrise.optim.units import Layout, Shape, Unit
+from lowrise.optim.engine.base import Optimizer
+from lowrise.optim.engine.other import update_by_adamw
+from lowrise.optim.engine.units import Layout, Shape, Unit
+from lowrise.optim.rules.adamw import ADAMW_FLOPS_PER_ELEMENT, adamw_layout
 
 
 class AdamW(Optimizer):

@@ -34,17 +34,17 @@ from torch import Tensor
 
 from lowrise.errors import UsageError
 from lowrise.linalg.rank import resolve_rank
-from lowrise.optim.base import Optimizer
-from lowrise.optim.growth_limit import GAMMA, Limiter, check_limiter
-from lowrise.optim.projected import (
+from lowrise.optim.engine.base import Optimizer
+from lowrise.optim.engine.projected_adam import (
     Member,
     ProjectedAdam,
     channel_factors,
     frobenius,
     limiting_factors,
 )
-from lowrise.optim.projection import Projection, ProjType, sides_of
-from lowrise.optim.units import Layout, Shape, stacked
+from lowrise.optim.engine.units import Layout, Shape, stacked
+from lowrise.optim.rules.growth_limiter import GAMMA, Limiter, check_limiter
+from lowrise.optim.rules.projection import Projection, ProjType, sides_of
 
 
 class APOLLO(ProjectedAdam):

@@ -35,11 +35,17 @@ import torch
 from torch import Tensor
 
 from lowrise.errors import UsageError
-from lowrise.optim.base import Optimizer
-from lowrise.optim.growth_limit import GAMMA, Limiter, check_limiter
-from lowrise.optim.projected import Member, ProjectedAdam, channel_factors, frobenius, limiting_factors
-from lowrise.optim.projection import Projection, ProjType, back, sides_of
-from lowrise.optim.units import Layout, Shape
+from lowrise.optim.engine.base import Optimizer
+from lowrise.optim.engine.projected_adam import (
+    Member,
+    ProjectedAdam,
+    channel_factors,
+    frobenius,
+    limiting_factors,
+)
+from lowrise.optim.engine.units import Layout, Shape
+from lowrise.optim.rules.growth_limiter import GAMMA, Limiter, check_limiter
+from lowrise.optim.rules.projection import Projection, ProjType, back, sides_of
 
 
 class Fira(ProjectedAdam):

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowrise.optim.base import Optimizer
-from lowrise.optim.projected import Member, ProjectedAdam
-from lowrise.optim.projection import Projection, ProjType, back
+from lowrise.optim.engine.base import Optimizer
+from lowrise.optim.engine.projected_adam import Member, ProjectedAdam
+from lowrise.optim.rules.projection import Projection, ProjType, back
 
 
 class GaLore(ProjectedAdam):

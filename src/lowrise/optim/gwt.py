@@ -40,11 +40,11 @@ import torch
 
 from lowrise.errors import UsageError
 from lowrise.linalg.haar import haar_approximation, replace_coefficients
-from lowrise.optim.adamw_rule import Form
-from lowrise.optim.base import Optimizer
-from lowrise.optim.checks import parameter_name
-from lowrise.optim.growth_limit import Limiter, check_limiter, limit_growth
-from lowrise.optim.units import Layout, Shape, Unit, buckets, decay_and_subtract_, stacked
+from lowrise.optim.engine.base import Optimizer
+from lowrise.optim.engine.options import parameter_name
+from lowrise.optim.engine.units import Layout, Shape, Unit, buckets, decay_and_subtract_, stacked
+from lowrise.optim.rules.adamw import Form
+from lowrise.optim.rules.growth_limiter import Limiter, check_limiter, limit_growth
 
 
 class GWT(Optimizer):

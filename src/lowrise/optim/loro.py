@@ -56,9 +56,10 @@ from torch import Tensor
 from lowrise.errors import UsageError
 from lowrise.linalg.balance import rebalance
 from lowrise.linalg.fixed_rank import Retraction, tangent_step
-from lowrise.optim.adamw_rule import adamw_layout, adamw_update_
-from lowrise.optim.base import Optimizer
-from lowrise.optim.loro_step import (
+from lowrise.optim.engine.base import Optimizer
+from lowrise.optim.engine.units import BATCH_ELEMENTS, Layout, Shape, Unit, batch_elements, chunked
+from lowrise.optim.rules.adamw import adamw_layout, adamw_update_
+from lowrise.optim.rules.loro import (
     EpsPlacement,
     adam_denominators,
     adam_moments_,
@@ -66,7 +67,6 @@ from lowrise.optim.loro_step import (
     consistent_direction,
     step_size,
 )
-from lowrise.optim.units import BATCH_ELEMENTS, Layout, Shape, Unit, batch_elements, chunked
 
 KthUpdate = Literal["exact", "rebalance", "lazy"]
 ExactDirection = Literal["authors", "consistent"]

@@ -31,8 +31,8 @@ from torch import Tensor
 
 from lowrise.errors import UsageError
 from lowrise.linalg.polar import QUINTIC, newton_schulz
-from lowrise.optim.base import Optimizer
-from lowrise.optim.units import Layout, Shape, Unit, buckets, decay_and_subtract_, stacked
+from lowrise.optim.engine.base import Optimizer
+from lowrise.optim.engine.units import Layout, Shape, Unit, buckets, decay_and_subtract_, stacked
 
 NsDtype = Literal["auto", "bfloat16", "float32", "float64"]
 AdjustLr = Literal["match_rms_adamw", "original"]

@@ -3,7 +3,7 @@
 Source: Lialin et al. 2023, arXiv 2307.05695; code Guitaricet/relora, `peft_pretraining/training_utils.py`
 (`optimizer_reset`) and `torchrun_main.py`.
 
-1. every update: AdamW (`adamw_rule.py`) for all roles
+1. every update: AdamW (`rules/adamw.py`) for all roles
 2. after updates reset_every, 2 reset_every, ... before the last, for the moments m, v of every parameter of
    the role "factors" (shapes m x r, n x r); embeddings, norms and head are never reset:
    "zero"       m <- 0, v <- 0
@@ -37,7 +37,7 @@ from torch import Tensor
 from lowrise.distributed.sharding import local, whole
 from lowrise.errors import UsageError
 from lowrise.optim.adamw import AdamW
-from lowrise.optim.base import Optimizer
+from lowrise.optim.engine.base import Optimizer
 
 RESETS = ("zero", "joint", "magnitude")
 

@@ -29,8 +29,8 @@ import torch
 from torch import Tensor
 
 from lowrise.errors import UsageError
-from lowrise.optim.base import Optimizer
-from lowrise.optim.units import Layout, Shape, Unit, buckets, decay_and_subtract_, stacked
+from lowrise.optim.engine.base import Optimizer
+from lowrise.optim.engine.units import Layout, Shape, Unit, buckets, decay_and_subtract_, stacked
 
 
 class SCALE(Optimizer):

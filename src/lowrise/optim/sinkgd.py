@@ -26,8 +26,8 @@ from typing import Any, ClassVar
 
 from lowrise.errors import UsageError
 from lowrise.linalg.sinkhorn import sinkhorn_vectors
-from lowrise.optim.base import Optimizer
-from lowrise.optim.units import Layout, Shape, Unit, buckets, decay_and_subtract_, stacked
+from lowrise.optim.engine.base import Optimizer
+from lowrise.optim.engine.units import Layout, Shape, Unit, buckets, decay_and_subtract_, stacked
 
 
 class SinkGD(Optimizer):

@@ -50,10 +50,10 @@ from lowrise.linalg.polar import (
     rounding_guard,
 )
 from lowrise.linalg.precision import full_precision_matmul
-from lowrise.optim.base import Optimizer
+from lowrise.optim.engine.base import Optimizer
+from lowrise.optim.engine.units import Layout, Shape, Unit, buckets, decay_and_subtract_, state_dtype
 from lowrise.optim.muon import NsDtype, check_newton_schulz, iteration_dtype, iteration_flops
-from lowrise.optim.spectron_step import certified_step_size, spectron_step_size
-from lowrise.optim.units import Layout, Shape, Unit, buckets, decay_and_subtract_, state_dtype
+from lowrise.optim.rules.spectron import certified_step_size, spectron_step_size
 
 Variant = Literal["published", "certified"]
 Decay = Literal["factor", "wd_scaled", "wd_split"]

@@ -44,8 +44,8 @@ from lowrise.linalg.whitening import (
     whiten,
     whiten_diagonal,
 )
-from lowrise.optim.base import Optimizer
-from lowrise.optim.units import Layout, Shape, Unit, buckets, decay_and_subtract_, stacked
+from lowrise.optim.engine.base import Optimizer
+from lowrise.optim.engine.units import Layout, Shape, Unit, buckets, decay_and_subtract_, stacked
 
 Whitening = Literal["ns", "nsds", "exact"]
 

@@ -47,8 +47,8 @@ from torch import Tensor
 from lowrise.errors import UsageError
 from lowrise.linalg.orthonormal import retract_polar, retract_qr, tangent
 from lowrise.linalg.precision import full_precision_matmul
-from lowrise.optim.base import Optimizer
-from lowrise.optim.units import Layout, Shape, Unit, buckets, state_dtype
+from lowrise.optim.engine.base import Optimizer
+from lowrise.optim.engine.units import Layout, Shape, Unit, buckets, state_dtype
 
 Project = Literal["none", "step", "both"]
 Retraction = Literal["qr", "polar"]

@@ -12,7 +12,7 @@ from lowrise.distributed.fsdp import reshard
 from lowrise.errors import LowriseError
 from lowrise.layers.base import LowRankLayer
 from lowrise.optim import Optimizer
-from lowrise.optim.exchange import Exchange, exchange
+from lowrise.optim.engine.exchange import Exchange, exchange
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:

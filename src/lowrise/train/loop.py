@@ -28,7 +28,7 @@ from lowrise.errors import LowriseError, UsageError
 from lowrise.inference.evaluate import EvalResult, Stopped, evaluate_split
 from lowrise.inference.generate import sample_of
 from lowrise.optim import Optimizer
-from lowrise.optim.checks import require_match
+from lowrise.optim.engine.options import require_match
 from lowrise.report.run_report import write_report
 from lowrise.runs.directory import RunDirectory, require_recipe
 from lowrise.runs.environment import (

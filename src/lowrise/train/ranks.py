@@ -16,7 +16,7 @@ from lowrise.errors import UsageError
 from lowrise.layers.base import LowRankLayer
 from lowrise.layers.ranks import RankChange
 from lowrise.optim import Optimizer
-from lowrise.optim.exchange import Exchange, exchange
+from lowrise.optim.engine.exchange import Exchange, exchange
 from lowrise.rng import name_seed
 
 

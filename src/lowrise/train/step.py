@@ -13,9 +13,9 @@
   8. gradients are dropped
 
 With `train.per_layer` every matrix is updated within the last backward pass, when its gradient is complete
-(`lowrise.optim.per_layer`), which takes the place of steps 4 to 6; a loss that is not finite skips the update
-before that pass. Each rank updates its copies of the weights, its rows of them, or the matrices that it owns
-(`runs/parallel.py`, `optim/spread.py`).
+(`lowrise.optim.engine.in_backward`), which takes the place of steps 4 to 6; a loss that is not finite skips
+the update before that pass. Each rank updates its copies of the weights, its rows of them, or the matrices
+that it owns (`runs/parallel.py`, `optim/engine/ownership.py`).
 """
 
 from __future__ import annotations

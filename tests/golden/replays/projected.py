@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lowrise.linalg.subspace import align_signs, leading_left
 from lowrise.optim import APOLLO, Fira, GaLore
-from lowrise.optim.projected import ProjectedAdam
+from lowrise.optim.engine.projected_adam import ProjectedAdam
 
 # galore.md, fira.md, apollo.md: largest absolute weight error over all steps. float32 weights move by up to
 # 2.2 (apollo), 1 elsewhere; with bases of our own a small gap between singular values shows in the basis.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lowrise.optim import adamw_rule
-from lowrise.optim.adamw_rule import adamw_update_
+from lowrise.optim.rules.adamw import adamw_update_
 
 
 def plain(p: Tensor, g: Tensor, m: Tensor, v: Tensor, t: int, lr: float, eps: float, wd: float) -> None:

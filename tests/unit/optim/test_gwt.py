@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lowrise.errors import UsageError
 from lowrise.linalg import haar, inverse_haar
 from lowrise.optim import GWT, AdamW
-from lowrise.optim.adamw_rule import adamw_update_
+from lowrise.optim.rules.adamw import adamw_update_
 
 F64 = torch.float64
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from lowrise.errors import UsageError
 from lowrise.optim import OPTIMIZERS, AdamW, Muon, Optimizer, ReLoRAAdamW
 from lowrise.optim import formats as F
-from lowrise.optim.counting import option_defaults
-from lowrise.optim.exchange import Exchange, exchange
+from lowrise.optim.engine.cost import option_defaults
+from lowrise.optim.engine.exchange import Exchange, exchange
 
 COMPACT = ["bfloat16", "8bit"]
 SHAPE = (64, 80)  # 5120 elements: 20 blocks
@@ -250,7 +250,7 @@ def test_one_step_from_zero_is_the_step_of_float32(state_format: str, shape: tup
 def test_chunks_do_not_change_the_result(state_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
     results = []
     for open_elements, round_elements in ((1 << 24, 1 << 22), (1, 3 * F.BLOCK), (11_000, 16 * F.BLOCK)):
-        monkeypatch.setattr("lowrise.optim.base.OPEN_ELEMENTS", open_elements)
+        monkeypatch.setattr("lowrise.optim.engine.base.OPEN_ELEMENTS", open_elements)
         monkeypatch.setattr(F, "ROUND_ELEMENTS_CPU", round_elements)
         torch.manual_seed(2)
         params = [nn.Parameter(torch.randn(64 + i, 71)) for i in range(5)]
@@ -267,7 +267,7 @@ def test_chunks_do_not_change_the_result(state_format: str, monkeypatch: pytest.
 
 @pytest.mark.parametrize("state_format", COMPACT)
 def test_few_moments_are_open_at_once(state_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lowrise.optim.base.OPEN_ELEMENTS", 3 * 2 * 5120)
+    monkeypatch.setattr("lowrise.optim.engine.base.OPEN_ELEMENTS", 3 * 2 * 5120)
     params = [nn.Parameter(torch.zeros(SHAPE)) for _ in range(7)]
     optimizer = built(AdamW, state_format, *params)
     seen = []

@@ -41,9 +41,9 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from lowrise.errors import UsageError
-from lowrise.optim.base import Optimizer
-from lowrise.optim.checks import parameter_name
-from lowrise.optim.units import units_of, widened
+from lowrise.optim.engine.base import Optimizer
+from lowrise.optim.engine.options import parameter_name
+from lowrise.optim.engine.units import units_of, widened
 
 
 @dataclass

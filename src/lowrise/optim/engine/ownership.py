@@ -33,9 +33,9 @@ from torch import Tensor
 
 from lowrise.distributed.sharding import ShardGroup, is_sharded, local, shard_group
 from lowrise.distributed.transfers import Parcel, Transfer, least_loaded
-from lowrise.optim.counting import Counted
-from lowrise.optim.formats import format_of
-from lowrise.optim.units import Unit, chunked, state_dtype, units_of
+from lowrise.optim.engine.cost import Counted
+from lowrise.optim.engine.state_formats import format_of
+from lowrise.optim.engine.units import Unit, chunked, state_dtype, units_of
 
 T = TypeVar("T")
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowrise.optim.base import Optimizer, _zero_state
-from lowrise.optim.formats import loaded
-from lowrise.optim.units import units_of
+from lowrise.optim.engine.base import Optimizer, _zero_state
+from lowrise.optim.engine.state_formats import loaded
+from lowrise.optim.engine.units import units_of
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The part that all optimizers share: groups, roles and the step. It contains no update rule of its own, and
-has what every optimizer knows of ranks from `spread.py`, of costs from `counting.py`, of saving from
-`saving.py`.
+has what every optimizer knows of ranks from `ownership.py`, of costs from `cost.py`, of saving from
+`state_dict.py`.
 
 A **unit** is what a rule moves at once: a pair (A, B) for the role "factors", a triple (U, s, V) for "svd",
 one parameter for every other role. A step is:
@@ -10,7 +10,7 @@ one parameter for every other role. A step is:
    still; within a unit a missing gradient counts as zeros;
 3. count: `state["step"] += 1` for each parameter of these units, so that a rule sees t = 1 at its first
    update;
-4. open their moments in float32 if the group's `state_format` stores them otherwise (`formats.py`), and
+4. open their moments in float32 if the group's `state_format` stores them otherwise (`state_formats.py`), and
    widen gradients of bfloat16 parameters, a bounded number at a time; take as matrices what the group's
    `view` makes of their tensors (`views.py`);
 5. hand the units to the class's `_update` if the group's role is one of its `roles`, else to the built-in
@@ -21,7 +21,7 @@ one parameter for every other role. A step is:
 A subclass writes `roles`, `_state_layout` (names and shapes of its state, from shapes alone), `_update`,
 `_unit_flops` and, where its state does not start at zero, `_start_state`. Everything it needs between two
 steps is in the state and in the groups: an optimizer has no other attributes, so copying, pickling and
-resuming cannot lose any (but for who owns what, which belongs to the ranks: `spread.py`).
+resuming cannot lose any (but for who owns what, which belongs to the ranks: `ownership.py`).
 
 State is tensors: float32 (float64 for float64 parameters) whatever the dtype of the parameter, unless its
 format says otherwise, and one 0-dim float32 `step` on the CPU, as in torch.optim. All of it exists from
@@ -42,19 +42,16 @@ from torch import Tensor, nn
 from lowrise.distributed.sharding import is_sharded, local
 from lowrise.errors import UsageError
 from lowrise.layers.roles import param_groups
-from lowrise.optim.adamw_rule import (
-    ADAMW_DEFAULTS,
-    Form,
-    update_by_adamw,
-)
-from lowrise.optim.checks import (
+from lowrise.optim.engine.options import (
     UNIT_SIZE,
     check_known_options,
     check_numbers,
     check_params,
     parameter_name,
 )
-from lowrise.optim.formats import (
+from lowrise.optim.engine.other import update_by_adamw
+from lowrise.optim.engine.ownership import Spread, here, seen_group, shape_of
+from lowrise.optim.engine.state_formats import (
     OPEN_ELEMENTS,
     Stored,
     check_format,
@@ -63,8 +60,7 @@ from lowrise.optim.formats import (
     opened,
     uncompressed,
 )
-from lowrise.optim.spread import Spread, here, seen_group, shape_of
-from lowrise.optim.units import (
+from lowrise.optim.engine.units import (
     Unit,
     chunked,
     narrow_elements,
@@ -74,7 +70,16 @@ from lowrise.optim.units import (
     widened,
     with_states,
 )
-from lowrise.optim.views import CHOICE, as_matrices, check_view, matrices_of, split, split_state, write_back
+from lowrise.optim.engine.views import (
+    CHOICE,
+    as_matrices,
+    check_view,
+    matrices_of,
+    split,
+    split_state,
+    write_back,
+)
+from lowrise.optim.rules.adamw import ADAMW_DEFAULTS, Form
 
 
 class Optimizer(Spread):

@@ -18,14 +18,12 @@ Full-precision contiguous tensors go through torch's fused kernel, which reads a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
-
-from lowrise.optim.units import BATCH_ELEMENTS, Unit, chunked
 
 Form = Literal["torch", "hf"]
 
@@ -38,27 +36,6 @@ ADAMW_FLOPS_PER_ELEMENT = 14
 def adamw_layout(shapes: tuple[tuple[int, ...], ...]) -> tuple[dict[str, tuple[int, ...]], ...]:
     """Two moments of the shape of the parameter."""
     return tuple({"exp_avg": shape, "exp_avg_sq": shape} for shape in shapes)
-
-
-def update_by_adamw(group: Mapping[str, Any], units: Sequence[Unit], *, form: Form = "torch") -> None:
-    """The rule for every role that a class does not move itself, with the group's lr, betas, eps and
-    weight_decay.
-    """
-    members = [m for unit in units for m in zip(unit.params, unit.grads, unit.states, strict=True)]
-    for chunk in chunked(members, lambda member: member[0].numel(), BATCH_ELEMENTS):
-        params, grads, states = zip(*chunk, strict=True)
-        adamw_update_(
-            list(params),
-            list(grads),
-            [s["exp_avg"] for s in states],
-            [s["exp_avg_sq"] for s in states],
-            [s["step"].item() for s in states],  # on the CPU: no wait for the device
-            lr=group["lr"],
-            betas=tuple(group["betas"]),
-            eps=group["eps"],
-            weight_decay=group["weight_decay"],
-            form=form,
-        )
 
 
 def adamw_update_(

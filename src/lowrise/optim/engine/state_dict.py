@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lowrise.distributed.sharding import copy_whole_
 from lowrise.errors import UsageError
-from lowrise.optim.checks import check_numbers, parameter_name, require_match
-from lowrise.optim.formats import format_of
+from lowrise.optim.engine.options import check_numbers, parameter_name, require_match
+from lowrise.optim.engine.state_formats import format_of
 
 
 class Saved(torch.optim.Optimizer):

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from lowrise.errors import UsageError, did_you_mean
-from lowrise.optim.views import CHOICE, LEAST_DIMS
+from lowrise.optim.engine.views import CHOICE, LEAST_DIMS
 
 # Role -> number of parameters that a rule moves at once, and the dimensions of each (None: any).
 UNIT_SIZE: dict[str, int] = {

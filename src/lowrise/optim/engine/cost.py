@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from lowrise.distributed.sharding import local
-from lowrise.optim.adamw_rule import ADAMW_FLOPS_PER_ELEMENT, adamw_layout
-from lowrise.optim.checks import unit_size
-from lowrise.optim.formats import Stored, format_of, stored_layout
-from lowrise.optim.saving import Saved
-from lowrise.optim.units import Layout, Shape, units_of
-from lowrise.optim.views import matrices_of
+from lowrise.optim.engine.options import unit_size
+from lowrise.optim.engine.state_dict import Saved
+from lowrise.optim.engine.state_formats import Stored, format_of, stored_layout
+from lowrise.optim.engine.units import Layout, Shape, units_of
+from lowrise.optim.engine.views import matrices_of
+from lowrise.optim.rules.adamw import ADAMW_FLOPS_PER_ELEMENT, adamw_layout
 
 
 class Counted(Saved):

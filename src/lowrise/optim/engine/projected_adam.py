@@ -10,7 +10,7 @@ written here for "left", P m x r):
 5. U = the method's direction from G, R, N, P           (m x n)
 6. W <- (W - s U)(1 - lr wd),  s = lr sqrt(1 - b2^t) / (1 - b1^t)   (s = lr without `correct_bias`)
 
-Parameters of other roles: the same with R = G, U = N, that is AdamW in the form "hf" (`adamw_rule.py`).
+Parameters of other roles: the same with R = G, U = N, that is AdamW in the form "hf" (`rules/adamw.py`).
 
 State per matrix, r = rank clipped to min(m, n), one side: the basis `left` or `right` (r times the projected
 dimension), `exp_avg` and `exp_avg_sq` (2 r times the other), what the method adds, and `step`. With
@@ -35,10 +35,11 @@ from torch import Tensor
 
 from lowrise.errors import UsageError
 from lowrise.linalg.rank import check_rank_value, resolve_rank
-from lowrise.optim.adamw_rule import Form
-from lowrise.optim.base import Optimizer
-from lowrise.optim.growth_limit import limit_growth
-from lowrise.optim.projection import (
+from lowrise.optim.engine.base import Optimizer
+from lowrise.optim.engine.units import Layout, Shape, Unit, buckets, decay_and_subtract_, stacked
+from lowrise.optim.rules.adamw import Form
+from lowrise.optim.rules.growth_limiter import limit_growth
+from lowrise.optim.rules.projection import (
     PROJ_TYPES,
     PROJECTIONS,
     keys_of,
@@ -49,7 +50,6 @@ from lowrise.optim.projection import (
     renewed,
     sides_of,
 )
-from lowrise.optim.units import Layout, Shape, Unit, buckets, decay_and_subtract_, stacked
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from lowrise.optim.checks import UNIT_SIZE
-from lowrise.optim.views import split, split_state
+from lowrise.optim.engine.options import UNIT_SIZE
+from lowrise.optim.engine.views import split, split_state
 
 Shape = tuple[int, ...]
 Layout = dict[str, Shape]  # state name -> shape, for one parameter
