@@ -31,8 +31,7 @@ from torch import Tensor
 
 from lowrise.errors import UsageError
 from lowrise.linalg.polar import QUINTIC, newton_schulz
-from lowrise.optim.engine.base import Optimizer
-from lowrise.optim.engine.units import Layout, Shape, Unit, buckets, decay_and_subtract_, stacked
+from lowrise.optim.engine.matrix import MatrixOptimizer
 
 NsDtype = Literal["auto", "bfloat16", "float32", "float64"]
 AdjustLr = Literal["match_rms_adamw", "original"]
@@ -44,7 +43,7 @@ NS_DTYPES: dict[str, torch.dtype] = {
 }
 
 
-class Muon(Optimizer):
+class Muon(MatrixOptimizer):
     """Momentum orthogonalized by Newton-Schulz; see the module's docstring. Other roles by built-in
     AdamW.
     """
@@ -68,57 +67,35 @@ class Muon(Optimizer):
         """ns_dtype "auto": bfloat16 on CUDA, as published; elsewhere float32, or float64 for float64
         weights.
         """
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "nesterov": nesterov,
-            "weight_decay": weight_decay,
-            "adjust_lr": adjust_lr,
-            "ns_steps": ns_steps,
-            "ns_coefficients": tuple(ns_coefficients),
-            "ns_eps": ns_eps,
-            "ns_dtype": ns_dtype,
-        }
-        super().__init__(params, defaults)
+        super().__init__(params, self.options(locals()))
 
     def _check_options(self, group: Mapping[str, Any]) -> None:
-        if group["adjust_lr"] not in ("match_rms_adamw", "original"):
-            raise UsageError(
-                f"Muon has adjust_lr = {group['adjust_lr']!r}; choose 'match_rms_adamw' or 'original'."
-            )
         check_newton_schulz("Muon", group)
 
     @classmethod
-    def _state_layout(
-        cls, role: str, shapes: tuple[Shape, ...], options: Mapping[str, Any]
-    ) -> tuple[Layout, ...]:
-        return tuple({"momentum": shape} for shape in shapes)
+    def state_shapes(cls, m: int, n: int, options: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        return {"momentum": (m, n)}
 
-    def _update(self, group: dict[str, Any], units: list[Unit]) -> None:
-        lr, mu = group["lr"], group["momentum"]
-        decay = 1.0 - lr * group["weight_decay"] if group["weight_decay"] else None
-        members = [m for unit in units for m in zip(unit.params, unit.grads, unit.states, strict=True)]
-        torch._foreach_lerp_([s["momentum"] for _, _, s in members], [g for _, g, _ in members], 1.0 - mu)
-        for bucket in buckets(members, lambda member: member[0]):
-            D = stacked([s["momentum"] for _, _, s in bucket])  # (batch, m, n)
-            if group["nesterov"]:
-                D = torch.lerp(stacked([g for _, g, _ in bucket]), D, mu)
-            ortho = newton_schulz(
-                D,
-                steps=group["ns_steps"],
-                coefficients=group["ns_coefficients"],
-                eps=group["ns_eps"],
-                eps_rule="max",
-                dtype=iteration_dtype(group["ns_dtype"], D),
-            )
-            ortho.mul_(adjusted_lr(lr, D.shape[-2], D.shape[-1], group["adjust_lr"]))
-            decay_and_subtract_([p for p, _, _ in bucket], list(ortho.unbind()), decay)
+    def direction(self, G: Tensor, state: dict[str, Tensor], options: Mapping[str, Any], step: int) -> Tensor:
+        mu = options["momentum"]
+        M = state["momentum"].lerp_(G, 1.0 - mu)
+        D = torch.lerp(G, M, mu) if options["nesterov"] else M
+        return newton_schulz(
+            D,
+            steps=options["ns_steps"],
+            coefficients=options["ns_coefficients"],
+            eps=options["ns_eps"],
+            eps_rule="max",
+            dtype=iteration_dtype(options["ns_dtype"], D),
+        )
 
     @classmethod
-    def _unit_flops(cls, role: str, shapes: tuple[Shape, ...], options: Mapping[str, Any]) -> int:
-        return sum(
-            iteration_flops(m, n, options["ns_steps"]) + 10 * m * n for m, n in (tuple(s) for s in shapes)
-        )
+    def step_scale(cls, m: int, n: int, options: Mapping[str, Any]) -> float:
+        return adjusted_lr(1.0, m, n, options["adjust_lr"])
+
+    @classmethod
+    def matrix_flops(cls, m: int, n: int, options: Mapping[str, Any]) -> int:
+        return iteration_flops(m, n, options["ns_steps"]) + 10 * m * n
 
 
 def adjusted_lr(lr: float, m: int, n: int, rule: str) -> float:

@@ -25,15 +25,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from lowrise.errors import UsageError
-from lowrise.optim.engine.base import Optimizer
-from lowrise.optim.engine.units import Layout, Shape, Unit, buckets, decay_and_subtract_, stacked
+from lowrise.optim.engine.matrix import MatrixOptimizer
 
 
-class SCALE(Optimizer):
+class SCALE(MatrixOptimizer):
     """Line-normalized steps, momentum on the head; see the module's docstring. Other roles by built-in
     AdamW.
     """
@@ -56,8 +54,7 @@ class SCALE(Optimizer):
         norm_eps: Least RMS that a line is divided by.
         weight_decay: Decoupled weight decay.
         """
-        defaults = {"lr": lr, "momentum": momentum, "norm_eps": norm_eps, "weight_decay": weight_decay}
-        super().__init__(params, defaults)
+        super().__init__(params, self.options(locals()))
 
     def _check_options(self, group: Mapping[str, Any]) -> None:
         if not group["norm_eps"] > 0.0:
@@ -67,32 +64,19 @@ class SCALE(Optimizer):
             )
 
     @classmethod
-    def _state_layout(
-        cls, role: str, shapes: tuple[Shape, ...], options: Mapping[str, Any]
-    ) -> tuple[Layout, ...]:
-        return tuple({"momentum": shape} if role == "head" else {} for shape in shapes)
+    def state_shapes(cls, m: int, n: int, options: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        return {"momentum": (m, n)} if options["role"] == "head" else {}
 
-    def _update(self, group: dict[str, Any], units: list[Unit]) -> None:
-        dim = -2 if group["role"] == "embedding" else -1
-        decay = 1.0 - group["lr"] * group["weight_decay"] if group["weight_decay"] else None
-        if group["role"] == "head":
-            momenta = [unit.states[0]["momentum"] for unit in units]
-            torch._foreach_lerp_(momenta, [unit.grads[0] for unit in units], 1.0 - group["momentum"])
-            sources = {id(unit): M for unit, M in zip(units, momenta, strict=True)}
-        else:
-            sources = {id(unit): unit.grads[0] for unit in units}
-        for bucket in buckets(units, lambda unit: unit.params[0]):
-            U = normalized_lines(
-                stacked([sources[id(unit)] for unit in bucket]), dim=dim, eps=group["norm_eps"]
-            )
-            updates = list(U.mul_(group["lr"]).unbind())
-            decay_and_subtract_([unit.params[0] for unit in bucket], updates, decay)
+    def direction(self, G: Tensor, state: dict[str, Tensor], options: Mapping[str, Any], step: int) -> Tensor:
+        if "momentum" in state:
+            G = state["momentum"].lerp_(G, 1.0 - options["momentum"])
+        dim = -2 if options["role"] == "embedding" else -1
+        return normalized_lines(G, dim=dim, eps=options["norm_eps"])
 
     @classmethod
-    def _unit_flops(cls, role: str, shapes: tuple[Shape, ...], options: Mapping[str, Any]) -> int:
-        (m, n), *_ = shapes
+    def matrix_flops(cls, m: int, n: int, options: Mapping[str, Any]) -> int:
         # Squares and their sums 2, quotient 1, rate 1, decay and subtraction 2, rounded up; momentum 3.
-        return (10 if role == "head" else 7) * m * n
+        return (10 if options["role"] == "head" else 7) * m * n
 
 
 def normalized_lines(G: Tensor, *, dim: int, eps: float) -> Tensor:

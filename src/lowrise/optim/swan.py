@@ -28,7 +28,7 @@ FLOPs of a step: 15 m n, and "ns" 4 p^2 q + 6 (steps - 1) p^3, "nsds" 4 p^2 q + 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -44,8 +44,7 @@ from lowrise.linalg.whitening import (
     whiten,
     whiten_diagonal,
 )
-from lowrise.optim.engine.base import Optimizer
-from lowrise.optim.engine.units import Layout, Shape, Unit, buckets, decay_and_subtract_, stacked
+from lowrise.optim.engine.matrix import MatrixOptimizer
 
 Whitening = Literal["ns", "nsds", "exact"]
 
@@ -56,12 +55,10 @@ ITERATION: dict[str, tuple[int, float]] = {
 }
 
 
-class SWAN(Optimizer):
+class SWAN(MatrixOptimizer):
     """Stateless steps along the whitened, standardized gradient; see the module's docstring. Other roles by
     built-in AdamW.
     """
-
-    roles: ClassVar[frozenset[str]] = frozenset({"matrix"})
 
     def __init__(
         self,
@@ -86,17 +83,7 @@ class SWAN(Optimizer):
         rescale: Give every update RMS lr.
         weight_decay: Decoupled weight decay.
         """
-        defaults = {
-            "lr": lr,
-            "axis": axis,
-            "center": center,
-            "method": method,
-            "steps": steps,
-            "beta": beta,
-            "rescale": rescale,
-            "weight_decay": weight_decay,
-        }
-        super().__init__(params, defaults)
+        super().__init__(params, self.options(locals()))
 
     def _check_options(self, group: Mapping[str, Any]) -> None:
         if group["axis"] not in (0, 1):
@@ -110,31 +97,19 @@ class SWAN(Optimizer):
                 f"SWAN has beta = {group['beta']}; it must be above 0 and below 1 (0.8 for 'ns')."
             )
 
-    @classmethod
-    def _state_layout(
-        cls, role: str, shapes: tuple[Shape, ...], options: Mapping[str, Any]
-    ) -> tuple[Layout, ...]:
-        return tuple({} for _ in shapes)
-
-    def _update(self, group: dict[str, Any], units: list[Unit]) -> None:
-        decay = 1.0 - group["lr"] * group["weight_decay"] if group["weight_decay"] else None
-        for bucket in buckets(units, lambda unit: unit.params[0]):
-            G = stacked([unit.grads[0] for unit in bucket])  # (batch, m, n)
-            D = swan_direction(
-                G,
-                dim=group["axis"] - 2,
-                center=group["center"],
-                method=group["method"],
-                steps=group["steps"],
-                beta=group["beta"],
-                rescale=group["rescale"],
-            )
-            updates = list(D.mul_(group["lr"]).unbind())
-            decay_and_subtract_([unit.params[0] for unit in bucket], updates, decay)
+    def direction(self, G: Tensor, state: dict[str, Tensor], options: Mapping[str, Any], step: int) -> Tensor:
+        return swan_direction(
+            G,
+            dim=options["axis"] - 2,
+            center=options["center"],
+            method=options["method"],
+            steps=options["steps"],
+            beta=options["beta"],
+            rescale=options["rescale"],
+        )
 
     @classmethod
-    def _unit_flops(cls, role: str, shapes: tuple[Shape, ...], options: Mapping[str, Any]) -> int:
-        (m, n), *_ = shapes
+    def matrix_flops(cls, m: int, n: int, options: Mapping[str, Any]) -> int:
         p, q = min(m, n), max(m, n)
         steps, _ = iteration_of(options["method"], options["steps"], options["beta"])
         loop = {"ns": 6 * (steps - 1) * p**3, "nsds": 8 * steps * p * p, "exact": 8 * p**3 + 2 * p * p * q}

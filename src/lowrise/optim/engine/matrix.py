@@ -1,0 +1,125 @@
+"""The base of rules that update one matrix by a direction: a method writes the mathematics, and nothing else.
+
+Per matrix W (m x n) with gradient G, state S, learning rate lr, at its update t:
+
+1. U, S <- direction(G, S)                             the method
+2. W <- W (1 - lr wd)
+3. W <- W - lr s U                                     s = step_scale(m, n), 1 by default
+
+Matrices of one shape and one t are stacked, a bounded number of elements at a time, so that `direction` sees
+(batch, m, n). Everything else comes from `Optimizer`: groups and roles, formats of state, views, sharding,
+the ledger, checkpoints. See docs/extending.md for a whole method in one file.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from lowrise.errors import UsageError
+from lowrise.optim.engine.base import Optimizer
+from lowrise.optim.engine.units import Layout, Shape, Unit, buckets, decay_and_subtract_, stacked
+
+
+class MatrixOptimizer(Optimizer):
+    """Updates along `direction` for the class's `roles`; every other role by the built-in AdamW.
+
+    A subclass has a constructor `(params, lr=..., *, option=..., weight_decay=0.0)` that hands
+    `self.options(locals())` on, and writes `direction`, `state_shapes` where it keeps state, and
+    `matrix_flops`. Options annotated with `Literal` are checked here. Of the roles "factors" and "svd" every
+    2-D parameter is taken as a matrix of its own.
+    """
+
+    roles: ClassVar[frozenset[str]] = frozenset({"matrix"})
+
+    # --- what a method writes -----------------------------------------------------------------------------
+
+    @abstractmethod
+    def direction(self, G: Tensor, state: dict[str, Tensor], options: Mapping[str, Any], step: int) -> Tensor:
+        """U (batch, m, n), a new tensor, for gradients G (batch, m, n), which are not to be written.
+
+        state: each name of `state_shapes`, stacked (batch, ...); what is written into it in place is kept.
+        options: the group's, `role` among them.
+        step: the number of this update for these matrices, from 1.
+        """
+
+    @classmethod
+    def state_shapes(cls, m: int, n: int, options: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of one matrix's state, which starts at zero; none by default."""
+        return {}
+
+    @classmethod
+    def step_scale(cls, m: int, n: int, options: Mapping[str, Any]) -> float:
+        """s of step 3."""
+        return 1.0
+
+    @classmethod
+    @abstractmethod
+    def matrix_flops(cls, m: int, n: int, options: Mapping[str, Any]) -> int:
+        """FLOPs of the steps 1 to 3 for one matrix."""
+
+    # --- what follows from it -----------------------------------------------------------------------------
+
+    @classmethod
+    def options(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The constructor's options out of its `locals()`."""
+        names = [name for name in inspect.signature(cls).parameters if name != "params"]
+        return {name: values[name] for name in names}
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As `Optimizer.add_param_group`, with every option checked against its `Literal`."""
+        who = type(self)
+        for name, choices in _choices(who).items():
+            value = param_group.get(name, self.defaults[name])
+            if value not in choices:
+                known = ", ".join(repr(choice) for choice in choices)
+                raise UsageError(f"{who.__name__} has {name} = {value!r}; choose {known}.")
+        super().add_param_group(param_group)
+
+    @classmethod
+    def _state_layout(
+        cls, role: str, shapes: tuple[Shape, ...], options: Mapping[str, Any]
+    ) -> tuple[Layout, ...]:
+        options = {**options, "role": role}
+        return tuple(cls.state_shapes(*_matrix(shape), options) for shape in shapes)
+
+    @classmethod
+    def _unit_flops(cls, role: str, shapes: tuple[Shape, ...], options: Mapping[str, Any]) -> int:
+        options = {**options, "role": role}
+        return sum(cls.matrix_flops(*_matrix(shape), options) for shape in shapes)
+
+    def _update(self, group: dict[str, Any], units: list[Unit]) -> None:
+        decay = 1.0 - group["lr"] * group["weight_decay"] if group["weight_decay"] else None
+        members = [m for unit in units for m in zip(unit.params, unit.grads, unit.states, strict=True)]
+        by_step: dict[float, list[tuple[Tensor, Tensor, dict[str, Tensor]]]] = {}
+        for member in members:
+            by_step.setdefault(member[2]["step"].item(), []).append(member)  # on the CPU: no wait
+        for step, same in by_step.items():
+            for bucket in buckets(same, lambda member: member[0]):
+                params, grads, states = (list(column) for column in zip(*bucket, strict=True))
+                m, n = params[0].shape
+                kept = {name: [s[name] for s in states] for name in states[0] if name != "step"}
+                state = {name: stacked(tensors) for name, tensors in kept.items()}
+                U = self.direction(stacked(grads), state, group, int(step))
+                if len(bucket) > 1:  # one alone was seen, not copied
+                    for name, tensors in kept.items():
+                        torch._foreach_copy_(tensors, list(state[name].unbind()))
+                U.mul_(group["lr"] * self.step_scale(m, n, group))
+                decay_and_subtract_(params, list(U.unbind()), decay)
+
+
+def _matrix(shape: Iterable[int]) -> tuple[int, int]:
+    m, n = shape
+    return m, n
+
+
+def _choices(cls: type) -> dict[str, tuple[Any, ...]]:
+    """Option -> its values, for the constructor's options that are annotated with `Literal`."""
+    hints = typing.get_type_hints(vars(cls)["__init__"]) if "__init__" in vars(cls) else {}
+    return {name: typing.get_args(hint) for name, hint in hints.items() if typing.get_origin(hint) is Literal}
