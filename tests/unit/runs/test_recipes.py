@@ -1,14 +1,17 @@
 """Every shipped recipe loads, has the published parameter count, and names the source of its numbers."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 from small_runs import run_training
 
-from lowrise.config import RunConfig, load
-from lowrise.methods import METHODS
+from lowrise.config import RunConfig, from_dict, load
+from lowrise.errors import UsageError
+from lowrise.methods import METHODS, Method
 from lowrise.model import LlamaConfig
+from lowrise.runs import recipes
 from lowrise.train import plan_run
 
 RECIPES = sorted((Path(__file__).parents[3] / "recipes").glob("*.toml"))
@@ -61,6 +64,34 @@ def test_every_method_has_every_size():
     assert {f"{method}-{size}" for method in METHODS for size in SIZES} <= names
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_shipped_recipes_of_published_sizes_are_those_of_the_table(method):
+    for size in recipes.SIZES:
+        path = RECIPES[0].with_name(f"{method}-{size}.toml")
+        assert path.read_text() == recipes.recipe(method, size), (
+            f"{path.name}: make it with --size {size} --write"
+        )
+
+
+def test_a_method_without_a_table_of_its_own_has_recipes_too(monkeypatch):
+    row = Method(
+        name="new", layer="dense", optimizer="muon", summary="a new one", source="-",
+        defaults={"optimizer.lr": 0.125, "optimizer.nesterov": False},
+    )  # fmt: skip
+    monkeypatch.setitem(METHODS, "new", row)
+    text = recipes.recipe("new", "350m")
+    config = from_dict(tomllib.loads(text))
+    assert (config.optimizer.lr, config.optimizer.nesterov, config.train.steps) == (0.125, False, 60000)
+    assert text.startswith("# A new one.\n# Llama 350m on C4")
+
+
+def test_unknown_methods_and_sizes_get_a_message():
+    with pytest.raises(UsageError, match=r"no size '2b'.*Known: 130m"):
+        recipes.recipe("muon", "2b")
+    with pytest.raises(UsageError, match=r"no method 'mun'; the nearest is 'muon'"):
+        recipes.recipe("mun", "60m")
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipe_loads_and_counts(path):
     config = load(path)
@@ -81,7 +112,7 @@ def test_published_sizes_name_the_source_of_each_number(path):
         section = line if line.startswith("[") else section
         if re.match(
             r"(lr|rank|init|alpha|delta|merge_every|reset_every|cycle|restart_warmup|momentum|betas|weight_decay"
-            r"|variant|steps|warmup|clip|micro_batch_size)\s*=",
+            r"|variant|steps|warmup|grad_clip|micro_batch_size)\s*=",
             line,
         ):
             assert "#" in line or line == 'variant = "published"', f"{path.name} {section} {line}: no source"
