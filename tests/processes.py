@@ -23,7 +23,7 @@ from lowrise.config import RunConfig
 from lowrise.distributed import FailedElsewhere, GradientSum, LostRanks, World, check_alike, check_same_work
 from lowrise.distributed.sharding import whole
 from lowrise.errors import LowriseError, UsageError
-from lowrise.optim import spread
+from lowrise.optim.engine import ownership as spread
 from lowrise.runs.build import build_optimizer
 from lowrise.runs.parallel import share_work
 from lowrise.runs.plan import plan_of

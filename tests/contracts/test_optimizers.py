@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lowrise.errors import UsageError
-from lowrise.optim import OPTIMIZERS, Optimizer, formats
+from lowrise.optim import OPTIMIZERS, Optimizer
+from lowrise.optim.engine import state_formats as formats
 from lowrise.optim.engine.options import UNIT_SIZE
 
 # Besides the defaults: options under which an optimizer keeps another state or takes another path.

@@ -7,7 +7,7 @@ from small_runs import config_for, final_tensors, run_training, trainer_for
 from lowrise.checkpoint import CheckpointStore
 from lowrise.config import from_dict, load
 from lowrise.errors import UsageError
-from lowrise.optim import formats
+from lowrise.optim.engine import state_formats as formats
 
 CASES = [
     ("adamw", {"optimizer.state_format": "8bit"}),

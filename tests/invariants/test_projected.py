@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from lowrise.errors import UsageError
 from lowrise.linalg.subspace import haar, leading_left
-from lowrise.optim import APOLLO, Fira, GaLore, projected, projection
+from lowrise.optim import APOLLO, Fira, GaLore
+from lowrise.optim.engine import projected_adam as projected
 from lowrise.optim.engine.projected_adam import ProjectedAdam
 from lowrise.optim.fira import residual_norms
+from lowrise.optim.rules import projection
 from lowrise.optim.rules.growth_limiter import limit_growth
 
 FAMILY = [GaLore, Fira, APOLLO]

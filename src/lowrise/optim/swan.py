@@ -88,8 +88,6 @@ class SWAN(MatrixOptimizer):
     def _check_options(self, group: Mapping[str, Any]) -> None:
         if group["axis"] not in (0, 1):
             raise UsageError(f"SWAN has axis = {group['axis']}; choose 1 (rows) or 0 (columns).")
-        if group["method"] not in (*ITERATION, "exact"):
-            raise UsageError(f"SWAN has method = {group['method']!r}; choose 'ns', 'nsds' or 'exact'.")
         if group["steps"] is not None and group["steps"] < 1:
             raise UsageError(f"SWAN has steps = {group['steps']}; at least 1 is needed (10 for 'ns').")
         if group["beta"] is not None and not 0.0 < group["beta"] < 1.0:

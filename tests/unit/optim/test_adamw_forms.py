@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lowrise.optim import adamw_rule
+from lowrise.optim.rules import adamw as adamw_rule
 from lowrise.optim.rules.adamw import adamw_update_
 
 

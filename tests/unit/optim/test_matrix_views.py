@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from lowrise.errors import UsageError
 from lowrise.layers import param_groups
-from lowrise.optim import OPTIMIZERS, AdamW, Muon, Optimizer, Spectron, formats, step_in_backward
+from lowrise.optim import OPTIMIZERS, AdamW, Muon, Optimizer, Spectron, step_in_backward
+from lowrise.optim.engine import state_formats as formats
 
 MOVES_MATRICES = sorted(name for name, cls in OPTIMIZERS.items() if "matrix" in cls.roles)
 CONV, EXPERTS = (8, 3, 2, 2), (4, 6, 5)

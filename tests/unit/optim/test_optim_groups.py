@@ -11,7 +11,7 @@ from torch import nn
 
 from lowrise.errors import UsageError
 from lowrise.optim import AdamW, GaLore, Muon, SinkGD, Spectron
-from lowrise.optim import units as optim_units
+from lowrise.optim.engine import units as optim_units
 
 
 def parameter(*shape: int) -> nn.Parameter:
@@ -168,9 +168,9 @@ def moved_by(build, count: int, dtype: torch.dtype) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("build", "limit"),
     [
-        (Muon, "units.BATCH_ELEMENTS_CPU"),
-        (SinkGD, "units.BATCH_ELEMENTS_CPU"),
-        (AdamW, "adamw_rule.BATCH_ELEMENTS"),
+        (Muon, "engine.units.BATCH_ELEMENTS_CPU"),
+        (SinkGD, "engine.units.BATCH_ELEMENTS_CPU"),
+        (AdamW, "engine.other.BATCH_ELEMENTS"),
     ],
 )
 def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch, build, limit: str) -> None:

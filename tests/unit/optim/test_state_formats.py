@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lowrise.errors import UsageError
 from lowrise.optim import OPTIMIZERS, AdamW, Muon, Optimizer, ReLoRAAdamW
-from lowrise.optim import formats as F
+from lowrise.optim.engine import state_formats as F
 from lowrise.optim.engine.cost import option_defaults
 from lowrise.optim.engine.exchange import Exchange, exchange
 

@@ -78,7 +78,8 @@ class MatrixOptimizer(Optimizer):
         for name, choices in _choices(who).items():
             value = param_group.get(name, self.defaults[name])
             if value not in choices:
-                known = ", ".join(repr(choice) for choice in choices)
+                *others, last = (repr(choice) for choice in choices)
+                known = f"{', '.join(others)} or {last}"
                 raise UsageError(f"{who.__name__} has {name} = {value!r}; choose {known}.")
         super().add_param_group(param_group)
 
