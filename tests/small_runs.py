@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,9 @@ WORDS = [
     "balance",
 ]
 
+
+# Files of methods from outside the package over which the contract tests run too.
+PLUGINS = os.environ.get("LOWRISE_TEST_PLUGINS", "")
 
 # Settings under which what a method does now and then happens within the eight updates of these runs.
 OFTEN: dict[str, dict[str, Any]] = {
@@ -87,6 +91,8 @@ def overrides(folder: Path, method: str, **more: Any) -> dict[str, Any]:
         "log.tensorboard": False,
         "sample.tokens": 8,
     }
+    if PLUGINS:  # in the processes that tests start too
+        values["plugin"] = PLUGINS.split(os.pathsep)
     return values | OFTEN.get(method, {}) | more
 
 

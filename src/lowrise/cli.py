@@ -301,7 +301,7 @@ def _base_config(arguments: Arguments) -> RunConfig:
     are."""
     recipe = next((word for i, word in enumerate(arguments) if _is_recipe(i, word)), None)
     names: dict[str, str] = {}
-    for key in ("method", "layer.name", "optimizer.name"):
+    for key in ("plugin", "method", "layer.name", "optimizer.name"):
         for word, following in itertools.pairwise([*arguments, ""]):
             if word == f"--{key}":
                 names[key] = following

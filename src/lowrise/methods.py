@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
+
+from lowrise.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,3 +230,29 @@ _ROWS = (
 )
 
 METHODS: dict[str, Method] = {row.name: row for row in _ROWS}
+
+
+def register(
+    method: Method | None = None, *, optimizer: type | None = None, layer: type | None = None
+) -> None:
+    """Add a method from outside the package to the tables, with the optimizer or layer class that it names.
+
+    A plugin (`--plugin FILE.py`, `lowrise.plugins`) calls it at import. Without `method` the class gets the
+    name that it has in lower case. Raises `UsageError` for a name that is taken by something else.
+    """
+    from lowrise.layers import LAYERS
+    from lowrise.optim import OPTIMIZERS
+
+    for kind, table, new in (("optimizer", OPTIMIZERS, optimizer), ("layer", LAYERS, layer)):
+        if new is not None:
+            name = new.__name__.lower() if method is None else getattr(method, kind)
+            _add(cast(dict[str, Any], table), name, new, kind)
+    if method is not None:
+        _add(METHODS, method.name, method, "method")
+
+
+def _add(table: dict[str, Any], name: str, new: Any, kind: str) -> None:
+    known = table.get(name)
+    if known is not None and known is not new:
+        raise UsageError(f"There is a {kind} {name!r} already ({known}): give the plugin's another name.")
+    table[name] = new

@@ -19,7 +19,7 @@ FLOORS = (
     ("linalg", "distributed"),
     ("layers", "data"),
     ("model", "checkpoint", "optim"),
-    ("methods",),
+    ("methods", "plugins"),
     ("config", "ledger"),
     ("runs",),
     ("inference", "report"),

@@ -20,6 +20,7 @@ from lowrise.errors import UsageError
 from lowrise.layers import LAYERS
 from lowrise.methods import METHODS, Method
 from lowrise.optim import OPTIMIZERS
+from lowrise.plugins import load_plugins
 
 
 def load(path: str | Path | None, overrides: Mapping[str, Any] | None = None) -> RunConfig:
@@ -45,6 +46,7 @@ def from_dict(values: Mapping[str, Any], *, source: str = "the configuration") -
     one."""
     values = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
     take_renamed(values, source)
+    load_plugins(coerce(values.get("plugin", ()), tuple[str, ...], source, "plugin"))
     method = lookup(METHODS, values.get("method", RunConfig.method), "method", source)
     sections = _sections(values, method, source)
     for key, value in method.defaults.items():

@@ -25,12 +25,15 @@ from lowrise.config.sections import (
     TrainSection,
 )
 from lowrise.data.config import DataConfig
+from lowrise.plugins import absolute
 
 
 @dataclass(kw_only=True)
 class RunConfig:
     """Train one model."""
 
+    plugin: tuple[str, ...] = ()
+    """Python files, or names of modules, that add methods (docs/extending.md)."""
     method: str = "spectron"
     """Row of the table of methods (lowrise methods)."""
     seed: int = 0
@@ -49,6 +52,9 @@ class RunConfig:
     log: LogSection = field(default_factory=LogSection)
     sample: SampleSection = field(default_factory=SampleSection)
 
+    def __post_init__(self) -> None:
+        self.plugin = absolute(self.plugin)
+
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values without the unset ones; `from_dict` of it gives the same configuration."""
         return _plain(dataclasses.asdict(self))
@@ -57,6 +63,7 @@ class RunConfig:
     def hash(self) -> str:
         """Identity of the result: what is saved, shown or cached on the way does not count."""
         values = self.to_dict()
+        del values["plugin"]  # where a method is from; what it does is the method's name and options
         for section in ("checkpoint", "log", "parallel"):
             del values[section]
         for name in ("cache", "workers"):

@@ -5,6 +5,7 @@ from lowrise.optim.adamw import AdamW
 from lowrise.optim.apollo import APOLLO
 from lowrise.optim.engine.base import Optimizer
 from lowrise.optim.engine.in_backward import step_in_backward
+from lowrise.optim.engine.matrix import MatrixOptimizer
 from lowrise.optim.fira import Fira
 from lowrise.optim.galore import GaLore
 from lowrise.optim.gwt import GWT
@@ -44,6 +45,7 @@ __all__ = [
     "AdamW",
     "Fira",
     "GaLore",
+    "MatrixOptimizer",
     "Muon",
     "Optimizer",
     "ReLoRAAdamW",

@@ -182,7 +182,7 @@ def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch, build,
             sizes.append(len(chunk))
             yield chunk
 
-    monkeypatch.setattr(f"lowrise.optim.{limit.split('.')[0]}.chunked", counted)
+    monkeypatch.setattr(f"lowrise.optim.{limit.rpartition('.')[0]}.chunked", counted)
     ends = []
     for elements in (1 << 26, 2 * 24):
         monkeypatch.setattr(f"lowrise.optim.{limit}", elements)

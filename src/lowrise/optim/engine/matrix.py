@@ -54,6 +54,11 @@ class MatrixOptimizer(Optimizer):
         """Names and shapes of one matrix's state, which starts at zero; none by default."""
         return {}
 
+    def start_state(self, state: dict[str, Tensor], index: int) -> None:
+        """Write start values other than zero into one matrix's state, in place. `index` numbers the matrices
+        of the optimizer from 0: with `lowrise.rng.counter_normal` it gives each its own random numbers.
+        """
+
     @classmethod
     def step_scale(cls, m: int, n: int, options: Mapping[str, Any]) -> float:
         """s of step 3."""
@@ -94,6 +99,11 @@ class MatrixOptimizer(Optimizer):
     def _unit_flops(cls, role: str, shapes: tuple[Shape, ...], options: Mapping[str, Any]) -> int:
         options = {**options, "role": role}
         return sum(cls.matrix_flops(*_matrix(shape), options) for shape in shapes)
+
+    def _start_state(
+        self, group: dict[str, Any], param: Tensor, index: int, state: dict[str, Tensor]
+    ) -> None:
+        self.start_state(state, index)
 
     def _update(self, group: dict[str, Any], units: list[Unit]) -> None:
         decay = 1.0 - group["lr"] * group["weight_decay"] if group["weight_decay"] else None
