@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -72,6 +72,7 @@ class Trainer:
         self.config, self.corpus, self.directory, self.display = config, corpus, run, display
         self.world = world or World()
         self.train_step = TrainStep(config, corpus, self.world, notice=display.table, say=display.say)
+        self.update: Callable[[], Update] = self.train_step  # and nothing of what falls due after it
         self.model, self.device = self.train_step.model, self.train_step.device
         self.dense_matrices = {
             name
@@ -106,10 +107,6 @@ class Trainer:
     def plan(self) -> RunPlan:
         """Counts of the run with the ranks that its layers have now."""
         return self.train_step.plan
-
-    def update(self) -> Update:
-        """One update, and nothing of what falls due after it."""
-        return self.train_step()
 
     # --- the run ------------------------------------------------------------------------------------------
 

@@ -61,18 +61,6 @@ class Update:
     """Matrices that were skipped in an update of the others (`train.per_layer`)."""
 
 
-@dataclass(frozen=True)
-class _Outcome:
-    """Steps 4 to 6: the batch's loss and gradient norm, and what the optimizer did."""
-
-    loss: float
-    grad_norm: float
-    updated: bool
-    left_alone: int = 0
-    seconds: float | None = None
-    """Time that the optimizer took; None where it was not measured."""
-
-
 class TrainStep:
     """The parts of a run that an update needs, and the update: `step()`.
 
@@ -129,22 +117,36 @@ class TrainStep:
             if i < len(micro_batches):
                 loss.backward()
         assert total is not None
-        if train.per_layer:
-            outcome = self._update_in_backward(loss, float(total))
-        else:
-            outcome = self._update_after_backward(loss, total, number)
 
-        if outcome.updated:
+        seconds: float | None = None
+        skipped_matrices = 0
+        if train.per_layer:
+            loss_value, grad_norm, updated, skipped_matrices, seconds = self._in_backward(loss, total)
+        else:
+            with self.gradients.over_ranks(self._parameters_last_first(), loss.device):
+                loss.backward()
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            norm = clip_gradients_(parameters, train.grad_clip or math.inf)
+            numbers = torch.stack([self.world.sum_(total).float(), norm.float()])
+            loss_value, grad_norm = numbers.tolist()  # the update's one wait for the device
+            updated = math.isfinite(loss_value) and math.isfinite(grad_norm)
+            started = time.perf_counter()
+            if updated:
+                self.optimizer.step()
+            if self._is_timed(number):
+                seconds = time.perf_counter() - started
+
+        if updated:
             self._after_update(number)
         self.progress.train_flops += self.plan.flops_per_step
-        if outcome.updated:
+        if updated:
             self._change_ranks(number)
+            if seconds is not None:
+                self.optimizer_ms.append(1e3 * seconds)
         self.optimizer.zero_grad(set_to_none=True)
-        applied = outcome.updated and not outcome.left_alone
+        applied = updated and not skipped_matrices
         self._count(applied, predicted)
-        if outcome.updated and outcome.seconds is not None:
-            self.optimizer_ms.append(1e3 * outcome.seconds)
-        return Update(outcome.loss, outcome.grad_norm, lr, applied, outcome.left_alone)
+        return Update(loss_value, grad_norm, lr, applied, skipped_matrices)
 
     def _batch(self, number: int) -> Tensor:
         """Step 1: this rank's rows, int64 (rows, seq_len + 1)."""
@@ -171,33 +173,26 @@ class TrainStep:
             group["lr"] = peak * scale
         return self.peak_lrs[0] * scale
 
-    def _update_after_backward(self, last_loss: Tensor, total: Tensor, number: int) -> _Outcome:
-        """Steps 4 to 6. On a GPU the optimizer is timed at logged updates alone, as that waits for it."""
-        with self.gradients.over_ranks(self._parameters_last_first(), last_loss.device):
-            last_loss.backward()
-        total = self.world.sum_(total)
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = clip_gradients_(parameters, self.config.train.grad_clip or math.inf)
-        loss, grad_norm = torch.stack([total.float(), norm.float()]).tolist()
-        finite = math.isfinite(loss) and math.isfinite(grad_norm)
-        started = time.perf_counter()
-        if finite:
-            self.optimizer.step()
-        timed = self.device.type == "cpu" or number % self.config.log.every == 0
-        if timed and self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        seconds = time.perf_counter() - started if timed else None
-        return _Outcome(loss, grad_norm, updated=finite, seconds=seconds)
-
-    def _update_in_backward(self, last_loss: Tensor, loss: float) -> _Outcome:
-        """Steps 4 to 6 for each matrix by itself. On a GPU their time is not told from the backward pass."""
-        if not math.isfinite(loss):
-            return _Outcome(loss, math.nan, updated=False)
+    def _in_backward(self, loss: Tensor, total: Tensor) -> tuple[float, float, bool, int, float | None]:
+        """Steps 4 to 6 for each matrix by itself: the batch's loss, the gradient norm (NaN where nothing was
+        computed), whether anything was updated, matrices that were skipped, seconds.
+        """
+        value = float(total)
+        if not math.isfinite(value):
+            return value, math.nan, False, 0, None
         with step_in_backward(self.optimizer) as moved:
-            last_loss.backward()
-        seconds = moved.seconds if self.device.type == "cpu" else None
-        left_alone = moved.left_alone if moved.units else 0
-        return _Outcome(loss, moved.grad_norm, moved.units > 0, left_alone, seconds)
+            loss.backward()
+        seconds = moved.seconds if self.device.type == "cpu" else None  # on a GPU mostly the backward pass
+        return value, moved.grad_norm, moved.units > 0, moved.left_alone if moved.units else 0, seconds
+
+    def _is_timed(self, number: int) -> bool:
+        """Whether the optimizer's time is taken: on a GPU at logged updates alone, as that waits for it."""
+        if self.device.type == "cpu":
+            return True
+        due = number % self.config.log.every == 0
+        if due and self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return due
 
     def _parameters_last_first(self) -> list[Tensor]:
         """The optimizer's parameters in the order in which gradients come. Between forward and backward pass
