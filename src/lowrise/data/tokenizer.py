@@ -59,7 +59,9 @@ class Tokenizer:
         self.separator_token, self.separator_id = self._find_separator(ids, separator_token)
 
     @classmethod
-    def load(cls, path: str | Path, *, separator_token: str | None = None) -> Tokenizer:
+    def load(
+        cls, path: str | Path, *, separator_token: str | None = None, known_sha256: str | None = None
+    ) -> Tokenizer:
         """Read a tokenizer.json, or the one in a directory. Raises `UsageError` if there is none."""
         file = Path(path).expanduser()
         if file.is_dir():

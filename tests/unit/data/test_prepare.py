@@ -19,6 +19,7 @@ from lowrise.data.shards import ShardWriter
 from lowrise.errors import LowriseError, UsageError
 
 prepare_module = importlib.import_module("lowrise.data.prepare")  # the package's name is the function
+parts_module = importlib.import_module("lowrise.data.parts")
 pieces_module = importlib.import_module("lowrise.data.pieces")
 corpora_module = importlib.import_module("lowrise.data.corpora")
 
@@ -33,8 +34,8 @@ def write_jsonl(path: Path, texts: list[str], key: str = "text") -> Path:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many parts, blocks and pieces out of little text."""
-    monkeypatch.setattr(prepare_module, "PART_BYTES", 300)
-    monkeypatch.setattr(prepare_module, "BLOCK_CHARS", 100)
+    monkeypatch.setattr(parts_module, "PART_BYTES", 300)
+    monkeypatch.setattr(parts_module, "BLOCK_CHARS", 100)
     monkeypatch.setattr(pieces_module, "PIECE_CHARS", 40)
 
 
