@@ -24,7 +24,7 @@ from lowrise.config.sections import (
     ScheduleSection,
     TrainSection,
 )
-from lowrise.data.config import DataConfig
+from lowrise.data.config import HOW_NOT_WHAT, DataConfig
 
 
 @dataclass(kw_only=True)
@@ -59,7 +59,7 @@ class RunConfig:
         values = self.to_dict()
         for section in ("checkpoint", "log", "parallel"):
             del values[section]
-        for name in ("cache", "workers"):
+        for name in HOW_NOT_WHAT:
             values["data"].pop(name, None)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 

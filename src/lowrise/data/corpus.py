@@ -136,7 +136,7 @@ def open_corpus(directory: str | Path) -> Corpus:
     path = directory / "tokenizer.json"
     try:
         tokenizer = Tokenizer.load(
-            path, separator_token=facts["separator_token"], known_sha256=facts["sha256"]
+            path, separator_token=facts["separator_token"], is_known=lambda sha256: sha256 == facts["sha256"]
         )
     except UsageError as error:
         raise LowriseError(
@@ -146,7 +146,7 @@ def open_corpus(directory: str | Path) -> Corpus:
         raise damaged(path, "is not the tokenizer that wrote the shards")
     if (tokenizer.vocab_size, tokenizer.separator_id) != (facts["vocab_size"], facts["separator_id"]):
         raise damaged(directory / INDEX, "says another vocabulary than its tokenizer has")
-    streams = [
+    train, valid = (
         TokenStream(
             directory,
             name,
@@ -156,8 +156,8 @@ def open_corpus(directory: str | Path) -> Corpus:
             vocab_size=tokenizer.vocab_size,
         )
         for name in ("train", "valid")
-    ]
-    return Corpus(directory, index["fingerprint"], tokenizer, *streams, index)
+    )
+    return Corpus(directory, index["fingerprint"], tokenizer, train, valid, index)
 
 
 def inspect(directory: str | Path, *, full: bool = False) -> dict[str, Any]:

@@ -135,7 +135,7 @@ def _check(index: dict[str, Any]) -> None:
     _check_tokenizer(index["tokenizer"], index["dtype"])
     _object(index["splits"], {"train", "valid"}, "splits")
     _check_options(index["options"])
-    _require(isinstance(index["sources"], list) and index["sources"], "its sources are no list")
+    _require(isinstance(index["sources"], list), "its sources are no list")
     for source in index["sources"]:
         _check_source(source)
     names: set[str] = set()

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from lowrise.data.config import DataConfig
 from lowrise.data.corpora import SourceFile
 from lowrise.data.index import check_shard
-from lowrise.data.pieces import Piece, pieces
+from lowrise.data.pieces import Cut, Piece, pieces
 from lowrise.data.shards import DTYPES, Shard, ShardWriter, dtype_for
 from lowrise.data.tokenizer import Tokenizer
 from lowrise.files import flush, is_count, read_json, require_seal, sealed, write_whole
@@ -137,7 +137,7 @@ class Block(NamedTuple):
     done: int  # stored bytes of the sources read so far
 
 
-def blocks_from(files: list[SourceFile], config: DataConfig, start: Place, cut: bool) -> Iterator[Block]:
+def blocks_from(files: list[SourceFile], config: DataConfig, start: Place, cut: Cut) -> Iterator[Block]:
     """All pieces from `start` on. The last block may be empty, and alone has `next` None."""
     block: list[Piece] = []
     numbers: list[int] = []
@@ -185,7 +185,8 @@ def _encoded_ahead(
 
 def _encode(block: list[Piece], tokenizer: Tokenizer, dtype: np.dtype[Any]) -> list[npt.NDArray[Any]]:
     """Ids of each piece, with the separator after the last one of a document."""
-    texts = [piece.text for piece in block]
+    drops = tokenizer.cut is Cut.AT_SPACE
+    texts = [p.text.removeprefix(" ") if drops and not p.starts else p.text for p in block]
     ends = [[tokenizer.separator_id] if piece.ends else [] for piece in block]
     return [
         np.array(ids + end, dtype=dtype) for ids, end in zip(tokenizer.encode_batch(texts), ends, strict=True)

@@ -27,12 +27,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lowrise.data.config import DataConfig
-from lowrise.data.corpora import HashCache, SourceFile, find_sources
+import tokenizers
+
+from lowrise.data.config import HOW_NOT_WHAT, DataConfig
+from lowrise.data.corpora import SourceFile, find_sources
 from lowrise.data.corpus import Corpus, open_corpus
+from lowrise.data.hashes import HashCache, stamp_of
 from lowrise.data.index import INDEX, make_index, shard_of
 from lowrise.data.parts import SPLITS, PartWriter, Place, Progress, blocks_from, part_path
-from lowrise.data.pieces import pieces, with_held_out_tail
+from lowrise.data.pieces import WHOLE_CHARS, Cut, pieces, with_held_out_tail
+from lowrise.data.readers import holds
 from lowrise.data.shards import Split, damaged, explained_disk_errors, locked
 from lowrise.data.tokenizer import Tokenizer, train_bpe
 from lowrise.data.verified import bytes_of, is_large, needs_verification, remember_verification
@@ -65,22 +69,31 @@ def prepare(config: DataConfig | None = None, *, progress: Progress | None = Non
         for directory in (root / "corpora", root / "tokenizers"):
             directory.mkdir(parents=True, exist_ok=True)
         files = find_sources(config)
+        stamps = _stamps(files)
         hashes = _hash_all(files, root, report)
-        files = with_held_out_tail(files, config)
+        files = with_held_out_tail(files, config, report)
         contents = [
             file.identity(sha256, config.text_key) for file, sha256 in zip(files, hashes, strict=True)
         ]
         tokenizer = _tokenizer(config, files, contents, root, report)
         fingerprint = _digest(
-            CONTENT_VERSION, contents, _split_options(config), tokenizer.sha256, tokenizer.separator_token
+            CONTENT_VERSION,
+            contents,
+            _split_options(config),
+            tokenizer.sha256,
+            tokenizer.separator_token,
+            *([] if tokenizer.cut is Cut.LINE else [tokenizer.cut.name, WHOLE_CHARS]),
         )
         directory = root / "corpora" / fingerprint[:32]
         if not (directory / INDEX).exists():
+            _require_separator(config, files, report)
             if config.tokenizer is not None:
                 _require_lossless(config, files, tokenizer)
             with locked(directory.with_suffix(".lock"), lambda: report(0, 0, "waiting for another process")):
                 if not (directory / INDEX).exists():
-                    _write_corpus(directory, fingerprint, config, files, hashes, tokenizer, report)
+                    work = _tokenized(directory, config, files, tokenizer, report)
+                    _require_unchanged(files, stamps)
+                    _finish(directory, fingerprint, config, files, hashes, tokenizer, work)
     corpus = _opened(directory, fingerprint, report)
     return corpus.mixed(config.weights, _tokens_by_source(files, corpus)) if config.weights else corpus
 
@@ -144,14 +157,56 @@ def _hash_all(files: list[SourceFile], root: Path, report: Progress) -> list[str
     cache = HashCache(root / "hashes.json")
     total = sum(file.size for file in files)
     done = 0
-    hashes = []
-    for file in files:
+
+    def add(count: int) -> None:
+        nonlocal done
+        done += count
         report(done, total, "reading")
-        hashes.append(cache.sha256(file))
-        done += file.size
-    report(total, total, "reading")
+
+    hashes = [cache.sha256(file, add) for file in files]
     cache.save()
     return hashes
+
+
+def _stamps(files: list[SourceFile]) -> dict[str, list[int]]:
+    return {str(path): stamp_of(path) for file in files for path in file.paths}
+
+
+def _require_unchanged(files: list[SourceFile], stamps: dict[str, list[int]]) -> None:
+    """Refuse text that is no longer the one whose hash names the corpus."""
+    changed = next((path for path, stamp in _stamps(files).items() if stamps[path] != stamp), None)
+    if changed is not None:
+        raise LowriseError(
+            f"{changed} was changed while it was being read: start again, when nothing writes to it."
+        )
+
+
+def _require_separator(config: DataConfig, files: list[SourceFile], report: Progress) -> None:
+    """Refuse a separator that is written in another way than in the text; say if it is not there at all."""
+    separator = config.document_separator
+    files = [file for file in files if file.separator is not None]
+    if separator is None or not files:
+        return
+    typed = separator.replace("\\r", "\r").replace("\\n", "\n").replace("\\t", "\t")  # without $'...'
+    unix = typed.replace("\r\n", "\n")
+    written = list(dict.fromkeys([separator, typed, unix, unix.replace("\n", "\r\n")]))
+    found = False
+    for number, file in enumerate(files):
+        report(number, len(files), "looking for the separator")
+        there = holds(file.paths[0], written, file.limits)
+        found = found or there[0]
+        other = next((w for w, is_there in zip(written, there, strict=True) if is_there), separator)
+        if other != separator:
+            raise UsageError(
+                f"{file.name} has no {separator!r} (data.document_separator), but {other!r}: give that one "
+                f"(in a shell $'{repr(other)[1:-1]}'), or convert the file."
+            )
+    if not found:
+        warnings.warn(
+            f"data.document_separator {separator!r} occurs nowhere in the text: each of the {len(files)} "
+            "text files is one document.",
+            stacklevel=4,
+        )
 
 
 # 2. The tokenizer
@@ -161,18 +216,51 @@ def _tokenizer(
     config: DataConfig, files: list[SourceFile], contents: list[list[object]], root: Path, report: Progress
 ) -> Tokenizer:
     if config.tokenizer is not None:
-        return Tokenizer.load(config.tokenizer, separator_token=config.separator_token)
+        known = root / "tokenizers"
+        loaded = Tokenizer.load(
+            config.tokenizer,
+            separator_token=config.separator_token,
+            is_known=lambda sha256: _loads(known, sha256).exists(),
+        )
+        _loads(known, loaded.sha256).touch()
+        return loaded
     trained_on = [content for file, content in zip(files, contents, strict=True) if file.split != "valid"]
     key = _digest(
         CONTENT_VERSION, trained_on, _split_options(config), config.vocab_size, config.tokenizer_sample_bytes
     )
     path = root / "tokenizers" / f"{key[:32]}.json"
+    seal = path.with_suffix(".sha256")
     if not path.exists():
         with locked(path.with_suffix(".lock"), lambda: report(0, 0, "waiting for another process")):
             if not path.exists():
                 trained = train_bpe(_sample(config, files, report), config.vocab_size)
+                write_whole(seal, trained.sha256)
                 trained.write(path)
-    return Tokenizer.load(path, separator_token=config.separator_token)
+    wanted = seal.read_bytes().decode(errors="replace") if seal.is_file() else None  # older caches have none
+    try:
+        tokenizer = Tokenizer.load(
+            path, separator_token=config.separator_token, is_known=lambda sha256: sha256 == wanted
+        )
+        found: str | None = tokenizer.sha256
+    except UsageError:
+        if wanted is None or _sha256_of(path) == wanted:
+            raise
+        found = None
+    if wanted not in (None, found):
+        raise LowriseError(
+            f"{path} is not the tokenizer that was trained: delete it and start again, it is then trained "
+            "anew."
+        )
+    return tokenizer
+
+
+def _sha256_of(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+def _loads(folder: Path, sha256: str) -> Path:
+    """An empty file that says that this version of the library loads the tokenizer with this hash."""
+    return folder / f"{sha256[:32]}-{tokenizers.__version__}.loads"
 
 
 # Text of each file that a given tokenizer is tried on, and of all of them, in characters.
@@ -211,13 +299,13 @@ def _sample(config: DataConfig, files: list[SourceFile], report: Progress) -> It
     total = sum(file.size for file in files)
     done = 0
     for file in files:
-        report(done, config.tokenizer_sample_bytes, "sampling text for the tokenizer")
         left = -(-config.tokenizer_sample_bytes * file.size // max(total, 1))
         for piece in pieces(file, config):
             if piece.split == "train":
                 yield piece.text
                 left -= piece.text_bytes
                 done += piece.text_bytes
+            report(done, config.tokenizer_sample_bytes, "sampling text for the tokenizer")
             if left <= 0:
                 break
     report(done, done, "training the tokenizer")
@@ -226,24 +314,32 @@ def _sample(config: DataConfig, files: list[SourceFile], report: Progress) -> It
 # 4. and 5. The shards
 
 
-def _write_corpus(
-    directory: Path,
-    fingerprint: str,
-    config: DataConfig,
-    files: list[SourceFile],
-    hashes: list[str],
-    tokenizer: Tokenizer,
-    report: Progress,
-) -> None:
+def _tokenized(
+    directory: Path, config: DataConfig, files: list[SourceFile], tokenizer: Tokenizer, report: Progress
+) -> list[dict[str, Any]]:
+    """All parts, those that an earlier process has finished among them."""
     directory.mkdir(exist_ok=True)
     work = PartWriter(directory, sum(file.size for file in files), tokenizer, report)
     parts = work.finished_parts()
     if not parts or parts[-1]["next"] is not None:
         start = Place(*parts[-1]["next"]) if parts else Place(0, 0)
         # One pass over the sources for all parts: to begin anew at each would read a large file once a part.
-        blocks = blocks_from(files, config, start, tokenizer.joins_pieces())
+        blocks = blocks_from(files, config, start, tokenizer.cut)
         while not parts or parts[-1]["next"] is not None:
             parts.append(work.write_part(len(parts), blocks))
+    return parts
+
+
+def _finish(
+    directory: Path,
+    fingerprint: str,
+    config: DataConfig,
+    files: list[SourceFile],
+    hashes: list[str],
+    tokenizer: Tokenizer,
+    parts: list[dict[str, Any]],
+) -> None:
+    """Write what makes the shards of the parts a corpus."""
     splits = {name: _total(parts, name) for name in SPLITS}
     _require_text(config, splits)
     tokenizer.write(directory / "tokenizer.json")
@@ -258,8 +354,8 @@ def _write_corpus(
         for number, (file, sha256) in enumerate(zip(files, hashes, strict=True))
     ]
     options = asdict(config)
-    del options["cache"], options["workers"]  # they say how it was made, not what it is
-    del options["weights"]  # how it is read
+    for name in (*HOW_NOT_WHAT, "weights"):
+        del options[name]
     options["held_out"] = "tail" if _holds_out_a_tail(config, files) else "documents"
     index = make_index(fingerprint, tokenizer, splits, sources, options)
     write_whole(directory / INDEX, json.dumps(index, indent=1).encode())

@@ -43,8 +43,8 @@ def dtype_for(vocab_size: int) -> str:
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of token ids. `blocks` has the first 32 digits of the SHA-256 of each `BLOCK_BYTES` of it; it is
-    empty in indexes of version 2."""
+    """One file of token ids. `blocks` has 32 digits of the SHA-256 of each `BLOCK_BYTES` of it, and is
+    empty where the index is of version 2."""
 
     file: str
     tokens: int

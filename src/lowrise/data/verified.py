@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrise.data.corpus import Corpus
+from lowrise.data.hashes import stamp_of
 from lowrise.data.index import INDEX
 from lowrise.files import is_known, read_json, require_seal, sealed, write_whole
 
@@ -65,8 +66,4 @@ def _shards(corpus: Corpus) -> list[Path]:
 
 
 def _stamps(corpus: Corpus) -> dict[str, Any]:
-    stamps = {}
-    for path in [corpus.directory / INDEX, *_shards(corpus)]:
-        stat = path.stat()
-        stamps[path.name] = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev]
-    return stamps
+    return {path.name: stamp_of(path) for path in [corpus.directory / INDEX, *_shards(corpus)]}

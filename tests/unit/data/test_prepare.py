@@ -21,6 +21,7 @@ from lowrise.errors import LowriseError, UsageError
 prepare_module = importlib.import_module("lowrise.data.prepare")  # the package's name is the function
 parts_module = importlib.import_module("lowrise.data.parts")
 pieces_module = importlib.import_module("lowrise.data.pieces")
+hashes_module = importlib.import_module("lowrise.data.hashes")
 corpora_module = importlib.import_module("lowrise.data.corpora")
 
 Split = Callable[[object, object], list[str]]
@@ -145,14 +146,14 @@ def test_pieces_of_a_long_document_have_its_tokens(
 def test_the_second_start_neither_tokenizes_nor_hashes_large_files(
     make: Callable[..., Corpus], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpora_module, "REMEMBER_HASH_FROM_BYTES", 1)
+    monkeypatch.setattr(hashes_module, "REMEMBER_HASH_FROM_BYTES", 1)
     first = make()
 
     def must_not_run(*_: object, **__: object) -> None:
         raise AssertionError("this work was done before")
 
-    monkeypatch.setattr(Tokenizer, "encode_batch", must_not_run)
-    monkeypatch.setattr(corpora_module.hashlib, "file_digest", must_not_run)
+    monkeypatch.setattr(parts_module, "_encode", must_not_run)
+    monkeypatch.setattr(hashes_module, "READ_BYTES", object())  # no number: a read fails
     assert make().fingerprint == first.fingerprint
 
 
