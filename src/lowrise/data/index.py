@@ -13,7 +13,7 @@ from typing import Any
 
 from lowrise.data.shards import BLOCK_BYTES, DTYPES, Shard, Split, damaged, dtype_for
 from lowrise.data.tokenizer import Tokenizer
-from lowrise.errors import UsageError
+from lowrise.errors import LowriseError, UsageError
 from lowrise.files import is_count, is_known, is_plain_name, read_json, require_seal, sealed
 
 INDEX = "index.json"
@@ -81,13 +81,17 @@ def read_index(path: Path) -> dict[str, Any]:
         known = form == "lowrise-shards" and type(version) is int and version in READS
         if known:
             _check(index)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(
             f"There is no prepared corpus in {path.parent} (no {INDEX}, which is written last): run "
             "`lowrise data prepare`."
         ) from error
+    except IsADirectoryError as error:
+        raise damaged(path, "is a folder") from error
     except OSError as error:
-        raise damaged(path, f"cannot be read ({error.strerror or error})") from error
+        raise LowriseError(
+            f"{path} cannot be read ({error.strerror or error}): check its rights and the disk."
+        ) from error
     except ValueError as error:
         raise damaged(path, f"is not what was written ({error})") from error
     if not known:

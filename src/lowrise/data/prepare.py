@@ -1,7 +1,7 @@
 """Text -> token shards, once: the same request again opens what is there.
 
     1. find the files, hash them                                          (corpora.py)
-    2. load the tokenizer, or train it on a bounded sample and keep it     (tokenizer.py)
+    2. load the tokenizer, or train it on a bounded sample and keep it     (tokenizer_choice.py)
     3. fingerprint = hash of (contents, options, tokenizer, content version) names the directory
     4. documents -> pieces -> blocks -> token ids -> parts                 (pieces.py, parts.py, shards.py)
     5. index.json, which makes the corpus whole                            (index.py)
@@ -16,18 +16,14 @@ beyond some 16 cores only, and would ask every user script for a `__main__` guar
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import tokenizers
 
 from lowrise.data.config import HOW_NOT_WHAT, DataConfig
 from lowrise.data.corpora import SourceFile, find_sources
@@ -35,15 +31,20 @@ from lowrise.data.corpus import Corpus, open_corpus
 from lowrise.data.hashes import HashCache, stamp_of
 from lowrise.data.index import INDEX, make_index, shard_of
 from lowrise.data.parts import SPLITS, PartWriter, Place, Progress, blocks_from, part_path
-from lowrise.data.pieces import WHOLE_CHARS, Cut, pieces, with_held_out_tail
+from lowrise.data.pieces import WHOLE_CHARS, Cut, with_held_out_tail
 from lowrise.data.readers import holds
 from lowrise.data.shards import Split, damaged, explained_disk_errors, locked
-from lowrise.data.tokenizer import Tokenizer, train_bpe
+from lowrise.data.tokenizer import Tokenizer
+from lowrise.data.tokenizer_choice import (
+    CONTENT_VERSION,
+    digest,
+    require_lossless,
+    split_options,
+    tokenizer_for,
+)
 from lowrise.data.verified import bytes_of, is_large, needs_verification, remember_verification
 from lowrise.errors import LowriseError, UsageError
 from lowrise.files import write_whole
-
-CONTENT_VERSION = 2  # of what decides the tokens; a change prepares every corpus anew
 
 
 def cache_root(cache: str | None = None) -> Path:
@@ -75,11 +76,11 @@ def prepare(config: DataConfig | None = None, *, progress: Progress | None = Non
         contents = [
             file.identity(sha256, config.text_key) for file, sha256 in zip(files, hashes, strict=True)
         ]
-        tokenizer = _tokenizer(config, files, contents, root, report)
-        fingerprint = _digest(
+        tokenizer = tokenizer_for(config, files, contents, root, report)
+        fingerprint = digest(
             CONTENT_VERSION,
             contents,
-            _split_options(config),
+            split_options(config),
             tokenizer.sha256,
             tokenizer.separator_token,
             *([] if tokenizer.cut is Cut.LINE else [tokenizer.cut.name, WHOLE_CHARS]),
@@ -88,7 +89,7 @@ def prepare(config: DataConfig | None = None, *, progress: Progress | None = Non
         if not (directory / INDEX).exists():
             _require_separator(config, files, report)
             if config.tokenizer is not None:
-                _require_lossless(config, files, tokenizer)
+                require_lossless(config, files, tokenizer)
             with locked(directory.with_suffix(".lock"), lambda: report(0, 0, "waiting for another process")):
                 if not (directory / INDEX).exists():
                     work = _tokenized(directory, config, files, tokenizer, report)
@@ -145,14 +146,6 @@ def _holds_out_a_tail(config: DataConfig, files: list[SourceFile]) -> bool:
     return not config.valid and any(file.split == "valid" or file.tail_from is not None for file in files)
 
 
-def _split_options(config: DataConfig) -> list[object]:
-    return [] if config.valid else [config.valid_fraction, config.split_seed]
-
-
-def _digest(*parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
 def _hash_all(files: list[SourceFile], root: Path, report: Progress) -> list[str]:
     cache = HashCache(root / "hashes.json")
     total = sum(file.size for file in files)
@@ -207,108 +200,6 @@ def _require_separator(config: DataConfig, files: list[SourceFile], report: Prog
             "text files is one document.",
             stacklevel=4,
         )
-
-
-# 2. The tokenizer
-
-
-def _tokenizer(
-    config: DataConfig, files: list[SourceFile], contents: list[list[object]], root: Path, report: Progress
-) -> Tokenizer:
-    if config.tokenizer is not None:
-        known = root / "tokenizers"
-        loaded = Tokenizer.load(
-            config.tokenizer,
-            separator_token=config.separator_token,
-            is_known=lambda sha256: _loads(known, sha256).exists(),
-        )
-        _loads(known, loaded.sha256).touch()
-        return loaded
-    trained_on = [content for file, content in zip(files, contents, strict=True) if file.split != "valid"]
-    key = _digest(
-        CONTENT_VERSION, trained_on, _split_options(config), config.vocab_size, config.tokenizer_sample_bytes
-    )
-    path = root / "tokenizers" / f"{key[:32]}.json"
-    seal = path.with_suffix(".sha256")
-    if not path.exists():
-        with locked(path.with_suffix(".lock"), lambda: report(0, 0, "waiting for another process")):
-            if not path.exists():
-                trained = train_bpe(_sample(config, files, report), config.vocab_size)
-                write_whole(seal, trained.sha256)
-                trained.write(path)
-    wanted = seal.read_bytes().decode(errors="replace") if seal.is_file() else None  # older caches have none
-    try:
-        tokenizer = Tokenizer.load(
-            path, separator_token=config.separator_token, is_known=lambda sha256: sha256 == wanted
-        )
-        found: str | None = tokenizer.sha256
-    except UsageError:
-        if wanted is None or _sha256_of(path) == wanted:
-            raise
-        found = None
-    if wanted not in (None, found):
-        raise LowriseError(
-            f"{path} is not the tokenizer that was trained: delete it and start again, it is then trained "
-            "anew."
-        )
-    return tokenizer
-
-
-def _sha256_of(path: Path) -> str | None:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-
-
-def _loads(folder: Path, sha256: str) -> Path:
-    """An empty file that says that this version of the library loads the tokenizer with this hash."""
-    return folder / f"{sha256[:32]}-{tokenizers.__version__}.loads"
-
-
-# Text of each file that a given tokenizer is tried on, and of all of them, in characters.
-TRIED_OF_FILE, TRIED = 2**16, 2**20
-
-
-def _require_lossless(config: DataConfig, files: list[SourceFile], tokenizer: Tokenizer) -> None:
-    """Refuse a tokenizer that drops characters, and warn of one that has entries for too few of them."""
-    texts: list[str] = []
-    for file in files:
-        seen = 0
-        for piece in pieces(file, config):
-            texts.append(piece.text)
-            seen += len(piece.text)
-            if seen >= TRIED_OF_FILE:
-                break
-        if sum(map(len, texts)) >= TRIED:
-            break
-    share, characters = tokenizer.lost_share(texts) if texts else (0.0, "")
-    if not share:
-        return
-    told = (
-        f"{tokenizer.name} loses {100 * share:.2g}% of the characters of this text, {characters!r} among them"
-    )
-    if tokenizer.unknown_id is None:
-        raise UsageError(
-            f"{told}, and has no entry for what it does not know: give a tokenizer with all bytes or an "
-            "unk_token, or leave data.tokenizer out to train one on the corpus."
-        )
-    warnings.warn(f"{told}: the model never sees them, and bits per byte come out too low.", stacklevel=3)
-
-
-def _sample(config: DataConfig, files: list[SourceFile], report: Progress) -> Iterator[str]:
-    """Training text for the tokenizer: the beginning of every file, in proportion to its stored size."""
-    files = [file for file in files if file.split != "valid"]
-    total = sum(file.size for file in files)
-    done = 0
-    for file in files:
-        left = -(-config.tokenizer_sample_bytes * file.size // max(total, 1))
-        for piece in pieces(file, config):
-            if piece.split == "train":
-                yield piece.text
-                left -= piece.text_bytes
-                done += piece.text_bytes
-            report(done, config.tokenizer_sample_bytes, "sampling text for the tokenizer")
-            if left <= 0:
-                break
-    report(done, done, "training the tokenizer")
 
 
 # 4. and 5. The shards

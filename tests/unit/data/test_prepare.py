@@ -18,7 +18,7 @@ from lowrise.data import Corpus, DataConfig, Tokenizer, inspect, open_corpus, pr
 from lowrise.data.shards import ShardWriter
 from lowrise.errors import LowriseError, UsageError
 
-prepare_module = importlib.import_module("lowrise.data.prepare")  # the package's name is the function
+choice_module = importlib.import_module("lowrise.data.tokenizer_choice")
 parts_module = importlib.import_module("lowrise.data.parts")
 pieces_module = importlib.import_module("lowrise.data.pieces")
 hashes_module = importlib.import_module("lowrise.data.hashes")
@@ -206,7 +206,7 @@ def test_the_sample_for_the_tokenizer_is_bounded_and_leaves_out_held_out_documen
     train = [text for text in texts if splits[text] == "train"]
 
     def sample() -> list[str]:
-        return list(prepare_module._sample(config, files, lambda done, total, what: None))
+        return list(choice_module._sample(config, files, lambda done, total, what: None))
 
     assert sample() == train
     config.tokenizer_sample_bytes = 10 * len(texts[0])
