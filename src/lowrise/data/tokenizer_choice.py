@@ -109,7 +109,7 @@ def require_lossless(config: DataConfig, files: list[SourceFile], tokenizer: Tok
     if not share:
         return
     told = (
-        f"{tokenizer.name} loses {100 * share:.2g}% of the characters of this text, {characters!r} among them"
+        f"{tokenizer.name} loses {100 * share:.3g}% of the characters of this text, {characters!r} among them"
     )
     if tokenizer.unknown_id is None:
         raise UsageError(
