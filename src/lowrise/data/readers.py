@@ -85,7 +85,7 @@ def holds(path: Path, wanted: list[str], limits: Limits = LIMITS) -> list[bool]:
         found = [known or string in window for known, string in zip(found, wanted, strict=True)]
         if found[0]:
             break
-        end = window[len(window) - overlap :] if overlap else ""
+        end = window[max(0, len(window) - overlap) :]
     return found
 
 
