@@ -150,6 +150,7 @@ def _check(index: dict[str, Any]) -> None:
         files = {shard["file"] for shard in split["shards"]}
         _require(len(files) == len(split["shards"]) and not files & names, "a shard is named twice")
         names |= files
+    _require(bool(names), "it has no shards")
 
 
 def _check_tokenizer(facts: Any, dtype: str) -> None:
@@ -166,7 +167,7 @@ def _check_tokenizer(facts: Any, dtype: str) -> None:
 def _check_split(name: str, split: Any, itemsize: int, newest: bool) -> None:
     _object(split, _SPLIT, name)
     counts = all(is_count(split[key]) for key in _SPLIT - {"shards"})
-    _require(counts and split["tokens"] > 0, f"the counts of {name} cannot be")
+    _require(counts, f"the counts of {name} cannot be")
     _require(isinstance(split["shards"], list), f"the shards of {name} are no list")
     for shard in split["shards"]:
         check_shard(shard, itemsize, blocks=newest)
