@@ -23,8 +23,8 @@ from tyro.conf import FlagConversionOff, Positional, arg
 from lowrise import __version__
 from lowrise.config import RunConfig, load, lookup, validate
 from lowrise.config.renamed import renamed_flag
-from lowrise.data import DataConfig, open_corpus, prepare
-from lowrise.data.progress import prepare_with_progress
+from lowrise.data import DataConfig, open_corpus
+from lowrise.data.progress import prepare_with_progress, verify_with_progress
 from lowrise.distributed import World
 from lowrise.distributed.launcher import prefix_of, require_one_process, told_to_torchrun
 from lowrise.errors import LowriseError, UsageError, printable
@@ -107,6 +107,8 @@ class DataInfo:
 
     folder: Positional[Path]
     """Folder of a prepared corpus, or of a run."""
+    verify: bool = False
+    """Read every shard and compare it with its checksums."""
 
 
 def train(arguments: Arguments, console: Console) -> int:
@@ -193,7 +195,8 @@ def data(arguments: Arguments, console: Console) -> int:
         console.print(str(corpus), highlight=False)
         return 0
     if action == "info":
-        console.print(_info(_parse(DataInfo, rest, "data info").folder), highlight=False)
+        command = _parse(DataInfo, _with_value(rest, "--verify"), "data info")
+        console.print(_info(command.folder, command.verify, console), markup=False, highlight=False)
         return 0
     if action in ("-h", "--help"):
         console.print("lowrise data prepare: tokenize a corpus\nlowrise data info FOLDER: what it holds")
@@ -296,6 +299,17 @@ def _parse(kind: type, arguments: Arguments, name: str, default: Any = None) -> 
     return tyro.cli(kind, args=words, prog=f"lowrise {name}", use_underscores=True, config=_STYLE, **options)
 
 
+def _with_value(arguments: Arguments, flag: str) -> list[str]:
+    """The arguments, where a flag that stands alone means true."""
+    following = [*arguments[1:], ""]
+    alone = [
+        w == flag and f.lower() not in ("true", "false") for w, f in zip(arguments, following, strict=True)
+    ]
+    return [
+        w for word, bare in zip(arguments, alone, strict=True) for w in ([word, "True"] if bare else [word])
+    ]
+
+
 def _base_config(arguments: Arguments) -> RunConfig:
     """The configuration that the flags start from: the recipe, with the names that decide which flags there
     are."""
@@ -314,7 +328,10 @@ def _is_recipe(index: int, word: str) -> bool:
     return not word.startswith("-") and (index == 0 or word.endswith(".toml"))
 
 
-def _info(folder: Path) -> str:
-    if (folder / "config.toml").is_file():
-        return str(prepare(load(folder / "config.toml").data))
-    return str(open_corpus(folder))
+def _info(folder: Path, verify: bool, console: Console) -> str:
+    recipe = folder / "config.toml"
+    corpus = prepare_with_progress(load(recipe).data, console) if recipe.exists() else open_corpus(folder)
+    if verify:
+        verify_with_progress(corpus, console)
+        return f"{corpus}\n\nEvery block is as it was written."
+    return str(corpus)

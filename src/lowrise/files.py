@@ -1,12 +1,14 @@
-"""Files that are whole or absent, and locks that die with their process."""
+"""Files that are whole or absent, JSON that says when it is not what was written, and locks that die with
+their process."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeGuard
@@ -29,6 +31,43 @@ def write_whole(path: Path, content: str | bytes) -> None:
 def is_plain_name(name: object) -> bool:
     """Whether this can only name something directly inside a folder: no separators, no `..`, not absolute."""
     return isinstance(name, str) and name not in ("", ".", "..") and not re.search(r"[/\\\\:\0]", name)
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file, strictly: UTF-8, no NaN, no depth that Python cannot hold.
+
+    Raises `OSError` where it cannot be read, and `ValueError` that says what is wrong with it.
+    """
+    try:
+        return json.loads(path.read_bytes().decode("utf-8"), parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+def _refuse_constant(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """The object with a `sha256` over all the rest (as JSON with sorted keys and no spaces)."""
+    return {**value, "sha256": _seal(value)}
+
+
+def require_seal(value: Mapping[str, Any]) -> None:
+    """Raise `ValueError` unless the object is one of `sealed`, in every part."""
+    rest = {key: part for key, part in value.items() if key != "sha256"}
+    if value.get("sha256") != _seal(rest):
+        raise ValueError("it does not have the SHA-256 that it was written with")
+
+
+def _seal(value: Mapping[str, Any]) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def is_count(value: object) -> TypeGuard[int]:
+    """Whether this is a whole number from 0 on, and no boolean."""
+    return type(value) is int and value >= 0
 
 
 def is_known(value: object) -> TypeGuard[float]:

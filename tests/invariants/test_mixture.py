@@ -56,7 +56,9 @@ def mixed(directory: Path, sizes: list[int], weights: list[float]) -> TokenStrea
     with ShardWriter(directory / "train-00000.bin", dtype) as writer:
         writer.write(np.arange(sum(sizes)))
         shard = writer.close()
-    stream = TokenStream(directory, "train", Split(1, sum(sizes), sum(sizes), (shard,)), dtype, 7)
+    stream = TokenStream(
+        directory, "train", Split(1, sum(sizes), sum(sizes), (shard,)), dtype, 7, vocab_size=70_000
+    )
     firsts = np.cumsum([0, *sizes[:-1]])
     return stream.mixed(
         [Part(f"s{i}", int(f), n, w) for i, (f, n, w) in enumerate(zip(firsts, sizes, weights, strict=True))]

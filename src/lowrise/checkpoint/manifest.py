@@ -6,7 +6,6 @@ and are held to the same schema. Anything else than what the schema says is `Dam
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 from lowrise.checkpoint.tensor_file import DTYPES
 from lowrise.errors import LowriseError
-from lowrise.files import is_plain_name
+from lowrise.files import is_count, is_plain_name, read_json, require_seal, sealed
 
 FORMAT = 3
 READS = (1, 2, 3)
@@ -32,8 +31,7 @@ def manifest_text(
     manifest: dict[str, Any] = {"format": FORMAT, "step": step, "files": files, "numbers": dict(numbers)}
     if tensors is not None:
         manifest["tensors"] = tensors
-    manifest["sha256"] = _checksum(manifest)
-    return json.dumps(manifest, indent=1 if tensors is None else None, allow_nan=False)
+    return json.dumps(sealed(manifest), indent=1 if tensors is None else None, allow_nan=False)
 
 
 def read_manifest(path: Path, step: int | None = None) -> dict[str, Any]:
@@ -44,12 +42,12 @@ def read_manifest(path: Path, step: int | None = None) -> dict[str, Any]:
     """
     file = path / MANIFEST
     try:
-        manifest = json.loads(file.read_bytes().decode("utf-8"), parse_constant=_refuse)
+        manifest = read_json(file)
         _require(isinstance(manifest, dict), "it is not an object")
         _require(type(manifest.get("format")) is int, "its format is not a whole number")
         if manifest["format"] in READS:
             _check(manifest)
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise DamagedCheckpoint(f"{file} cannot be read ({error}).") from error
     if manifest["format"] not in READS:
         raise LowriseError(
@@ -66,16 +64,13 @@ def _check(manifest: dict[str, Any]) -> None:
     found = set(manifest) - {"tensors"}
     _require(found == keys, f"its keys differ in {', '.join(sorted(map(repr, found ^ keys)))}")
     if "sha256" in keys:
-        rest = {key: value for key, value in manifest.items() if key != "sha256"}
-        _require(
-            manifest["sha256"] == _checksum(rest), "it does not have the SHA-256 that it was written with"
-        )
-    _require(_count(manifest["step"]), "its step is not a number of updates")
+        require_seal(manifest)
+    _require(is_count(manifest["step"]), "its step is not a number of updates")
     _require(isinstance(manifest["files"], dict), "its files are not an object")
     for name, facts in manifest["files"].items():
         _require(is_plain_name(name), f"{name!r} is not the name of a file in the folder")
         right = isinstance(facts, dict) and set(facts) == {"bytes", "sha256"}
-        right = right and _count(facts["bytes"]) and isinstance(facts["sha256"], str)
+        right = right and is_count(facts["bytes"]) and isinstance(facts["sha256"], str)
         _require(right, f"what it says of {name} is not bytes and sha256")
     numbers = manifest["numbers"]
     _require(isinstance(numbers, dict), "its numbers are not an object")
@@ -96,30 +91,19 @@ def _check_table(table: Any, files: Mapping[str, Any]) -> None:
             _require(right, f"{name} of {part} has not dtype, shape and pieces")
             shape, pieces = entry["shape"], entry["pieces"]
             right = isinstance(entry["dtype"], str) and entry["dtype"] in DTYPES
-            right = right and isinstance(shape, list) and all(map(_count, shape)) and isinstance(pieces, list)
+            right = (
+                right and isinstance(shape, list) and all(map(is_count, shape)) and isinstance(pieces, list)
+            )
             _require(right, f"{name} of {part} has a dtype, shape or pieces that cannot be")
             end = 0
             for piece in pieces:
-                right = isinstance(piece, list) and len(piece) == 3 and all(map(_count, piece[:2]))
+                right = isinstance(piece, list) and len(piece) == 3 and all(map(is_count, piece[:2]))
                 right = right and isinstance(piece[2], str) and piece[2] in files and piece[0] == end
                 _require(right, f"the pieces of {name} of {part} do not follow one another")
                 end += piece[1]
             _require(end == (shape[0] if shape else 1), f"the pieces of {name} of {part} are not all rows")
 
 
-def _checksum(manifest: Mapping[str, Any]) -> str:
-    text = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _count(value: Any) -> bool:
-    return type(value) is int and value >= 0
-
-
 def _require(condition: bool, what: str) -> None:
     if not condition:
         raise ValueError(what)
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")

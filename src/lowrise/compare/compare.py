@@ -44,7 +44,7 @@ from lowrise.compare.table import aggregate
 from lowrise.compare.tuning import Outcome, expected_runs, required_runs
 from lowrise.compare.workers import Ended, Job, Pool, default_slots, hold_directory
 from lowrise.errors import LowriseError
-from lowrise.files import is_known, write_whole
+from lowrise.files import is_known, read_json, write_whole
 from lowrise.report.formatting import learning_rate, scientific, si
 from lowrise.runs.history import last_metrics, read_summary
 from lowrise.signals import StopRequest
@@ -302,12 +302,14 @@ def write_plan(table_dir: Path, plan: Plan, specs: Sequence[RunSpec], environmen
     body = json.loads(json.dumps(without_nan(body), default=str))
     target = table_dir / "plan.json"
     try:
-        earlier = json.loads(target.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        earlier = read_json(target)
+    except FileNotFoundError:
         earlier = None
+    except (OSError, ValueError):
+        earlier = {}  # damaged: another plan, and kept like one
     changes = len(list(table_dir.glob("plan-*.json")))
     if earlier is not None:
-        if {key: earlier.get(key) for key in body} == body:
+        if isinstance(earlier, dict) and {key: earlier.get(key) for key in body} == body:
             return changes
         changes += 1
         target.replace(table_dir / f"plan-{changes}.json")

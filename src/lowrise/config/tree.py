@@ -24,7 +24,7 @@ from lowrise.config.sections import (
     ScheduleSection,
     TrainSection,
 )
-from lowrise.data.config import DataConfig
+from lowrise.data.config import HOW_NOT_WHAT, DataConfig
 from lowrise.plugins import absolute
 
 
@@ -66,7 +66,7 @@ class RunConfig:
         del values["plugin"]  # where a method is from; what it does is the method's name and options
         for section in ("checkpoint", "log", "parallel"):
             del values[section]
-        for name in ("cache", "workers"):
+        for name in HOW_NOT_WHAT:
             values["data"].pop(name, None)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 

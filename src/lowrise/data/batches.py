@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -82,14 +82,16 @@ class TokenStream:
         text_bytes: UTF-8 bytes of the documents, the denominator of bits per byte.
     """
 
-    def __init__(self, directory: Path, name: str, split: Split, dtype: str, separator_id: int) -> None:
+    def __init__(
+        self, directory: Path, name: str, split: Split, dtype: str, separator_id: int, *, vocab_size: int
+    ) -> None:
         self.name = name
         self.documents = split.documents
         self.tokens = split.tokens
         self.text_bytes = split.text_bytes
         self.separator_id = separator_id
         self.parts: tuple[Part, ...] = ()
-        self._reader = ShardReader(directory, split.shards, dtype)
+        self._reader = ShardReader(directory, split.shards, dtype, vocab_size)
 
     def __len__(self) -> int:
         return self.tokens
@@ -100,9 +102,14 @@ class TokenStream:
             raise IndexError(f"tokens {start} to {stop} of a stream of {self.tokens}")
         return self._reader.read(start, stop)
 
-    def verify(self, vocab_size: int) -> None:
-        """Check every shard against its hash; raises `LowriseError` naming a damaged file."""
-        self._reader.verify(vocab_size)
+    @property
+    def paths(self) -> list[Path]:
+        """The shards' files, in order."""
+        return self._reader.paths
+
+    def verify(self, on_bytes: Callable[[int], None] = lambda count: None) -> None:
+        """Check every block of every shard; raises `LowriseError` that names a damaged one."""
+        self._reader.verify(on_bytes)
 
     def mixed(self, parts: Sequence[Part]) -> TokenStream:
         """The stream that draws from `parts`, which lie in it one after the other, by their weights."""

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from lowrise.errors import UsageError
 
+# Keys that say how text is read, not what is read: no part of a corpus's identity or a recipe's.
+HOW_NOT_WHAT = ("cache", "workers", "max_line_bytes", "max_expansion", "max_expanded_bytes")
+
 
 @dataclass(kw_only=True)
 class DataConfig:
@@ -57,6 +60,15 @@ class DataConfig:
     workers: int = 0
     """Threads that tokenize; 0: one for each core. Fixed by the first preparation in a process."""
 
+    max_line_bytes: int = 2**28
+    """Longest JSON line or Parquet row, as UTF-8: it is held in memory several times."""
+
+    max_expansion: int = 300
+    """Times its own size that a compressed file may expand to; files that stay below 256 MiB may more."""
+
+    max_expanded_bytes: int = 2**40
+    """Bytes that a compressed file may expand to."""
+
     def __post_init__(self) -> None:
         self.source = _strings("source", self.source)
         self.valid = _strings("valid", self.valid)
@@ -93,6 +105,9 @@ class DataConfig:
             raise UsageError(
                 f"data.tokenizer_sample_bytes is {self.tokenizer_sample_bytes}: it must be at least 1."
             )
+        for name in ("max_line_bytes", "max_expansion", "max_expanded_bytes"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"data.{name} is {getattr(self, name)}: it must be at least 1.")
         if self.workers < 0:
             raise UsageError(
                 f"data.workers is {self.workers}: it must be 0 (every core) or a number of threads."

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import fnmatch
 import glob
-import hashlib
-import json
 import os
 import sysconfig
 from collections import deque
@@ -24,19 +22,16 @@ from lowrise.data.config import DataConfig
 from lowrise.data.readers import (
     JSON_LINES,
     Chunk,
-    compression_of,
     read_dataset,
     read_json_lines,
     read_parquet,
     read_text,
 )
+from lowrise.data.stored import LIMITS, Limits, compression_of
 from lowrise.errors import LowriseError, UsageError
-from lowrise.files import write_whole
 
 # The built-in corpus has no tests (strange text) and no third-party packages (other ones on every machine).
 BUILTIN_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages"}
-# Smaller files are hashed anew at every start: as fast as looking the hash up, and never out of date.
-REMEMBER_HASH_FROM_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -55,16 +50,17 @@ class SourceFile:
     separator: str | None = None
     dataset: Any = None
     source: str = ""  # the entry of data.source or data.valid that it is of
+    limits: Limits = LIMITS
 
     def chunks(self, text_key: str) -> Iterator[Chunk]:
         """The documents, as the readers give them."""
         if self.kind == "dataset":
-            return read_dataset(self.dataset, self.name, self.size, text_key)
+            return read_dataset(self.dataset, self.name, self.size, text_key, self.limits)
         if self.kind == "jsonl":
-            return read_json_lines(self.paths[0], text_key)
+            return read_json_lines(self.paths[0], text_key, self.limits)
         if self.kind == "parquet":
-            return read_parquet(self.paths[0], text_key)
-        return read_text(self.paths[0], self.separator)
+            return read_parquet(self.paths[0], text_key, self.limits)
+        return read_text(self.paths[0], self.separator, self.limits)
 
     def identity(self, sha256: str, text_key: str) -> list[object]:
         """All that decides which documents the file gives, and nothing else: not its place, not its date."""
@@ -92,7 +88,8 @@ def find_sources(config: DataConfig) -> list[SourceFile]:
                 f"{file.name} is in data.source and in data.valid, so it would be trained on and held out: "
                 "name sources without it, or leave data.valid out to hold out a share of the documents."
             )
-    return train + valid
+    limits = Limits(config.max_line_bytes, config.max_expansion, config.max_expanded_bytes)
+    return [replace(file, limits=limits) for file in train + valid]
 
 
 def _expand(spec: str, split: str | None, separator: str | None) -> list[SourceFile]:
@@ -273,50 +270,3 @@ def _dataset(spec: str, split: str | None) -> SourceFile:
     paths = tuple(Path(entry["filename"]) for entry in found.cache_files)
     size = sum(path.stat().st_size for path in paths)
     return SourceFile("dataset", spec, max(size, 1), paths, split, dataset=found)
-
-
-class HashCache:
-    """SHA-256 of files; for large ones remembered by path, size and time of change in `path`.
-
-    Two processes may write at once: one of the two sets of entries is lost, and hashed again another day.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        try:
-            self._known: dict[str, list[object]] = json.loads(path.read_text())
-        except (OSError, ValueError):
-            self._known = {}
-        self._changed = False
-
-    def sha256(self, file: SourceFile) -> str:
-        """Hash of the file's stored bytes; of a dataset, of its Arrow files' hashes in order."""
-        hashes = [self._of(path, file.name) for path in file.paths]
-        if file.kind != "dataset":
-            return hashes[0]
-        return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
-
-    def _of(self, path: Path, name: str) -> str:
-        try:
-            stat = path.stat()
-            stamp = [stat.st_size, stat.st_mtime_ns]
-            large = stat.st_size >= REMEMBER_HASH_FROM_BYTES
-            known = self._known.get(str(path.resolve())) if large else None
-            if known is not None and known[:2] == stamp:
-                return str(known[2])
-            with path.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise UsageError(
-                f"{name} cannot be read ({error.strerror or error}): check the path and its rights."
-            ) from error
-        if large:
-            self._known[str(path.resolve())] = [*stamp, sha256]
-            self._changed = True
-        return sha256
-
-    def save(self) -> None:
-        """Write what was learnt, if anything."""
-        if self._changed:
-            write_whole(self._path, json.dumps(self._known, indent=0).encode())
-            self._changed = False

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lowrise.data.batches import TokenStream
+from lowrise.data.index import INDEX, read_index, split_of
 from lowrise.data.mixture import Part
-from lowrise.data.shards import DTYPES, Shard, Split, damaged
+from lowrise.data.shards import damaged
 from lowrise.data.tokenizer import Tokenizer
 from lowrise.errors import LowriseError, UsageError
-
-INDEX = "index.json"
-FORMAT_VERSION = 2  # of the shards and of what decides their content; a change prepares every corpus anew
 
 
 @dataclass(frozen=True)
@@ -107,10 +104,12 @@ class Corpus:
                 "prepare again."
             )
 
-    def verify(self) -> None:
-        """Read every shard and compare it with its hash; raises `LowriseError` naming a damaged file."""
+    def verify(self, on_bytes: Callable[[int], None] = lambda count: None) -> None:
+        """Read every shard and compare it with its checksums; raises `LowriseError` that names the file and
+        the block. `on_bytes` is called with the bytes of each shard.
+        """
         for stream in (self.train, self.valid):
-            stream.verify(self.tokenizer.vocab_size)
+            stream.verify(on_bytes)
 
 
 def _summary(stream: TokenStream) -> dict[str, Any]:
@@ -132,69 +131,33 @@ def open_corpus(directory: str | Path) -> Corpus:
         LowriseError: a file is missing, cut short, or not the one the index describes.
     """
     directory = Path(directory).expanduser()
-    path = directory / INDEX
+    index = read_index(directory / INDEX)
+    facts = index["tokenizer"]
+    path = directory / "tokenizer.json"
     try:
-        index = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise UsageError(
-            f"There is no prepared corpus in {directory} (no {INDEX}, which is written last): run "
-            "`lowrise data prepare`."
-        ) from error
-    except ValueError as error:
-        raise damaged(path, f"is not JSON ({error})") from error
-    if index.get("format") != "lowrise-shards" or index.get("version") != FORMAT_VERSION:
-        raise UsageError(
-            f"{path} is of format {index.get('format')!r}, version {index.get('version')!r}; this lowrise "
-            f"reads 'lowrise-shards', version {FORMAT_VERSION}: prepare the corpus again."
+        tokenizer = Tokenizer.load(
+            path, separator_token=facts["separator_token"], is_known=lambda sha256: sha256 == facts["sha256"]
         )
-    return _from_index(directory, index)
-
-
-def _from_index(directory: Path, index: dict[str, Any]) -> Corpus:
-    try:
-        separator = index["tokenizer"]["separator_token"]
-        tokenizer = Tokenizer.load(directory / "tokenizer.json", separator_token=separator)
     except UsageError as error:
         raise LowriseError(
             f"{error} It belongs to a prepared corpus: delete {directory} and prepare it again."
         ) from error
-    if tokenizer.sha256 != index["tokenizer"]["sha256"]:
-        raise damaged(directory / "tokenizer.json", "is not the tokenizer that wrote the shards")
-    assert index["dtype"] in DTYPES, index["dtype"]
-    streams = {}
-    for name in ("train", "valid"):
-        entry = index["splits"][name]
-        split = Split(**{**entry, "shards": tuple(Shard(**shard) for shard in entry["shards"])})
-        streams[name] = TokenStream(directory, name, split, index["dtype"], tokenizer.separator_id)
-    return Corpus(directory, index["fingerprint"], tokenizer, streams["train"], streams["valid"], index)
-
-
-def make_index(
-    fingerprint: str,
-    tokenizer: Tokenizer,
-    dtype: str,
-    splits: dict[str, Split],
-    sources: list[dict[str, Any]],
-    options: dict[str, Any],
-) -> dict[str, Any]:
-    """The contents of `index.json`."""
-    return {
-        "format": "lowrise-shards",
-        "version": FORMAT_VERSION,
-        "fingerprint": fingerprint,
-        "dtype": dtype,
-        "byte_order": "little",
-        "tokenizer": {
-            "file": "tokenizer.json",
-            "sha256": tokenizer.sha256,
-            "vocab_size": tokenizer.vocab_size,
-            "separator_token": tokenizer.separator_token,
-            "separator_id": tokenizer.separator_id,
-        },
-        "splits": {name: asdict(split) for name, split in splits.items()},
-        "sources": sources,
-        "options": options,
-    }
+    if tokenizer.sha256 != facts["sha256"]:
+        raise damaged(path, "is not the tokenizer that wrote the shards")
+    if (tokenizer.vocab_size, tokenizer.separator_id) != (facts["vocab_size"], facts["separator_id"]):
+        raise damaged(directory / INDEX, "says another vocabulary than its tokenizer has")
+    train, valid = (
+        TokenStream(
+            directory,
+            name,
+            split_of(index["splits"][name]),
+            index["dtype"],
+            tokenizer.separator_id,
+            vocab_size=tokenizer.vocab_size,
+        )
+        for name in ("train", "valid")
+    )
+    return Corpus(directory, index["fingerprint"], tokenizer, train, valid, index)
 
 
 def inspect(directory: str | Path, *, full: bool = False) -> dict[str, Any]:

@@ -5,23 +5,39 @@ before a space, between two characters that are not white space. GPT-2's splitti
 (cl100k, Llama 3) never merge across these places, so the tokens are those of the whole document. Only where
 2**16 characters pass without any such place is the cut anywhere: the text still decodes to itself, with one
 merge perhaps lost.
+
+Other tokenizers mark the start of a text, or merge across lines. Their documents stay whole up to 2**21
+characters; longer ones are cut at a space, in the way (`Cut`) that gives the ids of the whole where one does.
+So no input of the tokenizers library, whose time and memory grow with it, is longer than 2**21 characters.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from enum import Enum
 from typing import NamedTuple
 
 from lowrise.data.config import DataConfig
 from lowrise.data.corpora import SourceFile
-from lowrise.data.readers import Chunk
 
 PIECE_CHARS = 2**16
+WHOLE_CHARS = (
+    2**20
+)  # of a piece where the tokenizer does not join pieces at lines: rare, and no matter of speed
 _AFTER_NEWLINE = re.compile(r"(?<=\S)\n(?=\S)")
 _BEFORE_SPACE = re.compile(r"(?<=\S)(?= \S)")
+
+
+class Cut(Enum):
+    """Where a tokenizer lets a text be cut, so that the ids of its pieces are those of the whole."""
+
+    LINE = "after a newline or before a space"
+    SPACE = "before a space"
+    AT_SPACE = "at a space, which the next piece leaves out: the tokenizer puts one before every text"
+    NONE = "nowhere that is known: long documents are cut before a space, which may cost a token"
 
 
 class Piece(NamedTuple):
@@ -30,20 +46,25 @@ class Piece(NamedTuple):
     text: str
     text_bytes: int  # as UTF-8
     split: str  # "train" | "valid"
+    starts: bool  # the document
     ends: bool  # the document
     position: int  # stored bytes of the file read so far
 
 
-def pieces(file: SourceFile, config: DataConfig, *, cut: bool = True) -> Iterator[Piece]:
-    """The file's documents in order. The same file and config give the same pieces: a number is a place.
-
-    With `cut=False` every document is one piece, however long (for tokenizers that mark the start of a text).
+def pieces(file: SourceFile, config: DataConfig, *, cut: Cut = Cut.LINE) -> Iterator[Piece]:
+    """The file's documents in order. The same file, config and cut give the same pieces: a number is a
+    place.
     """
     found = _pieces(file, config, cut)
     return found if file.tail_from is None else _with_tail(found, file.tail_from)
 
 
-def with_held_out_tail(files: list[SourceFile], config: DataConfig) -> list[SourceFile]:
+Report = Callable[[int, int, str], None]
+
+
+def with_held_out_tail(
+    files: list[SourceFile], config: DataConfig, report: Report = lambda done, total, what: None
+) -> list[SourceFile]:
     """The files, of which the last `valid_fraction` of the text is held out if whole documents, each drawn by
     itself, give no validation split or no training split: one text file, a handful of documents.
 
@@ -53,13 +74,16 @@ def with_held_out_tail(files: list[SourceFile], config: DataConfig) -> list[Sour
         return files
     seen: set[str] = set()
     chars = [0] * len(files)
+    total, before = sum(file.size for file in files), 0
     for i, file in enumerate(files):
-        for piece in _pieces(file, config, cut=True):
+        for piece in _pieces(file, config, Cut.LINE):
+            report(before + piece.position, total, "looking for documents to hold out")
             chars[i] += len(piece.text)
             if piece.text:
                 seen.add(piece.split)
             if len(seen) == 2:
                 return files
+        before += file.size
     total = sum(chars)
     if total < 2:
         return files
@@ -84,44 +108,31 @@ def _with_tail(found: Iterator[Piece], tail_from: int) -> Iterator[Piece]:
         end = _place_to_cut(piece.text, place, len(piece.text))
         head, tail = piece.text[:end], piece.text[end:]
         yield piece._replace(text=head, text_bytes=len(head.encode()), split="train", ends=True)
-        yield piece._replace(text=tail, text_bytes=len(tail.encode()), split="valid")
+        yield piece._replace(text=tail, text_bytes=len(tail.encode()), split="valid", starts=True)
 
 
-def _pieces(file: SourceFile, config: DataConfig, cut: bool) -> Iterator[Piece]:
-    if not cut:
-        for text, position in _whole_documents(file.chunks(config.text_key)):
-            yield Piece(text, len(text.encode()), _split_of(file, text, config), True, position)
-        return
+def _pieces(file: SourceFile, config: DataConfig, cut: Cut) -> Iterator[Piece]:
+    size = PIECE_CHARS if cut is Cut.LINE else WHOLE_CHARS
     split = None
-    buffer, start = "", 0
+    buffer, start, starts = "", 0, True
     for chunk in file.chunks(config.text_key):
         buffer, start = buffer[start:] + chunk.text, 0
-        while len(buffer) - start > 2 * PIECE_CHARS:
-            end = _place_to_cut(buffer, start + PIECE_CHARS, start + 2 * PIECE_CHARS)
+        while len(buffer) - start > 2 * size:
+            end = _place_to_cut(buffer, start + size, start + 2 * size, cut)
             text = buffer[start:end]
             split = split or _split_of(file, text, config)
-            yield Piece(text, len(text.encode()), split, False, chunk.position)
-            start = end
+            yield Piece(text, len(text.encode()), split, starts, False, chunk.position)
+            start, starts = end, False
         if chunk.ends:
             text = buffer[start:]
-            yield Piece(
-                text, len(text.encode()), split or _split_of(file, text, config), True, chunk.position
-            )
-            buffer, start, split = "", 0, None
+            split = split or _split_of(file, text, config)
+            yield Piece(text, len(text.encode()), split, starts, True, chunk.position)
+            buffer, start, split, starts = "", 0, None, True
 
 
-def _whole_documents(chunks: Iterator[Chunk]) -> Iterator[tuple[str, int]]:
-    parts: list[str] = []
-    for chunk in chunks:
-        parts.append(chunk.text)
-        if chunk.ends:
-            yield "".join(parts), chunk.position
-            parts = []
-
-
-def _place_to_cut(text: str, first: int, last: int) -> int:
+def _place_to_cut(text: str, first: int, last: int, cut: Cut = Cut.LINE) -> int:
     """The first good place between `first` and `last`; `first` if there is none."""
-    if newline := _AFTER_NEWLINE.search(text, first, last):
+    if cut is Cut.LINE and (newline := _AFTER_NEWLINE.search(text, first, last)):
         return newline.end()
     if space := _BEFORE_SPACE.search(text, first, last):
         return space.start()

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from lowrise.data.config import DataConfig
 from lowrise.data.corpus import Corpus
 from lowrise.data.prepare import Progress as Callback
-from lowrise.data.prepare import prepare
+from lowrise.data.prepare import prepare, verify
 
 
 @contextmanager
@@ -39,6 +39,12 @@ def rich_progress(console: Console | None = None) -> Iterator[Callback]:
             bar.update(task, completed=done, total=total or None)
 
         yield show
+
+
+def verify_with_progress(corpus: Corpus, console: Console) -> None:
+    """`verify` with a bar on the console, if that is a terminal."""
+    with rich_progress(console) as show:
+        verify(corpus, show)
 
 
 def prepare_with_progress(config: DataConfig, console: Console) -> Corpus:

@@ -8,38 +8,16 @@ order mark at the start of a file is not text. Every complaint names the file an
 from __future__ import annotations
 
 import codecs
-import gzip
 import json
-import lzma
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
+from lowrise.data.stored import LIMITS, Block, Limits, compression_of, read_blocks, refuse_other_kinds
 from lowrise.errors import LowriseError, UsageError
 
-BLOCK_BYTES = 2**20
-COMPRESSIONS = (".gz", ".xz", ".zst")
 JSON_LINES = (".jsonl", ".jsonlines", ".jl", ".ndjson", ".json")
-LARGEST_WINDOW = 2**31  # of zstandard: what `zstd --long=31` writes; memory is taken as the frames ask for it
-
-
-# How files begin that some name or glob may take for text.
-OTHER_KINDS = {
-    b"PK\x03\x04": "a zip archive",
-    b"PK\x05\x06": "an empty zip archive",
-    b"%PDF-": "a PDF",
-    b"\x1f\x8b": "gzip data (without the name's .gz, or compressed twice)",
-    b"\x28\xb5\x2f\xfd": "zstandard data (without the name's .zst, or compressed twice)",
-    b"\xfd7zXZ\x00": "xz data (without the name's .xz, or compressed twice)",
-    b"BZh": "bzip2 data",
-    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
-    b"PAR1": "a Parquet table",
-}
-
-OWN_START = {".gz": b"\x1f\x8b", ".xz": b"\xfd7zXZ\x00", ".zst": b"\x28\xb5\x2f\xfd"}
 
 
 class Chunk(NamedTuple):
@@ -50,92 +28,7 @@ class Chunk(NamedTuple):
     position: int  # of the file's stored (compressed) bytes, for progress
 
 
-class Block(NamedTuple):
-    """Decompressed bytes, and how many stored bytes have been read so far."""
-
-    data: bytes
-    position: int
-
-
-def compression_of(path: Path) -> str:
-    """ ".gz", ".xz" or ".zst" by the file's name, whatever its case; "" for none."""
-    suffix = path.suffix.lower()
-    return suffix if suffix in COMPRESSIONS else ""
-
-
-def read_blocks(path: Path) -> Iterator[Block]:
-    """The file's decompressed bytes. Raises `UsageError` for a damaged or unreadable file, or no text."""
-    try:
-        with path.open("rb") as raw:
-            _refuse_other_kinds(path, raw.read(512), OWN_START.get(compression_of(path)))
-            raw.seek(0)
-            first = True
-            for block in _decompressed(path, raw):
-                if first and compression_of(path):
-                    _refuse_other_kinds(path, block.data[:512])
-                first = False
-                yield block
-    except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
-        raise UsageError(
-            f"{path} is damaged or not a complete {path.suffix} file ({error}): fetch or compress it again."
-        ) from error
-    except OSError as error:
-        raise UsageError(
-            f"{path} cannot be read ({error.strerror or error}): check the path and its rights."
-        ) from error
-
-
-def _refuse_other_kinds(path: Path, start: bytes, own: bytes | None = None) -> None:
-    """Raise `UsageError` if a file begins as what is known to be no text; `own` is how it should begin."""
-    if start.startswith(b"version https://git-lfs.github.com/spec/"):
-        raise UsageError(
-            f"{path} is a Git LFS pointer, not the file itself: fetch the content with `git lfs pull`."
-        )
-    found = next(
-        (kind for magic, kind in OTHER_KINDS.items() if magic != own and start.startswith(magic)), None
-    )
-    if start[257:262] == b"ustar":
-        found = "a tar archive"
-    if found:
-        raise UsageError(f"{path} holds {found}, not text: unpack or convert it, and name the text files.")
-
-
-def _decompressed(path: Path, raw: BinaryIO) -> Iterator[Block]:
-    suffix = compression_of(path)
-    if suffix == ".zst":
-        yield from _zstandard_blocks(path, raw)
-        return
-    openers: dict[str, Callable[[BinaryIO], Any]] = {
-        ".gz": lambda file: gzip.GzipFile(fileobj=file),
-        ".xz": lzma.LZMAFile,
-    }
-    with openers.get(suffix, nullcontext)(raw) as plain:
-        while data := plain.read(BLOCK_BYTES):
-            yield Block(data, raw.tell())
-
-
-def _zstandard_blocks(path: Path, raw: BinaryIO) -> Iterator[Block]:
-    """Frames one after another. (`stream_reader` would take a truncated file for a whole one.)"""
-    try:
-        import zstandard
-    except ImportError as error:
-        raise LowriseError(f"{path} needs the package zstandard: pip install zstandard.") from error
-    frame = None
-    try:
-        while stored := raw.read(BLOCK_BYTES // 8):
-            while stored:
-                frame = frame or zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW).decompressobj()
-                if data := frame.decompress(stored):
-                    yield Block(data, raw.tell())
-                stored = frame.unused_data if frame.eof else b""
-                frame = None if frame.eof else frame
-    except zstandard.ZstdError as error:
-        raise EOFError(str(error)) from error
-    if frame is not None:
-        raise EOFError("it ends in the middle of a frame")
-
-
-def read_text(path: Path, separator: str | None = None) -> Iterator[Chunk]:
+def read_text(path: Path, separator: str | None = None, limits: Limits = LIMITS) -> Iterator[Chunk]:
     """Plain text: the file is one document, or, with a separator, what lies between separators.
 
     A separator at the very end closes the last document; it does not open an empty one.
@@ -143,7 +36,7 @@ def read_text(path: Path, separator: str | None = None) -> Iterator[Chunk]:
     buffer, position = "", 0
     keep = len(separator) - 1 if separator else 0  # characters that may be the start of a separator
     started = separator is None  # whether the current document exists, even if it stays empty
-    for text, position in _decoded(path):
+    for text, position in _decoded(path, limits):
         buffer += text
         if separator:
             *whole, buffer = buffer.split(separator)
@@ -158,13 +51,13 @@ def read_text(path: Path, separator: str | None = None) -> Iterator[Chunk]:
         yield Chunk(buffer, True, position)
 
 
-def _decoded(path: Path) -> Iterator[tuple[str, int]]:
+def _decoded(path: Path, limits: Limits) -> Iterator[tuple[str, int]]:
     """The file's text in blocks, without its byte order mark, and the stored bytes read so far."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     fed = 0
     position = 0
     # The empty block at the end makes the decoder complain of an unfinished character.
-    for data, position in chain(read_blocks(path), [Block(b"", -1)]):
+    for data, position in chain(read_blocks(path, limits), [Block(b"", -1)]):
         waiting = len(decoder.getstate()[0])
         try:
             text = decoder.decode(data, final=position < 0)
@@ -182,6 +75,20 @@ def _decoded(path: Path) -> Iterator[tuple[str, int]]:
             yield text, position
 
 
+def holds(path: Path, wanted: list[str], limits: Limits = LIMITS) -> list[bool]:
+    """Which of these strings a text file has; reads until the first of them is found."""
+    overlap = max(map(len, wanted)) - 1
+    found = [False] * len(wanted)
+    end = ""
+    for text, _ in _decoded(path, limits):
+        window = end + text
+        found = [known or string in window for known, string in zip(found, wanted, strict=True)]
+        if found[0]:
+            break
+        end = window[max(0, len(window) - overlap) :]
+    return found
+
+
 def _not_utf8(path: Path, offset: int) -> UsageError:
     where = "decompressed byte" if compression_of(path) else "byte"
     return UsageError(
@@ -190,28 +97,43 @@ def _not_utf8(path: Path, offset: int) -> UsageError:
     )
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, bytes, int, int]]:
-    """Lines as (number from 1, bytes without the newline, offset of the line, stored bytes read)."""
+def read_lines(path: Path, limits: Limits = LIMITS) -> Iterator[tuple[int, bytes, int, int]]:
+    """Lines as (number from 1, bytes without the newline, offset of the line, stored bytes read).
+
+    Raises `UsageError` for a line longer than `limits`.
+    """
     number, offset, position = 0, 0, 0
     rest: list[bytes] = []  # joined once a line: adding bytes would copy a long line once a block
-    for data, position in read_blocks(path):
+    waiting = 0
+    for data, position in read_blocks(path, limits):
         if b"\n" not in data:
             rest.append(data)
+            waiting += len(data)
+            _refuse_length(waiting, limits, f"{path}, line {number + 1}")
             continue
         *lines, tail = data.split(b"\n")
         lines[0] = b"".join([*rest, lines[0]])
-        rest = [tail]
+        rest, waiting = [tail], len(tail)
         for line in lines:
             number += 1
+            _refuse_length(len(line), limits, f"{path}, line {number}")
             yield number, line, offset, position
             offset += len(line) + 1
     if last := b"".join(rest):
         yield number + 1, last, offset, position
 
 
-def read_json_lines(path: Path, text_key: str) -> Iterator[Chunk]:
+def _refuse_length(size: int, limits: Limits, place: str) -> None:
+    if size > limits.line_bytes:
+        raise UsageError(
+            f"{place}: longer than {limits.line_bytes:,} bytes: split or remove it, or raise "
+            "data.max_line_bytes."
+        )
+
+
+def read_json_lines(path: Path, text_key: str, limits: Limits = LIMITS) -> Iterator[Chunk]:
     """JSON Lines: one object a line, its `text_key` the document. Lines of white space are no documents."""
-    for number, line, offset, position in read_lines(path):
+    for number, line, offset, position in read_lines(path, limits):
         try:
             text = line.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -221,22 +143,38 @@ def read_json_lines(path: Path, text_key: str) -> Iterator[Chunk]:
         if not text.strip():
             continue
         try:
-            row = json.loads(text)
+            # Only a line that quotes the key more often than once may have it twice, so most are read fast.
+            twice = text.count(json.dumps(text_key)) > 1
+            row = json.loads(text, object_pairs_hook=_without_doubles if twice else None)
         except (ValueError, RecursionError) as error:  # ValueError also for a number of too many digits
             raise UsageError(
                 f"{path}, line {number}: not a JSON object ({error}). Each line must be one whole object "
                 f'such as {{"{text_key}": "..."}}: repair or remove the line.'
             ) from error
-        yield Chunk(_field(row, text_key, f"{path}, line {number}"), True, position)
+        yield Chunk(_field(row, text_key, f"{path}, line {number}", limits), True, position)
 
 
-def _field(row: Any, text_key: str, place: str) -> str:
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError("it has a key twice, of which JSON readers take one or the other")
+    return row
+
+
+def _kind(value: Any) -> str:
+    """What JSON calls a value."""
+    if isinstance(value, bool):
+        return "boolean"
+    names = {dict: "object", list: "array (list)", str: "string", int: "number", float: "number"}
+    return "null" if value is None else names.get(type(value), type(value).__name__)
+
+
+def _field(row: Any, text_key: str, place: str, limits: Limits) -> str:
     """The document in a row, or a sentence about what is there instead."""
     if not isinstance(row, dict):
-        kind = "array (list)" if isinstance(row, list) else type(row).__name__
         raise UsageError(
-            f"{place}: a JSON {kind}, not an object with the key {text_key!r}. One object a line is read; a "
-            "file that is one array becomes that with `jq -c '.[]'`."
+            f"{place}: a JSON {_kind(row)}, not an object with the key {text_key!r}. One object a line is "
+            "read; a file that is one array becomes that with `jq -c '.[]'`."
         )
     if text_key not in row:
         keys = ", ".join(map(repr, row)) or "none"
@@ -246,11 +184,11 @@ def _field(row: Any, text_key: str, place: str) -> str:
     text = row[text_key]
     if not isinstance(text, str):
         raise UsageError(
-            f"{place}: {text_key!r} holds a {type(text).__name__}, not a string: repair or remove it, or set "
+            f"{place}: {text_key!r} holds {_kind(text)}, not a string: repair or remove it, or set "
             "data.text_key to the key with the text."
         )
     try:
-        text.encode()
+        _refuse_length(len(text.encode()), limits, place)
     except UnicodeEncodeError as error:
         raise UsageError(
             f"{place}: {text_key!r} has half a surrogate pair at character {error.start}, which is no text: "
@@ -259,7 +197,7 @@ def _field(row: Any, text_key: str, place: str) -> str:
     return text
 
 
-def read_parquet(path: Path, text_key: str) -> Iterator[Chunk]:
+def read_parquet(path: Path, text_key: str, limits: Limits = LIMITS) -> Iterator[Chunk]:
     """Parquet, a few rows at a time; only the text column is read."""
     try:
         import pyarrow
@@ -270,14 +208,15 @@ def read_parquet(path: Path, text_key: str) -> Iterator[Chunk]:
     number = 0
     try:
         with path.open("rb") as raw:
-            _refuse_other_kinds(path, raw.read(512), b"PAR1")
+            refuse_other_kinds(path, raw.read(512), b"PAR1")
         with pyarrow.parquet.ParquetFile(path) as table:
             _require_column(table.schema_arrow.names, text_key, str(path))
             total = max(table.metadata.num_rows, 1)
             for batch in table.iter_batches(batch_size=256, columns=[text_key]):
                 for row in batch.to_pylist():
                     number += 1
-                    yield Chunk(_field(row, text_key, f"{path}, row {number}"), True, size * number // total)
+                    text = _field(row, text_key, f"{path}, row {number}", limits)
+                    yield Chunk(text, True, size * number // total)
     except UnicodeDecodeError as error:
         raise UsageError(
             f"{path}, within 256 rows after row {number}: {text_key!r} is not UTF-8 text ({error}): "
@@ -296,9 +235,13 @@ def _require_column(columns: list[str], text_key: str, place: str) -> None:
             f"{place}: no column {text_key!r} (columns found: {found}). Set data.text_key to the one with "
             "the text."
         )
+    if columns.count(text_key) > 1:
+        raise UsageError(f"{place}: {columns.count(text_key)} columns are named {text_key!r}: rename them.")
 
 
-def read_dataset(dataset: Any, name: str, size: int, text_key: str) -> Iterator[Chunk]:
+def read_dataset(
+    dataset: Any, name: str, size: int, text_key: str, limits: Limits = LIMITS
+) -> Iterator[Chunk]:
     """Rows of a Hugging Face `datasets.Dataset`, whose Arrow files stay on disk."""
     _require_column(dataset.column_names, text_key, name)
     total = max(dataset.num_rows, 1)
@@ -306,6 +249,5 @@ def read_dataset(dataset: Any, name: str, size: int, text_key: str) -> Iterator[
     for batch in dataset.with_format(None).select_columns([text_key]).iter(batch_size=256):
         for text in batch[text_key]:
             number += 1
-            yield Chunk(
-                _field({text_key: text}, text_key, f"{name}, row {number}"), True, size * number // total
-            )
+            text = _field({text_key: text}, text_key, f"{name}, row {number}", limits)
+            yield Chunk(text, True, size * number // total)

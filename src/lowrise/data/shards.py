@@ -5,6 +5,7 @@
     index.json                              what they are (keys: docs/data.md); without it: unfinished
 
 The stream of a split is its shards one after another: every document, each followed by the separator token.
+Each block of `BLOCK_BYTES` of a shard has a checksum in the index, so that damage is found and named.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import os
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,7 @@ from lowrise.files import exclusive
 
 TokenIds = npt.NDArray[np.int64]
 DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+BLOCK_BYTES = 2**20  # with a checksum of its own
 OPEN_SHARDS = 128  # each mapped file holds a file descriptor, and 1,024 is a common limit
 
 
@@ -39,11 +43,13 @@ def dtype_for(vocab_size: int) -> str:
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of token ids."""
+    """One file of token ids. `blocks` has 32 digits of the SHA-256 of each `BLOCK_BYTES` of it, and is
+    empty where the index is of version 2."""
 
     file: str
     tokens: int
     sha256: str
+    blocks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,34 +66,50 @@ class ShardReader:
     """Random access to the tokens of a split, memory-mapped as needed.
 
     Raises:
-        LowriseError: a shard is missing or has another size than the index says.
+        LowriseError: a shard is missing, a link, or has another size than the index says.
     """
 
-    def __init__(self, directory: Path, shards: tuple[Shard, ...], dtype: str) -> None:
+    def __init__(self, directory: Path, shards: tuple[Shard, ...], dtype: str, vocab_size: int) -> None:
         self._paths = [directory / shard.file for shard in shards]
         self._shards = shards
         self._dtype = DTYPES[dtype]
+        self._vocab_size = vocab_size
         self._ends = list(accumulate(shard.tokens for shard in shards))
         self._open: OrderedDict[int, npt.NDArray[np.unsignedinteger]] = OrderedDict()
-        for path, shard in zip(self._paths, shards, strict=True):
-            wanted = shard.tokens * self._dtype.itemsize
-            found = path.stat().st_size if path.is_file() else None
-            if found != wanted:
-                state = "is missing" if found is None else f"has {found} bytes instead of {wanted}"
-                raise damaged(path, state)
+        for number in range(len(shards)):
+            self._require_size(number)
+
+    def _require_size(self, number: int) -> None:
+        path = self._paths[number]
+        wanted = self._shards[number].tokens * self._dtype.itemsize
+        if path.is_symlink():
+            raise damaged(path, "is a link, which a prepared corpus never holds")
+        found = path.stat().st_size if path.is_file() else None
+        if found != wanted:
+            raise damaged(path, "is missing" if found is None else f"has {found} bytes instead of {wanted}")
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
+    @property
+    def paths(self) -> list[Path]:
+        """The files, in order."""
+        return list(self._paths)
+
     def read(self, start: int, stop: int) -> TokenIds:
-        """Tokens `start` to `stop` of the stream as int64, where 0 <= start <= stop <= len(self)."""
+        """Tokens `start` to `stop` of the stream as int64, where 0 <= start <= stop <= len(self).
+
+        Raises `LowriseError` for an id outside of the vocabulary, whatever the checksums said.
+        """
         tokens = np.empty(stop - start, dtype=np.int64)
         shard = bisect_right(self._ends, start)
         done = start
         while done < stop:
             first = self._ends[shard] - self._shards[shard].tokens
             end = min(stop, self._ends[shard])
-            tokens[done - start : end - start] = self._mapped(shard)[done - first : end - first]
+            part = tokens[done - start : end - start]
+            part[:] = self._mapped(shard)[done - first : end - first]
+            self._require_known(self._paths[shard], part)
             done, shard = end, shard + 1
         return tokens
 
@@ -95,27 +117,63 @@ class ShardReader:
         if shard in self._open:
             self._open.move_to_end(shard)
         else:
+            self._require_size(shard)  # it may have been closed for hours
             self._open[shard] = np.memmap(self._paths[shard], dtype=self._dtype, mode="r")
             if len(self._open) > OPEN_SHARDS:
                 self._open.popitem(last=False)
         return self._open[shard]
 
-    def verify(self, vocab_size: int) -> None:
-        """Raise `LowriseError` for a shard with another hash, or with an id outside the vocabulary."""
-        for number, (path, shard) in enumerate(zip(self._paths, self._shards, strict=True)):
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-                    raise damaged(path, "has another content than was written")
-            largest = max((int(block.max()) for block in _blocks(self._mapped(number))), default=0)
-            if largest >= vocab_size:
-                raise damaged(
-                    path, f"has the token id {largest}, but the vocabulary ends at {vocab_size - 1}"
-                )
+    def _require_known(self, path: Path, ids: npt.NDArray[np.integer]) -> None:
+        largest = int(ids.max(initial=0))
+        if largest >= self._vocab_size:
+            raise damaged(
+                path, f"has the token id {largest}, but the vocabulary ends at {self._vocab_size - 1}"
+            )
+
+    def verify(self, on_bytes: Callable[[int], None] = lambda count: None) -> None:
+        """Raise `LowriseError` for the first block that is not as it was written, or has an id outside of the
+        vocabulary.
+
+        Streams on a few threads, a block of memory each; `on_bytes` is called with the bytes that each shard
+        has added.
+        """
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            for number, (path, shard) in enumerate(zip(self._paths, self._shards, strict=True)):
+                self._require_size(number)
+                size = shard.tokens * self._dtype.itemsize
+                if shard.blocks:
+                    with path.open("rb") as file:
+                        check = partial(self._verify_block, path, shard, file.fileno())
+                        list(pool.map(check, range(len(shard.blocks))))
+                else:
+                    self._verify_whole(path, shard)
+                on_bytes(size)
+
+    def _verify_block(self, path: Path, shard: Shard, handle: int, number: int) -> None:
+        start = number * BLOCK_BYTES
+        data = os.pread(handle, BLOCK_BYTES, start)
+        if digest_of_block(data) != shard.blocks[number]:
+            raise damaged(
+                path,
+                f"has another content than was written, in block {number} (bytes {start} to "
+                f"{start + len(data)})",
+            )
+        self._require_known(path, np.frombuffer(data, self._dtype))
+
+    def _verify_whole(self, path: Path, shard: Shard) -> None:
+        """Of an index of version 2, which has no checksums of blocks."""
+        whole = hashlib.sha256()
+        with path.open("rb") as file:
+            while data := file.read(BLOCK_BYTES):
+                whole.update(data)
+                self._require_known(path, np.frombuffer(data, self._dtype))
+        if whole.hexdigest() != shard.sha256:
+            raise damaged(path, "has another content than was written")
 
 
-def _blocks(tokens: npt.NDArray[np.unsignedinteger]) -> Iterator[npt.NDArray[np.unsignedinteger]]:
-    for start in range(0, len(tokens), 2**22):
-        yield tokens[start : start + 2**22]
+def digest_of_block(data: bytes) -> str:
+    """The checksum of a block: 128 bits of its SHA-256."""
+    return hashlib.sha256(data).hexdigest()[:32]
 
 
 def damaged(path: Path, state: str) -> LowriseError:
@@ -136,6 +194,8 @@ class ShardWriter:
         self._aside = path.with_name(f".{path.name}.tmp")
         self._dtype = DTYPES[dtype]
         self._sha256 = hashlib.sha256()
+        self._blocks: list[str] = []
+        self._unfinished = bytearray()  # the block that is being filled
         self._tokens = 0
         self._file = self._aside.open("wb")
 
@@ -145,14 +205,23 @@ class ShardWriter:
         self._file.write(data)
         self._sha256.update(data)
         self._tokens += len(tokens)
+        self._unfinished += data
+        while len(self._unfinished) >= BLOCK_BYTES:
+            self._end_block()
+
+    def _end_block(self) -> None:
+        self._blocks.append(digest_of_block(bytes(self._unfinished[:BLOCK_BYTES])))
+        del self._unfinished[:BLOCK_BYTES]
 
     def close(self) -> Shard:
         """Make the shard whole and say what it is."""
+        if self._unfinished:
+            self._end_block()
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
         os.replace(self._aside, self._path)
-        return Shard(self._path.name, self._tokens, self._sha256.hexdigest())
+        return Shard(self._path.name, self._tokens, self._sha256.hexdigest(), tuple(self._blocks))
 
     def __enter__(self) -> ShardWriter:
         return self

@@ -49,9 +49,9 @@ def read_run(run_dir: str | Path) -> Run:
     summary = _read_object(path / "summary.json", problems)
     metrics = _read_metrics(path / "metrics.jsonl", problems)
     environment = _read_object(path / "environment.json", problems)
-    config_file = path / "config.toml"
-    config = _text(config_file, problems)
-    return Run(path, summary, metrics, config, environment, _sample(path, summary), tuple(problems))
+    config = _text(path / "config.toml", problems)
+    sample = _sample(path, summary, problems)
+    return Run(path, summary, metrics, config, environment, sample, tuple(problems))
 
 
 def read_summary(run_dir: Path) -> dict[str, Any] | None:
@@ -146,10 +146,9 @@ def _read_metrics(path: Path, problems: list[str]) -> list[dict[str, Any]]:
     return [rows[step] for step in sorted(rows)]
 
 
-def _sample(path: Path, summary: dict[str, Any]) -> str:
+def _sample(path: Path, summary: dict[str, Any], problems: list[str]) -> str:
     """The generated text: ``summary.json``'s ``sample``, else ``sample.txt``."""
     sample = summary.get("sample")
     if isinstance(sample, str) and sample:
         return sample
-    file = path / "sample.txt"
-    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    return _text(path / "sample.txt", problems)

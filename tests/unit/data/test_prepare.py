@@ -18,8 +18,10 @@ from lowrise.data import Corpus, DataConfig, Tokenizer, inspect, open_corpus, pr
 from lowrise.data.shards import ShardWriter
 from lowrise.errors import LowriseError, UsageError
 
-prepare_module = importlib.import_module("lowrise.data.prepare")  # the package's name is the function
+choice_module = importlib.import_module("lowrise.data.tokenizer_choice")
+parts_module = importlib.import_module("lowrise.data.parts")
 pieces_module = importlib.import_module("lowrise.data.pieces")
+hashes_module = importlib.import_module("lowrise.data.hashes")
 corpora_module = importlib.import_module("lowrise.data.corpora")
 
 Split = Callable[[object, object], list[str]]
@@ -33,8 +35,8 @@ def write_jsonl(path: Path, texts: list[str], key: str = "text") -> Path:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many parts, blocks and pieces out of little text."""
-    monkeypatch.setattr(prepare_module, "PART_BYTES", 300)
-    monkeypatch.setattr(prepare_module, "BLOCK_CHARS", 100)
+    monkeypatch.setattr(parts_module, "PART_BYTES", 300)
+    monkeypatch.setattr(parts_module, "BLOCK_CHARS", 100)
     monkeypatch.setattr(pieces_module, "PIECE_CHARS", 40)
 
 
@@ -144,14 +146,14 @@ def test_pieces_of_a_long_document_have_its_tokens(
 def test_the_second_start_neither_tokenizes_nor_hashes_large_files(
     make: Callable[..., Corpus], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpora_module, "REMEMBER_HASH_FROM_BYTES", 1)
+    monkeypatch.setattr(hashes_module, "REMEMBER_HASH_FROM_BYTES", 1)
     first = make()
 
     def must_not_run(*_: object, **__: object) -> None:
         raise AssertionError("this work was done before")
 
-    monkeypatch.setattr(Tokenizer, "encode_batch", must_not_run)
-    monkeypatch.setattr(corpora_module.hashlib, "file_digest", must_not_run)
+    monkeypatch.setattr(parts_module, "_encode", must_not_run)
+    monkeypatch.setattr(hashes_module, "READ_BYTES", object())  # no number: a read fails
     assert make().fingerprint == first.fingerprint
 
 
@@ -204,7 +206,7 @@ def test_the_sample_for_the_tokenizer_is_bounded_and_leaves_out_held_out_documen
     train = [text for text in texts if splits[text] == "train"]
 
     def sample() -> list[str]:
-        return list(prepare_module._sample(config, files, lambda done, total, what: None))
+        return list(choice_module._sample(config, files, lambda done, total, what: None))
 
     assert sample() == train
     config.tokenizer_sample_bytes = 10 * len(texts[0])

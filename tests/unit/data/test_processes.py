@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = """
 import importlib, os, signal, sys, time
 from lowrise.data import DataConfig, prepare
-module = importlib.import_module("lowrise.data.prepare")
+module = importlib.import_module("lowrise.data.parts")
 module.PART_BYTES, module.BLOCK_CHARS = 20_000, 5_000
 left = int(os.environ.get("AT", "0"))
 def progress(done, total, what):

@@ -13,7 +13,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowrise.data import readers
+from lowrise.data import readers, stored
 from lowrise.errors import UsageError
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
@@ -40,7 +40,8 @@ def whole(chunks: object) -> list[str]:
 def test_json_lines(
     suffix: str, block: int, documents: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readers, "BLOCK_BYTES", block * 8 if suffix == ".zst" else block)
+    monkeypatch.setattr(stored, "BLOCK_BYTES", block * 8 if suffix == ".xz" else block)
+    monkeypatch.setattr(stored, "ZSTANDARD_BYTES", block)
     lines = [json.dumps({"id": i, "text": text}, ensure_ascii=i % 2 == 0) for i, text in enumerate(documents)]
     path = tmp_path / f"a.jsonl{suffix}"
     # A byte order mark, blank lines and a last line without its newline are common and harmless.
@@ -53,7 +54,8 @@ def test_json_lines(
 def test_text_file_is_one_document(
     suffix: str, block: int, documents: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readers, "BLOCK_BYTES", block * 8 if suffix == ".zst" else block)
+    monkeypatch.setattr(stored, "BLOCK_BYTES", block * 8 if suffix == ".xz" else block)
+    monkeypatch.setattr(stored, "ZSTANDARD_BYTES", block)
     path = tmp_path / f"a.txt{suffix}"
     for text in documents:
         path.write_bytes(COMPRESS[suffix](text.encode()))
@@ -77,7 +79,7 @@ def test_document_separator(
     if expected[-1] == "":
         expected.pop()  # a separator at the end closes a document, it does not open another
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(readers, "BLOCK_BYTES", block)
+        patch.setattr(stored, "BLOCK_BYTES", block)
         assert whole(readers.read_text(path, separator)) == expected
 
 
@@ -102,7 +104,7 @@ def test_damaged_compression_is_a_sentence(suffix: str, damage: str, tmp_path: P
     [
         ('{"text": "unfinished', r"line 3: not a JSON object"),
         ('{"body": "x", "id": 1}', r"line 3: no key 'text' \(keys found: 'body', 'id'\).*data\.text_key"),
-        ('{"text": null}', r"line 3: 'text' holds a NoneType, not a string"),
+        ('{"text": null}', r"line 3: 'text' holds null, not a string"),
         ('["text"]', r"line 3: a JSON array"),
         (r'{"text": "\ud800"}', r"line 3: 'text' has half a surrogate pair at character 0"),
     ],
@@ -118,7 +120,7 @@ def test_broken_json_line_is_a_sentence(line: str, complaint: str, tmp_path: Pat
 def test_invalid_utf8_is_named_with_its_byte(
     block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readers, "BLOCK_BYTES", block)
+    monkeypatch.setattr(stored, "BLOCK_BYTES", block)
     path = tmp_path / "a.txt"
     path.write_bytes("é€🙂".encode() + b"\xff tail")
     with pytest.raises(UsageError, match=r"a\.txt is not UTF-8 text at byte 9:"):
@@ -141,7 +143,7 @@ def test_parquet(documents: list[str], tmp_path: Path) -> None:
     assert whole(readers.read_parquet(path, "text")) == documents
     with pytest.raises(UsageError, match=r"a\.parquet: no column 'body' \(columns found: 'id', 'text'\)"):
         whole(readers.read_parquet(path, "body"))
-    with pytest.raises(UsageError, match=r"a\.parquet, row 1: 'id' holds a int"):
+    with pytest.raises(UsageError, match=r"a\.parquet, row 1: 'id' holds number"):
         whole(readers.read_parquet(path, "id"))
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(UsageError, match=r"a\.parquet is damaged"):
@@ -152,4 +154,4 @@ def test_a_large_text_file_is_read_in_bounded_pieces(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"0123456789abcde\n" * 2**18)  # 4 MiB
     longest = max(len(chunk.text) for chunk in readers.read_text(path, "\n\n\n"))
-    assert longest <= readers.BLOCK_BYTES + 2  # a block, and what may be the start of a separator
+    assert longest <= stored.BLOCK_BYTES + 2  # a block, and what may be the start of a separator

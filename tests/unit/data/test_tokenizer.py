@@ -12,6 +12,7 @@ from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from lowrise.data import Tokenizer, train_bpe
+from lowrise.data.pieces import Cut
 from lowrise.errors import UsageError
 
 TRAINED = train_bpe(["the theme of the thesis is that these themes are there " * 5], 270)
@@ -94,9 +95,9 @@ def test_a_file_that_is_no_tokenizer_is_a_sentence(content: str, tmp_path: Path)
 
 
 def test_pieces_join_for_byte_level_but_not_for_a_tokenizer_that_marks_the_start(tmp_path: Path) -> None:
-    assert TRAINED.joins_pieces()
+    assert TRAINED.cut is Cut.LINE
     library = Library(models.BPE({"▁": 0, "</s>": 1, "a": 2}, []))
     library.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     library.decoder = decoders.Metaspace(prepend_scheme="first")
     library.save(str(tmp_path / "tokenizer.json"))
-    assert not Tokenizer.load(tmp_path).joins_pieces()
+    assert Tokenizer.load(tmp_path).cut is not Cut.LINE

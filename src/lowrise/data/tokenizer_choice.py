@@ -1,0 +1,137 @@
+"""Which tokenizer a corpus is written with: a given one that loses no text, or one trained on a sample."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import tokenizers
+
+from lowrise.data.config import DataConfig
+from lowrise.data.corpora import SourceFile
+from lowrise.data.parts import Progress
+from lowrise.data.pieces import pieces
+from lowrise.data.shards import locked
+from lowrise.data.tokenizer import Tokenizer, train_bpe
+from lowrise.errors import LowriseError, UsageError
+from lowrise.files import write_whole
+
+CONTENT_VERSION = 2  # of what decides the tokens; a change prepares every corpus anew
+
+
+def split_options(config: DataConfig) -> list[object]:
+    """What decides the split, apart from the text."""
+    return [] if config.valid else [config.valid_fraction, config.split_seed]
+
+
+def digest(*parts: object) -> str:
+    """SHA-256 of the parts, as JSON writes them."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def tokenizer_for(
+    config: DataConfig, files: list[SourceFile], contents: list[list[object]], root: Path, report: Progress
+) -> Tokenizer:
+    """The tokenizer of `config`, or the one that is trained on its text, once.
+
+    Raises `UsageError` for a file that is none, `LowriseError` for a trained one that is not as written.
+    """
+    if config.tokenizer is not None:
+        known = root / "tokenizers"
+        loaded = Tokenizer.load(
+            config.tokenizer,
+            separator_token=config.separator_token,
+            is_known=lambda sha256: _loads(known, sha256).exists(),
+        )
+        with suppress(OSError):  # where nothing can be written it is tried again
+            _loads(known, loaded.sha256).touch()
+        return loaded
+    trained_on = [content for file, content in zip(files, contents, strict=True) if file.split != "valid"]
+    key = digest(
+        CONTENT_VERSION, trained_on, split_options(config), config.vocab_size, config.tokenizer_sample_bytes
+    )
+    path = root / "tokenizers" / f"{key[:32]}.json"
+    seal = path.with_suffix(".sha256")
+    if not path.exists():
+        with locked(path.with_suffix(".lock"), lambda: report(0, 0, "waiting for another process")):
+            if not path.exists():
+                trained = train_bpe(_sample(config, files, report), config.vocab_size)
+                write_whole(seal, trained.sha256)
+                trained.write(path)
+    wanted = seal.read_bytes().decode(errors="replace") if seal.is_file() else None  # older caches have none
+    try:
+        tokenizer = Tokenizer.load(
+            path, separator_token=config.separator_token, is_known=lambda sha256: sha256 == wanted
+        )
+        found: str | None = tokenizer.sha256
+    except UsageError:
+        if wanted is None or _sha256_of(path) == wanted:
+            raise
+        found = None
+    if wanted not in (None, found):
+        raise LowriseError(
+            f"{path} is not the tokenizer that was trained: delete it and start again, it is then trained "
+            "anew."
+        )
+    return tokenizer
+
+
+def _sha256_of(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+def _loads(folder: Path, sha256: str) -> Path:
+    """An empty file that says that this version of the library loads the tokenizer with this hash."""
+    return folder / f"{sha256[:32]}-{tokenizers.__version__}.loads"
+
+
+# Text of each file that a given tokenizer is tried on, and of all of them, in characters.
+TRIED_OF_FILE, TRIED = 2**16, 2**20
+
+
+def require_lossless(config: DataConfig, files: list[SourceFile], tokenizer: Tokenizer) -> None:
+    """Refuse a tokenizer that drops characters, and warn of one that has entries for too few of them."""
+    texts: list[str] = []
+    for file in files:
+        seen = 0
+        for piece in pieces(file, config):
+            texts.append(piece.text)
+            seen += len(piece.text)
+            if seen >= TRIED_OF_FILE:
+                break
+        if sum(map(len, texts)) >= TRIED:
+            break
+    share, characters = tokenizer.lost_share(texts) if texts else (0.0, "")
+    if not share:
+        return
+    told = (
+        f"{tokenizer.name} loses {100 * share:.3g}% of the characters of this text, {characters!r} among them"
+    )
+    if tokenizer.unknown_id is None:
+        raise UsageError(
+            f"{told}, and has no entry for what it does not know: give a tokenizer with all bytes or an "
+            "unk_token, or leave data.tokenizer out to train one on the corpus."
+        )
+    warnings.warn(f"{told}: the model never sees them, and bits per byte come out too low.", stacklevel=4)
+
+
+def _sample(config: DataConfig, files: list[SourceFile], report: Progress) -> Iterator[str]:
+    """Training text for the tokenizer: the beginning of every file, in proportion to its stored size."""
+    files = [file for file in files if file.split != "valid"]
+    total = sum(file.size for file in files)
+    done = 0
+    for file in files:
+        left = -(-config.tokenizer_sample_bytes * file.size // max(total, 1))
+        for piece in pieces(file, config):
+            if piece.split == "train":
+                yield piece.text
+                left -= piece.text_bytes
+                done += piece.text_bytes
+            report(done, config.tokenizer_sample_bytes, "sampling text for the tokenizer")
+            if left <= 0:
+                break
+    report(done, done, "training the tokenizer")
