@@ -185,6 +185,19 @@ def generate(arguments: Arguments, console: Console) -> int:
     return 0
 
 
+def export(arguments: Arguments, console: Console) -> int:
+    from lowrise.export.export import ExportOptions, export_run
+
+    done = export_run(_parse(ExportOptions, arguments, "export"), console)
+    console.print(
+        f"{done.folder}: step {done.step}, {done.size_bytes:,} bytes",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
 def data(arguments: Arguments, console: Console) -> int:
     action, rest = (arguments[0], arguments[1:]) if arguments else ("", ())
     if action == "prepare":
@@ -231,6 +244,10 @@ COMMANDS: dict[str, tuple[Callable[[Arguments, Console], int], str]] = {
     "train": (train, "train a model, or continue a run"),
     "eval": (evaluate, "exact validation loss, perplexity, bits per byte of a run"),
     "generate": (generate, "continue a text with a trained model"),
+    "export": (
+        export,
+        "write a run for others: a Hugging Face folder (dense or factored), GGUF, safetensors",
+    ),
     "compare": (compare, "methods side by side at one budget, learning rates tuned alike, several seeds"),
     "data": (data, "prepare a corpus, or look into one"),
     "methods": (methods, "the table of methods; with a name, its defaults"),

@@ -22,7 +22,7 @@ FLOORS = (
     ("methods",),
     ("config", "ledger"),
     ("runs",),
-    ("inference", "report"),
+    ("inference", "report", "export"),
     ("train",),
     ("compare",),
     ("cli", "__main__"),
