@@ -150,8 +150,8 @@ def _require_gpt2(tokenizer: Tokenizer, described: dict[str, Any]) -> None:
     )
     if not (plain_bpe and plain_split):
         raise UsageError(
-            f"--to gguf holds byte-level BPE tokenizers that split text as GPT-2's does, and {tokenizer.name} "
-            "is another kind: take --to hf."
+            "--to gguf holds byte-level BPE tokenizers that split text as GPT-2's does, and "
+            f"{tokenizer.name} is another kind: take --to hf."
         )
 
 

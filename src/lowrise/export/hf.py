@@ -15,6 +15,10 @@ def register() -> None:
     AutoConfig.register(LowriseConfig.model_type, LowriseConfig, exist_ok=True)
     AutoModel.register(LowriseConfig, LowriseModel, exist_ok=True)
     AutoModelForCausalLM.register(LowriseConfig, LowriseForCausalLM, exist_ok=True)
+    # What is saved again has the modelling file beside it too, for those without lowrise.
+    LowriseConfig.register_for_auto_class()
+    LowriseModel.register_for_auto_class("AutoModel")
+    LowriseForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 
 
 register()

@@ -11,12 +11,12 @@ of
 - `sparse`: z, the number of entries of a sparse matrix that is added (SLTrain); left out: none.
 
 Such a map (n -> m) has `down` (`nn.Linear`, r x n) and `up` (`nn.Linear`, m x r), both without bias.
-Attention, norms, cache, masks, checkpointing and generation are those of the installed transformers' Llama, so
-that its attention back ends (`ALL_ATTENTION_FUNCTIONS`) and what is built on them work here too.
+Attention, norms, cache, masks, checkpointing and generation are those of the installed transformers' Llama,
+so that its attention back ends (`ALL_ATTENTION_FUNCTIONS`) and what is built on them work here too.
 
-Under tensor parallelism `down` is cut by rows of its weight (column-wise) and `up` by columns (row-wise): each
-process has a share of the r latents, and one sum gives the whole output of a map, so that attention sees all
-heads.
+Under tensor parallelism `down` is cut by rows of its weight (column-wise) and `up` by columns (row-wise):
+each process has a share of the r latents, and one sum gives the whole output of a map, so that attention sees
+all heads.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ class LowriseConfig(LlamaConfig):
 
 class FactoredLinear(nn.Module):
     """y = up(activation(down(x))) + S x for x (..., n), with S sparse or absent."""
+
+    index: Tensor
 
     def __init__(
         self, in_features: int, out_features: int, rank: int, activation: str = "none", sparse: int = 0

@@ -1,4 +1,4 @@
-"""Reads exported folders as a stranger would: run in a process of its own, in which lowrise cannot be imported.
+"""Reads exported folders as a stranger would: in a process of its own, in which lowrise cannot be imported.
 
 python -I readers.py REQUEST.json ANSWER.pt, the request being {"folders": [...], "tokens": [[...]], "texts":
 [...], "new_tokens": n}; the answer has, for each folder, logits, greedy continuation, ids and texts.
@@ -13,9 +13,9 @@ from typing import Any
 
 sys.modules["lowrise"] = None  # type: ignore[assignment]  # any import of it fails
 
-import torch
-import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 
 def read(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
