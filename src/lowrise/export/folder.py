@@ -65,7 +65,7 @@ def _check_place(path: Path, force: bool) -> None:
     if not force:
         raise UsageError(
             f"{path} is there already and not empty: name another --out, or replace an earlier export with "
-            "--force."
+            "--force true."
         )
     foreign = sorted(present - _listed(path) - {MARK})
     if foreign:
