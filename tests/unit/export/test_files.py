@@ -194,7 +194,7 @@ def test_gguf_is_read_back(dtype: str, bound: float, tied: bool, tmp_path: Path,
     assert bpe.vocab_size < 320
     write_gguf(tmp_path / "model.gguf", model, bpe, dtype, "lowrank")
     other = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf").eval()
-    tokens = torch.arange(20).view(2, 10)
+    tokens = torch.arange(2, 22).view(2, 10)  # without the padding token, which would be masked
     with torch.no_grad():
         logits, read = model(tokens), other(tokens).logits
         greedy = other.generate(tokens[:1], max_new_tokens=8, do_sample=False, eos_token_id=None)
