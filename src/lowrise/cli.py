@@ -110,14 +110,15 @@ class DataInfo:
 
 
 def train(arguments: Arguments, console: Console) -> int:
+    from lowrise.pretrained.adopt import adopted
     from lowrise.runs.environment import choose_device
     from lowrise.runs.parallel import check_world
     from lowrise.train import RunDirectory
     from lowrise.train import train as run_training
 
     command = _parse(Train, arguments, "train", default=Train(config=_base_config(arguments)))
-    config = command.config
-    validate(config)
+    validate(command.config)
+    config = adopted(command.config)
     world = World.from_environment()
     check_world(config, world)
     device = world.device(choose_device(config.train.device))
@@ -198,6 +199,15 @@ def export(arguments: Arguments, console: Console) -> int:
     return 0
 
 
+def import_(arguments: Arguments, console: Console) -> int:
+    from lowrise.pretrained.import_run import ImportOptions, import_run
+
+    command = _parse(ImportOptions, arguments, "import")
+    config = import_run(command)
+    console.print(f"{command.run}: layer {config.layer.name}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
 def data(arguments: Arguments, console: Console) -> int:
     action, rest = (arguments[0], arguments[1:]) if arguments else ("", ())
     if action == "prepare":
@@ -248,6 +258,7 @@ COMMANDS: dict[str, tuple[Callable[[Arguments, Console], int], str]] = {
         export,
         "write a run for others: a Hugging Face folder (dense or factored), GGUF, safetensors",
     ),
+    "import": (import_, "make a run out of a Hugging Face folder, dense or factored"),
     "compare": (compare, "methods side by side at one budget, learning rates tuned alike, several seeds"),
     "data": (data, "prepare a corpus, or look into one"),
     "methods": (methods, "the table of methods; with a name, its defaults"),

@@ -23,6 +23,7 @@ FLOORS = (
     ("config", "ledger"),
     ("runs",),
     ("inference", "report", "export"),
+    ("pretrained",),
     ("train",),
     ("compare",),
     ("cli", "__main__"),

@@ -133,7 +133,7 @@ def evaluate_run(folder: str | Path, device: str, console: Console) -> dict[str,
     """Exact validation numbers of a run over the whole held-out split of its corpus."""
     run = load_run(folder, device, console)
     corpus = prepare_with_progress(run.config.data, console)
-    if corpus.fingerprint != run.corpus:
+    if corpus.fingerprint != run.corpus and run.step:  # an imported model has had no text of ours
         console.print(
             "The text of this run has changed since it was trained: these numbers are of the text as it is.",
             style="yellow",

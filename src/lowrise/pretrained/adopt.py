@@ -1,0 +1,63 @@
+"""What a run takes from the folder that `init.model` names, besides the weights: shape and tokenizer."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from torch import nn
+
+from lowrise.config import RunConfig
+from lowrise.data import Tokenizer
+from lowrise.errors import UsageError
+from lowrise.model import Llama, LlamaConfig
+from lowrise.pretrained.folder import Pretrained, open_folder
+from lowrise.pretrained.import_run import check_vocabulary
+
+# Not what the weights mean, but how a run uses them.
+_FREE = ("max_seq_len", "init_std", "recompute")
+
+
+def adopted(config: RunConfig) -> RunConfig:
+    """The configuration with the folder's shape and tokenizer where it names none. Without `init.model`, as it
+    is. What it does name stays, and `check_fits` looks at it when the weights are loaded.
+    """
+    if config.init.model is None:
+        return config
+    folder = open_folder(config.init.model)
+    model: Any = config.model
+    shape = {k: v for k, v in dataclasses.asdict(folder.config).items() if k not in ("init_std", "recompute")}
+    unset = {key: value for key, value in shape.items() if getattr(model, key) is None}
+    data = config.data
+    if data.tokenizer is None:
+        tokenizer = folder.tokenizer()
+        check_vocabulary(folder.config, tokenizer.vocab_size, folder.folder)
+        data = dataclasses.replace(
+            data,
+            tokenizer=str(folder.folder / "tokenizer.json"),
+            separator_token=data.separator_token or folder.end_token,
+        )
+    return dataclasses.replace(config, model=dataclasses.replace(model, **unset), data=data)
+
+
+def check_fits(folder: Pretrained, model: nn.Module, tokenizer: Tokenizer) -> None:
+    """Raise `UsageError` where equal weights would be another function here, or ids other tokens."""
+    assert isinstance(model, Llama)
+    for key, here, there in _differences(model.config, folder.config):
+        raise UsageError(
+            f"init.model = {folder.folder} does not fit: model.{key} is {there} there and {here} here; leave it "
+            "out."
+        )
+    if folder.tokenizer().sha256 != tokenizer.sha256:
+        raise UsageError(
+            f"init.model = {folder.folder} has another tokenizer: set data.tokenizer to "
+            f"{folder.folder / 'tokenizer.json'}, or leave it out."
+        )
+
+
+def _differences(here: LlamaConfig, there: LlamaConfig) -> list[tuple[str, Any, Any]]:
+    def resolved(config: LlamaConfig) -> dict[str, Any]:
+        return {**dataclasses.asdict(config), "num_kv_heads": config.kv_heads}
+
+    own, other = resolved(here), resolved(there)
+    return [(key, own[key], other[key]) for key in own if key not in _FREE and own[key] != other[key]]
