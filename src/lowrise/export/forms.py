@@ -21,7 +21,10 @@ Named = Iterator[tuple[str, Tensor]]
 _BASE = "model."
 
 
-def check_dense(model: Llama) -> None:
+FACTORED = "export this run with --to hf --form factored"
+
+
+def check_dense(model: Llama, remedy: str = FACTORED) -> None:
     """Raise `UsageError` for a model that no plain Llama computes, naming the first layer that says so."""
     for name, layer in model.named_modules():
         if not isinstance(layer, LowRankLayer):
@@ -30,12 +33,12 @@ def check_dense(model: Llama) -> None:
         if form is not None and form.activation != "none":
             raise UsageError(
                 f"{name} has the activation {form.activation} between its factors, so no dense weight equals "
-                "it: export this run with --to hf --form factored."
+                f"it: {remedy}."
             )
     if model.config.mlp_activation != "silu":
         raise UsageError(
             f"model.mlp_activation is {model.config.mlp_activation}, and model.layers.0.mlp of a plain Llama "
-            "has silu: export this run with --to hf --form factored."
+            f"has silu: {remedy}."
         )
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from lowrise.config import RunConfig
 from lowrise.data import Tokenizer
 from lowrise.errors import UsageError
+from lowrise.export.forms import check_dense, tensors
 from lowrise.model import Llama, LlamaConfig
 from lowrise.pretrained.folder import Pretrained, open_folder
 from lowrise.pretrained.import_run import check_vocabulary
@@ -19,8 +21,8 @@ _FREE = ("max_seq_len", "init_std", "recompute")
 
 
 def adopted(config: RunConfig) -> RunConfig:
-    """The configuration with the folder's shape and tokenizer where it names none. Without `init.model`, as it
-    is. What it does name stays, and `check_fits` looks at it when the weights are loaded.
+    """The configuration with the folder's shape and tokenizer where it names none; as it is without
+    `init.model`. What it does name stays, and `check_fits` looks at it when the weights are loaded.
     """
     if config.init.model is None:
         return config
@@ -45,14 +47,28 @@ def check_fits(folder: Pretrained, model: nn.Module, tokenizer: Tokenizer) -> No
     assert isinstance(model, Llama)
     for key, here, there in _differences(model.config, folder.config):
         raise UsageError(
-            f"init.model = {folder.folder} does not fit: model.{key} is {there} there and {here} here; leave it "
-            "out."
+            f"init.model = {folder.folder} does not fit: model.{key} is {there} there and {here} here; leave "
+            "it out."
         )
     if folder.tokenizer().sha256 != tokenizer.sha256:
         raise UsageError(
             f"init.model = {folder.folder} has another tokenizer: set data.tokenizer to "
             f"{folder.folder / 'tokenizer.json'}, or leave it out."
         )
+
+
+def weights_for(folder: Pretrained, model: nn.Module) -> dict[str, Tensor]:
+    """The folder's weights as the model's layers may take them over: factors where they have the model's own
+    names and shapes, else what the factors multiply out to. `UsageError` where that is no matrix.
+    """
+    own = {name: p.shape for name, p in model.named_parameters()}
+    there = folder.tensors()
+    fits = all(own.get(f"{n}.{f}") == there[f"{n}.{f}"].shape for n in folder.ranks for f in ("A", "B"))
+    if fits:
+        return there
+    whole = folder.model()
+    check_dense(whole, remedy=f"continue from {folder.folder} with the layer {folder.layer} at its own ranks")
+    return dict(tensors(whole, {}, torch.float32))
 
 
 def _differences(here: LlamaConfig, there: LlamaConfig) -> list[tuple[str, Any, Any]]:

@@ -1,4 +1,4 @@
-"""`lowrise import`: a Hugging Face folder becomes a run that `eval`, `generate`, `export`, `init.run` read."""
+"""`lowrise import`: a Hugging Face folder becomes a run for `eval`, `generate`, `export` and `init.run`."""
 
 from __future__ import annotations
 

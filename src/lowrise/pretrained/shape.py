@@ -43,27 +43,32 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def llama_of(values: dict[str, Any], source: Path) -> LlamaConfig:
     """The model's shape. Raises `UsageError` naming the setting that our Llama cannot follow."""
-    _refuse_others(values, source)
-    rope = _rope(values)
     try:
-        return LlamaConfig(
-            vocab_size=values["vocab_size"],
-            hidden_size=values["hidden_size"],
-            intermediate_size=values["intermediate_size"],
-            num_layers=values["num_hidden_layers"],
-            num_heads=values["num_attention_heads"],
-            num_kv_heads=values.get("num_key_value_heads"),
-            max_seq_len=values.get("max_position_embeddings", 2048),
-            rope_theta=float(rope.get("rope_theta") or 10_000.0),
-            norm_eps=float(values.get("rms_norm_eps", 1e-6)),
-            tie_embeddings=bool(values.get("tie_word_embeddings", False)),
-            init_std=float(values.get("initializer_range") or 0.02),
-            mlp_activation="silu" if values.get("hidden_act", "silu") in ("silu", "swish") else "none",
-        )
+        _refuse_others(values, source)
+        return _shape(values)
+    except UsageError:
+        raise
     except KeyError as error:
         raise UsageError(f"{source}/config.json has no {error.args[0]}: it is not a Llama's.") from None
-    except TypeError as error:
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise UsageError(f"{source}/config.json is not a Llama's ({error}).") from None
+
+
+def _shape(values: dict[str, Any]) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=values["vocab_size"],
+        hidden_size=values["hidden_size"],
+        intermediate_size=values["intermediate_size"],
+        num_layers=values["num_hidden_layers"],
+        num_heads=values["num_attention_heads"],
+        num_kv_heads=values.get("num_key_value_heads"),
+        max_seq_len=values.get("max_position_embeddings", 2048),
+        rope_theta=float(_rope(values).get("rope_theta") or 10_000.0),
+        norm_eps=float(values.get("rms_norm_eps", 1e-6)),
+        tie_embeddings=bool(values.get("tie_word_embeddings", False)),
+        init_std=float(values.get("initializer_range") or 0.02),
+        mlp_activation="silu" if values.get("hidden_act", "silu") in ("silu", "swish") else "none",
+    )
 
 
 def _rope(values: dict[str, Any]) -> dict[str, Any]:

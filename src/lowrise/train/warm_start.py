@@ -24,7 +24,7 @@ from lowrise.data import Tokenizer
 from lowrise.distributed.sharding import copy_whole_, whole_parameters
 from lowrise.errors import UsageError
 from lowrise.layers.base import LowRankLayer
-from lowrise.pretrained.adopt import check_fits
+from lowrise.pretrained.adopt import check_fits, weights_for
 from lowrise.pretrained.folder import open_folder
 from lowrise.runs.directory import RunDirectory, open_run
 from lowrise.runs.plan import plan_run
@@ -43,7 +43,7 @@ def warm_start(model: nn.Module, config: RunConfig, tokenizer: Tokenizer, say: C
     if config.init.model is not None:
         folder = open_folder(config.init.model)
         check_fits(folder, model, tokenizer)
-        load_weights_(model, folder.tensors(), source=f"init.model = {config.init.model}")
+        load_weights_(model, weights_for(folder, model), source=f"init.model = {config.init.model}")
         say(f"Starting from the weights of {config.init.model}.")
         return Head(0, 0)  # what was spent on them is not known
     assert config.init.run is not None
