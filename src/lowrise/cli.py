@@ -208,6 +208,17 @@ def import_(arguments: Arguments, console: Console) -> int:
     return 0
 
 
+def factorize(arguments: Arguments, console: Console) -> int:
+    from lowrise.pretrained.factorize_folder import FactorizeOptions, factorize_folder, summary, table_of
+
+    command = _parse(FactorizeOptions, arguments, "factorize")
+    result = factorize_folder(command, console)
+    console.print(table_of(result, weighted=bool(command.calibrate)))
+    console.print(summary(result), highlight=False, soft_wrap=True)
+    console.print(str(command.out), markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
 def data(arguments: Arguments, console: Console) -> int:
     action, rest = (arguments[0], arguments[1:]) if arguments else ("", ())
     if action == "prepare":
@@ -259,6 +270,7 @@ COMMANDS: dict[str, tuple[Callable[[Arguments, Console], int], str]] = {
         "write a run for others: a Hugging Face folder (dense or factored), GGUF, safetensors",
     ),
     "import": (import_, "make a run out of a Hugging Face folder, dense or factored"),
+    "factorize": (factorize, "split the maps of a dense Hugging Face folder into two factors each"),
     "compare": (compare, "methods side by side at one budget, learning rates tuned alike, several seeds"),
     "data": (data, "prepare a corpus, or look into one"),
     "methods": (methods, "the table of methods; with a name, its defaults"),

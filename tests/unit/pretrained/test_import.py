@@ -116,7 +116,7 @@ def test_families_that_do_not_fit_are_refused_by_what_they_have(tmp_path: Path) 
     with pytest.raises(UsageError, match=r"k_norm\.weight, and our attention has no norms"):
         open_folder(tmp_path / "qwen3").model()
     qwen2 = transformers.AutoModelForCausalLM.from_config(
-        transformers.Qwen2Config(**shape, num_attention_heads=2)
+        transformers.Qwen2Config(**shape, num_attention_heads=2, num_key_value_heads=1)
     )
     torch.nn.init.ones_(qwen2.model.layers[0].self_attn.k_proj.bias)
     qwen2.save_pretrained(tmp_path / "qwen2")
