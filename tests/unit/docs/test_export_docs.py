@@ -26,13 +26,16 @@ def here(text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_readme_and_page(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readme_and_page(here: Path, text_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(here)
     monkeypatch.setenv("HF_HOME", str(here / "hf"))
+    monkeypatch.setenv("LOWRISE_CACHE", str(here / "cache"))
     section = (ROOT / "README.md").read_text().split("## Take it with you")[1].split("\n## ")[0]
     (block,) = re.findall(r"```\n(.*?)```", section, flags=re.DOTALL)
+    small = ["--train.steps", "2", "--sample.tokens", "0", "--data.source", str(text_folder / "text.jsonl")]
     for line in block.splitlines():
-        assert main(shlex.split(line, comments=True)[1:]) == 0, line
+        words = shlex.split(line, comments=True)[1:]
+        assert main([*words, *(small if words[0] == "train" else [])]) == 0, line
     names: dict[str, object] = {}
     page = (ROOT / "docs" / "export.md").read_text()
     remote, known, own = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
