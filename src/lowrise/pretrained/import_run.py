@@ -17,10 +17,10 @@ from lowrise.export.folder import whole_folder
 from lowrise.files import write_whole
 from lowrise.model import LlamaConfig
 from lowrise.pretrained.folder import Pretrained, open_folder
+from lowrise.runs.load import NO_CORPUS
 from lowrise.runs.weights import model_tensors
 
 METHOD_OF = {"dense": "adamw", "lowrank": "lowrank", "cola": "cola", "sltrain": "sltrain"}
-NO_CORPUS = "none: imported"
 
 
 @dataclass(kw_only=True)

@@ -83,7 +83,9 @@ def test_a_folder_becomes_a_run(
     assert run.model.config == model.config
     assert run.tokenizer.encode("the rank of\n") == tokenizer.encode("the rank of\n")
     assert run.tokenizer.separator_id == tokenizer.separator_id
-    assert evaluate_run(tmp_path / "run", "cpu", console())["val_tokens"] > 0
+    said = console()
+    assert evaluate_run(tmp_path / "run", "cpu", said)["val_tokens"] > 0
+    assert "has changed" not in said.file.getvalue()  # no text was there before
     with pytest.raises(UsageError, match="not empty"):
         import_run(options)
 
