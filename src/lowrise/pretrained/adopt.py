@@ -12,6 +12,7 @@ from lowrise.config import RunConfig
 from lowrise.data import Tokenizer
 from lowrise.errors import UsageError
 from lowrise.export.forms import check_dense, tensors
+from lowrise.layers.registry import layer_class
 from lowrise.model import Llama, LlamaConfig
 from lowrise.pretrained.folder import Pretrained, open_folder
 from lowrise.pretrained.import_run import check_vocabulary
@@ -58,17 +59,26 @@ def check_fits(folder: Pretrained, model: nn.Module, tokenizer: Tokenizer) -> No
 
 
 def weights_for(folder: Pretrained, model: nn.Module) -> dict[str, Tensor]:
-    """The folder's weights as the model's layers may take them over: factors where they have the model's own
-    names and shapes, else what the factors multiply out to. `UsageError` where that is no matrix.
+    """The folder's weights as the model's layers may take them over: factors where all layers are of their
+    kind and rank, else what the factors multiply out to. `UsageError` where that is no matrix.
     """
-    own = {name: p.shape for name, p in model.named_parameters()}
-    there = folder.tensors()
-    fits = all(own.get(f"{n}.{f}") == there[f"{n}.{f}"].shape for n in folder.ranks for f in ("A", "B"))
-    if fits:
-        return there
+    if all(_same_kind(model.get_submodule(name), folder, rank) for name, rank in folder.ranks.items()):
+        return folder.tensors()
     whole = folder.model()
     check_dense(whole, remedy=f"continue from {folder.folder} with the layer {folder.layer} at its own ranks")
     return dict(tensors(whole, {}, torch.float32))
+
+
+def _same_kind(layer: nn.Module, folder: Pretrained, rank: int) -> bool:
+    """Whether the layer computes with such factors what the folder's does. (Another density of a sparse part
+    has other shapes, which are compared where they are loaded.)
+    """
+    options = {key: value for key, value in folder.options.items() if key != "delta"}
+    return (
+        type(layer) is layer_class(folder.layer)
+        and layer.rank == rank
+        and all(getattr(layer, key) == value for key, value in options.items())
+    )
 
 
 def _differences(here: LlamaConfig, there: LlamaConfig) -> list[tuple[str, Any, Any]]:

@@ -204,6 +204,13 @@ def started(config: Any, folder: Path) -> Any:
         ("lowrank", "lowrank", True),  # the same ranks
         ("lowrank", "adamw", True),  # multiplied out
         ("lowrank", "tsvd", True),
+        ("lowrank", "selfguided", True),
+        (
+            "lowrank",
+            "cola",
+            False,
+        ),  # taken over as a dense weight is, not as if the activation were not there
+        ("sltrain", "lora", True),
         ("cola", "cola", True),
     ],
 )
