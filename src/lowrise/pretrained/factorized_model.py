@@ -36,7 +36,7 @@ def save_pretrained(model: nn.Module, folder: str | Path) -> None:
         getattr(model, "save_pretrained", None)
     ):
         raise UsageError(
-            f"{type(model).__name__} is no Hugging Face model: save its state_dict, or, for a run of lowrise, "
+            f"{type(model).__name__} is no Hugging Face model: save its state_dict, or, for a run of ours, "
             "use lowrise export."
         )
     layers = {name: _described(m) for name, m in model.named_modules() if isinstance(m, LowRankLayer)}
@@ -66,8 +66,8 @@ def from_pretrained(folder: str | Path) -> nn.Module:
     if MARK not in values or not (folder / WEIGHTS).is_file():
         raise UsageError(
             f"{folder} was not written by lowrise.save_pretrained (no {WEIGHTS}): use the from_pretrained of "
-            "transformers; for factors that model.save_pretrained wrote, build the model, factorize it in the "
-            "same way and load its state_dict."
+            "transformers; for factors that model.save_pretrained wrote, build the model, factorize it "
+            "in the same way and load its state_dict."
         )
     names = values.get("architectures") or [""]
     model_class = getattr(transformers, names[0], None)
