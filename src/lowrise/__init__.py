@@ -12,6 +12,7 @@ from lowrise import layers, optim
 from lowrise.errors import LowriseError, UsageError
 from lowrise.layers import factorize, param_groups
 from lowrise.model import Llama, LlamaConfig
+from lowrise.pretrained.factorized_model import from_pretrained, save_pretrained
 
 __all__ = [
     "Llama",
@@ -20,7 +21,9 @@ __all__ = [
     "UsageError",
     "__version__",
     "factorize",
+    "from_pretrained",
     "layers",
     "optim",
     "param_groups",
+    "save_pretrained",
 ]

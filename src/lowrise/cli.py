@@ -112,14 +112,15 @@ class DataInfo:
 
 
 def train(arguments: Arguments, console: Console) -> int:
+    from lowrise.pretrained.adopt import adopted
     from lowrise.runs.environment import choose_device
     from lowrise.runs.parallel import check_world
     from lowrise.train import RunDirectory
     from lowrise.train import train as run_training
 
     command = _parse(Train, arguments, "train", default=Train(config=_base_config(arguments)))
-    config = command.config
-    validate(config)
+    validate(command.config)
+    config = adopted(command.config)
     world = World.from_environment()
     check_world(config, world)
     device = world.device(choose_device(config.train.device))
@@ -187,6 +188,39 @@ def generate(arguments: Arguments, console: Console) -> int:
     return 0
 
 
+def export(arguments: Arguments, console: Console) -> int:
+    from lowrise.export.export import ExportOptions, export_run
+
+    done = export_run(_parse(ExportOptions, arguments, "export"), console)
+    console.print(
+        f"{done.folder}: step {done.step}, {done.size_bytes:,} bytes",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
+def import_(arguments: Arguments, console: Console) -> int:
+    from lowrise.pretrained.import_run import ImportOptions, import_run
+
+    command = _parse(ImportOptions, arguments, "import")
+    config = import_run(command)
+    console.print(f"{command.run}: layer {config.layer.name}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def factorize(arguments: Arguments, console: Console) -> int:
+    from lowrise.pretrained.factorize_folder import FactorizeOptions, factorize_folder, summary, table_of
+
+    command = _parse(FactorizeOptions, arguments, "factorize")
+    result = factorize_folder(command, console)
+    console.print(table_of(result, weighted=bool(command.calibrate)))
+    console.print(summary(result), highlight=False, soft_wrap=True)
+    console.print(str(command.out), markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
 def data(arguments: Arguments, console: Console) -> int:
     action, rest = (arguments[0], arguments[1:]) if arguments else ("", ())
     if action == "prepare":
@@ -234,6 +268,12 @@ COMMANDS: dict[str, tuple[Callable[[Arguments, Console], int], str]] = {
     "train": (train, "train a model, or continue a run"),
     "eval": (evaluate, "exact validation loss, perplexity, bits per byte of a run"),
     "generate": (generate, "continue a text with a trained model"),
+    "export": (
+        export,
+        "write a run for others: a Hugging Face folder (dense or factored), GGUF, safetensors",
+    ),
+    "import": (import_, "make a run out of a Hugging Face folder, dense or factored"),
+    "factorize": (factorize, "split the maps of a dense Hugging Face folder into two factors each"),
     "compare": (compare, "methods side by side at one budget, learning rates tuned alike, several seeds"),
     "data": (data, "prepare a corpus, or look into one"),
     "methods": (methods, "the table of methods; with a name, its defaults"),

@@ -77,6 +77,12 @@ def validate(config: RunConfig) -> None:
         "it is a checkpoint of the run that init.run names, and there is none",
     )
     require(
+        config.init.model is None or config.init.run is None,
+        "init.model",
+        config.init.model,
+        "weights come from one place, and init.run names another; leave one out",
+    )
+    require(
         config.eval.batch_size >= 1, "eval.batch_size", config.eval.batch_size, "at least one sequence a pass"
     )
     require(

@@ -90,6 +90,9 @@ class InitSection:
     """Folder of a run whose weights this one starts from; dense ones are taken over by any layer."""
     step: int | None = None
     """Checkpoint of that run; none: its newest."""
+    model: str | None = None
+    """Hugging Face folder whose weights this run starts from, instead of a run; `lowrise train` takes the
+    model's shape and the tokenizer from it where the recipe does not say."""
 
 
 @dataclass(kw_only=True)

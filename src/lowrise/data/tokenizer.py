@@ -189,6 +189,16 @@ class Tokenizer:
         joined = {Cut.LINE: first + second + third, Cut.SPACE: before + third, Cut.AT_SPACE: before + bare}
         return next((cut for cut, ids in joined.items() if ids == whole), Cut.NONE)
 
+    @property
+    def text(self) -> str:
+        """The tokenizer.json, byte for byte the one that was loaded or trained."""
+        return self._text
+
+    def id_of(self, token: str) -> int | None:
+        """The id of an entry of the vocabulary; None where it has no such entry."""
+        found = self._encoder.token_to_id(token)
+        return None if found is None else int(found)
+
     def write(self, path: str | Path) -> None:
         """Write the tokenizer.json, whole or not at all, byte for byte the one that was loaded or trained."""
         write_whole(Path(path), self._text.encode())

@@ -28,7 +28,7 @@ from lowrise.distributed.fsdp import reshard
 from lowrise.errors import LowriseError, UsageError
 from lowrise.model.loss import DEFAULT_CHUNK_TOKENS, next_token_loss
 from lowrise.runs.environment import autocast_for
-from lowrise.runs.load import load_run
+from lowrise.runs.load import NO_CORPUS, load_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,7 @@ def evaluate_run(folder: str | Path, device: str, console: Console) -> dict[str,
     """Exact validation numbers of a run over the whole held-out split of its corpus."""
     run = load_run(folder, device, console)
     corpus = prepare_with_progress(run.config.data, console)
-    if corpus.fingerprint != run.corpus:
+    if run.corpus not in (corpus.fingerprint, NO_CORPUS):
         console.print(
             "The text of this run has changed since it was trained: these numbers are of the text as it is.",
             style="yellow",

@@ -19,6 +19,9 @@ from lowrise.runs.directory import open_run, require_recipe
 from lowrise.runs.environment import choose_device
 from lowrise.runs.weights import load_saved_model
 
+# Fingerprint in a run whose weights came from elsewhere.
+NO_CORPUS = "none: imported"
+
 
 @dataclass(frozen=True)
 class TrainedRun:
@@ -29,7 +32,7 @@ class TrainedRun:
     tokenizer: Tokenizer
     step: int
     corpus: str
-    """Fingerprint of the text that it was trained on."""
+    """Fingerprint of the text that it was trained on, or `NO_CORPUS`."""
     device: torch.device
 
 

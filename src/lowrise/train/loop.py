@@ -279,7 +279,7 @@ class Trainer:
         )
         if checkpoint is None:
             self._rewind(-1)
-            if self.config.init.run is not None:
+            if self.config.init.run is not None or self.config.init.model is not None:
                 spent = warm_start(self.model, self.config, self.corpus.tokenizer, self.display.say)
                 self.progress.init_tokens, self.progress.init_flops = spent.tokens, spent.flops
             return

@@ -1,9 +1,9 @@
-"""First weights from another run: `[init] run = FOLDER`.
+"""First weights from another run, `[init] run = FOLDER`, or a Hugging Face folder, `[init] model = FOLDER`.
 
 ReLoRA's full-rank phase is such a run (arXiv 2307.05695: most of its quality comes from there), and its dense
 weights become W0. The optimizer, the schedule and the batches begin anew.
 
-For each tensor of the new model, in the run's checkpoint:
+For each tensor of the new model, in the run's checkpoint or the folder:
 1. the same name and shape: copied;
 2. of a low-rank layer NAME that the run has dense, as NAME.weight: the layer takes that weight over
    (`LowRankLayer.load_dense_`: LoRA exactly, the others by their `from_dense`);
@@ -24,6 +24,8 @@ from lowrise.data import Tokenizer
 from lowrise.distributed.sharding import copy_whole_, whole_parameters
 from lowrise.errors import UsageError
 from lowrise.layers.base import LowRankLayer
+from lowrise.pretrained.adopt import check_fits, weights_for
+from lowrise.pretrained.folder import open_folder
 from lowrise.runs.directory import RunDirectory, open_run
 from lowrise.runs.plan import plan_run
 
@@ -38,6 +40,12 @@ class Head:
 
 def warm_start(model: nn.Module, config: RunConfig, tokenizer: Tokenizer, say: Callable[[str], None]) -> Head:
     """Load the weights that `config.init` names into the model. Raises `UsageError` for what does not fit."""
+    if config.init.model is not None:
+        folder = open_folder(config.init.model)
+        check_fits(folder, model, tokenizer)
+        load_weights_(model, weights_for(folder, model), source=f"init.model = {config.init.model}")
+        say(f"Starting from the weights of {config.init.model}.")
+        return Head(0, 0)  # what was spent on them is not known
     assert config.init.run is not None
     run = open_run(config.init.run)
     before = load(run.config)
@@ -47,7 +55,7 @@ def warm_start(model: nn.Module, config: RunConfig, tokenizer: Tokenizer, say: C
             f"{run.tokenizer}, or train on its corpus."
         )
     checkpoint = _checkpoint(run, config.init.step)
-    load_weights_(model, checkpoint.parts["model"], source=str(config.init.run))
+    load_weights_(model, checkpoint.parts["model"], source=f"init.run = {config.init.run}")
     say(f"Starting from the weights of {checkpoint.path}, a run of the method {before.method}.")
     if before.seed == config.seed and before.data == config.data:
         say(
@@ -86,17 +94,15 @@ def load_weights_(model: nn.Module, tensors: Mapping[str, Tensor], *, source: st
     buffers = {key: b for key, b in model.named_buffers() if key in tensors and _owner(key) not in dense}
     for key, tensor in own.items():
         if key not in tensors:
-            raise UsageError(f"init.run = {source} does not fit: it has no {key}, which this model has.")
+            raise UsageError(f"{source} does not fit: it has no {key}, which this model has.")
         if tensor.shape != tensors[key].shape:
             raise UsageError(
-                f"init.run = {source} does not fit: {key} is {tuple(tensors[key].shape)} there and "
+                f"{source} does not fit: {key} is {tuple(tensors[key].shape)} there and "
                 f"{tuple(tensor.shape)} here."
             )
     unused = sorted(tensors.keys() - own.keys() - buffers.keys() - wanted)
     if unused:
-        raise UsageError(
-            f"init.run = {source} does not fit: it has {unused[0]}, for which this model has no place."
-        )
+        raise UsageError(f"{source} does not fit: it has {unused[0]}, for which this model has no place.")
     for name, module in dense.items():
         bias = tensors.get(f"{name}.bias")
         device = next(module.parameters()).device
@@ -116,10 +122,10 @@ def _taken_over(name: str, layer: LowRankLayer, tensors: Mapping[str, Tensor], s
     here = (layer.out_features, layer.in_features)
     if tuple(weight.shape) != here:
         raise UsageError(
-            f"init.run = {source} does not fit: {name}.weight is {tuple(weight.shape)} there and {here} here."
+            f"{source} does not fit: {name}.weight is {tuple(weight.shape)} there and {here} here."
         )
     if (f"{name}.bias" in tensors) != (layer.bias is not None):
-        raise UsageError(f"init.run = {source} does not fit: {name} has a bias on one side only.")
+        raise UsageError(f"{source} does not fit: {name} has a bias on one side only.")
     return True
 
 

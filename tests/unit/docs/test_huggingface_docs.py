@@ -7,6 +7,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
 
 from lowrise.optim import OPTIMIZERS
 
@@ -19,7 +20,7 @@ ROOT = Path(__file__).parents[3]
 def test_the_python_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     names: dict = {}
-    trainer, split = re.findall(
+    trainer, split, saving = re.findall(
         r"```python\n(.*?)```", (ROOT / "docs" / "huggingface.md").read_text(), flags=re.DOTALL
     )
     exec(trainer, names)
@@ -31,6 +32,9 @@ def test_the_python_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(
         list(names["model"].parameters())
     )
+    exec(saving, names)
+    tokens = torch.arange(6)[None]
+    assert torch.equal(names["model"].eval()(tokens).logits, names["again"](tokens).logits)
 
 
 @pytest.mark.parametrize("name", ["adamw", "fira"])

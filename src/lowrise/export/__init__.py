@@ -1,0 +1,1 @@
+"""The way out: folders and files of a trained run that others read."""

@@ -1,0 +1,124 @@
+"""`lowrise export`: the newest checkpoint of a run as a folder that others read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from tyro.conf import Positional
+
+from lowrise import __version__
+from lowrise.errors import UsageError
+from lowrise.export.folder import MARK, whole_folder
+from lowrise.export.gguf_file import require_gguf, write_gguf
+from lowrise.export.huggingface import write_folder
+from lowrise.export.native import write_native
+from lowrise.export.shards import parse_size
+from lowrise.runs.load import TrainedRun, load_run
+
+Target = Literal["hf", "safetensors", "gguf"]
+DTYPES: dict[str, tuple[str, ...]] = {
+    "hf": ("float32", "bfloat16", "float16"),
+    "safetensors": ("float32", "bfloat16", "float16"),
+    "gguf": ("float32", "float16", "q8_0"),
+}
+
+
+@dataclass(kw_only=True)
+class ExportOptions:
+    """Write a run's newest checkpoint in a form that others read."""
+
+    run: Positional[Path]
+    """Folder of the run."""
+    to: Target = "hf"
+    """hf: a Hugging Face folder. gguf: one file for llama.cpp and its kin. safetensors: one file with our own
+    names."""
+    form: Literal["dense", "factored"] | None = None
+    """hf: dense, a plain Llama (the default), or factored, every factor a linear layer of its own."""
+    dtype: Literal["float32", "bfloat16", "float16", "q8_0"] = "float32"
+    """How weights are stored: float32, bfloat16 or float16; for gguf float32, float16 or q8_0."""
+    out: Path | None = None
+    """Folder to write; none: RUN/export/ and a name after the format."""
+    shard_size: str | None = None
+    """hf: largest file of weights; none: 5GB."""
+    force: bool = False
+    """Replace an earlier export in the same place."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote."""
+
+    folder: Path
+    step: int
+    size_bytes: int
+
+
+def export_run(options: ExportOptions, console: Console) -> Exported:
+    """Load the run on the CPU and write the folder, whole or not at all. Raises `UsageError` for options that
+    do not go together, a place that is taken, and a model that the form cannot hold.
+    """
+    shard_bytes = _check(options)
+    run = load_run(options.run.expanduser(), "cpu", console)
+    folder = (options.out or options.run / "export" / _name(options)).expanduser()
+    with whole_folder(folder, force=options.force, origin=_origin(options, run)) as aside:
+        if options.to == "gguf":
+            write_gguf(aside / "model.gguf", run.model, run.tokenizer, options.dtype, run.config.method)
+        elif options.to == "safetensors":
+            write_native(aside, run, _torch_dtype(options.dtype))
+        else:
+            form = options.form or "dense"
+            write_folder(aside, run.model, run.tokenizer, form, _torch_dtype(options.dtype), shard_bytes)
+    size = sum(entry.stat().st_size for entry in folder.iterdir() if entry.name != MARK)
+    return Exported(folder, run.step, size)
+
+
+def _check(options: ExportOptions) -> int:
+    """What can be said before anything is loaded. Returns the bytes of a shard."""
+    if options.dtype not in DTYPES[options.to]:
+        raise UsageError(
+            f"--dtype {options.dtype} is not for --to {options.to}: choose one of "
+            f"{', '.join(DTYPES[options.to])}."
+        )
+    if options.to == "gguf":
+        require_gguf()
+        if options.form == "factored":
+            raise UsageError(
+                "A GGUF file of the llama family holds dense weights: leave --form factored out, or take "
+                "--to hf."
+            )
+    if options.to == "safetensors" and options.form is not None:
+        raise UsageError(
+            f"--to safetensors holds the run's own tensors: leave --form {options.form} out, or take --to hf."
+        )
+    if options.to != "hf" and options.shard_size is not None:
+        raise UsageError(f"--to {options.to} is one file: leave --shard-size {options.shard_size} out.")
+    return parse_size(options.shard_size or "5GB")
+
+
+def _name(options: ExportOptions) -> str:
+    form = (options.form or "dense") if options.to == "hf" else ""
+    dtype = "" if options.dtype == "float32" else options.dtype
+    return "-".join(part for part in (options.to, form, dtype) if part)
+
+
+def _origin(options: ExportOptions, run: TrainedRun) -> dict[str, Any]:
+    return {
+        "format": _name(options),
+        "lowrise": __version__,
+        "method": run.config.method,
+        "layer": run.config.layer.name,
+        "seed": run.config.seed,
+        "recipe": run.config.hash,
+        "corpus": run.corpus,
+        "step": run.step,
+    }
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype

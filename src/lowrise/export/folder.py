@@ -1,0 +1,84 @@
+"""A folder that is whole or absent: written beside its place, flushed, then renamed into it.
+
+`lowrise.json` in it says what wrote it and lists its files. A folder that has no such list, or holds more
+than is listed, is never replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lowrise.errors import UsageError
+from lowrise.files import flush, strict_json, write_whole
+
+MARK = "lowrise.json"
+
+
+@contextmanager
+def whole_folder(path: Path, *, force: bool, origin: dict[str, Any]) -> Iterator[Path]:
+    """Yield a temporary folder, which becomes `path` when the block ends without an error, and else is
+    removed.
+
+    `origin` goes into `lowrise.json`. An empty folder is replaced, an earlier export only with `force`.
+    Raises `UsageError`, before anything is written, for a place that is taken.
+    """
+    _check_place(path, force)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        yield aside
+        files = sorted(entry.name for entry in aside.iterdir())
+        write_whole(aside / MARK, strict_json(origin | {"files": files}, indent=2) + "\n")
+        for entry in aside.iterdir():
+            flush(entry)
+        _check_place(path, force)
+        _put_in_place(aside, path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _put_in_place(aside: Path, path: Path) -> None:
+    old = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
+    if path.exists():
+        path.rename(old)
+    aside.rename(path)
+    flush(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _check_place(path: Path, force: bool) -> None:
+    if path.is_symlink():
+        raise UsageError(f"{path} is a symbolic link, which an export does not replace: name another --out.")
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{path} is a file, and an export is a folder: name another --out.")
+    present = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+    if not present:
+        return
+    if not force:
+        raise UsageError(
+            f"{path} is there already and not empty: name another --out, or replace an earlier export with "
+            "--force true."
+        )
+    foreign = sorted(present - _listed(path) - {MARK})
+    if foreign:
+        raise UsageError(
+            f"{path} holds {foreign[0]}, which no export wrote, so --force does not replace it: move that "
+            "away, or name another --out."
+        )
+
+
+def _listed(path: Path) -> set[str]:
+    """Names of the files that an earlier export wrote; empty where none did."""
+    try:
+        files = json.loads((path / MARK).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+    return {name for name in files if isinstance(name, str)} if isinstance(files, list) else set()

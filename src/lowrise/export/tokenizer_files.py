@@ -1,0 +1,45 @@
+"""A run's tokenizer for Hugging Face's `AutoTokenizer`, with the same ids and the same text back.
+
+A `tokenizer.json` may ask for more than our `Tokenizer` does: begin and end tokens around every text,
+cutting, padding. These requests are left out of the copy. `tokenizer_config.json` names the class that reads
+the file as it is (others rebuild the pre-tokenizer of the family they are named after), and says that special
+tokens within a text are text (`split_special_tokens`), that spaces stay as they are, and which token ends a
+document.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lowrise.data.tokenizer import PADDING, Tokenizer
+from lowrise.files import strict_json, write_whole
+
+_ADDS_OR_CUTS = ("post_processor", "truncation", "padding")
+
+
+def write_tokenizer(folder: Path, tokenizer: Tokenizer, max_length: int) -> None:
+    """Write `tokenizer.json` and `tokenizer_config.json`."""
+    write_whole(folder / "tokenizer.json", plain_json(tokenizer))
+    settings: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": tokenizer.separator_token,
+        "eos_token": tokenizer.separator_token,
+        "model_max_length": max_length,
+        "clean_up_tokenization_spaces": False,
+        "split_special_tokens": True,
+        "add_bos_token": False,
+        "add_eos_token": False,
+    }
+    if tokenizer.id_of(PADDING) is not None:
+        settings["pad_token"] = PADDING
+    write_whole(folder / "tokenizer_config.json", strict_json(settings, indent=2) + "\n")
+
+
+def plain_json(tokenizer: Tokenizer) -> str:
+    """The tokenizer.json without what adds tokens to a text or cuts it."""
+    described = json.loads(tokenizer.text)
+    if not any(described.get(key) for key in _ADDS_OR_CUTS):
+        return tokenizer.text
+    return json.dumps(described | dict.fromkeys(_ADDS_OR_CUTS), ensure_ascii=False, indent=2)

@@ -1,0 +1,1 @@
+"""The way in: models in Hugging Face folders, read, made into runs, and factorized."""

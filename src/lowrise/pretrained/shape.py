@@ -1,0 +1,108 @@
+"""From a Hugging Face `config.json` to a `LlamaConfig`, or a sentence that says what our model has not.
+
+Families: `llama`, `mistral` without a sliding window, `qwen2` and `qwen3` where nothing but the name differs,
+and our own factored form, `lowrise`. What is refused would be computed wrongly, not just slowly:
+
+| in the file | why it is refused |
+|---|---|
+| biases (Qwen2's q, k, v) | our maps have none; zero ones are dropped |
+| `q_norm`, `k_norm` (Qwen3) | our attention has no norms within |
+| a sliding window shorter than the longest sequence | our attention is over all tokens before |
+| rope scaling (Llama 3.1), partial rotary factors | our rotary positions have one base and no scaling |
+| `head_dim` that is not hidden_size / heads | ours is |
+| quantized weights | they would have to be decoded first |
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lowrise.errors import UsageError
+from lowrise.model import LlamaConfig
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "lowrise")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object; `UsageError` for anything else."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(
+            f"There is no {file.name} in {file.parent}: give a Hugging Face folder, as save_pretrained "
+            "writes it."
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{file} cannot be read as JSON ({error}): give a Hugging Face folder.") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"{file} holds no JSON object: give a Hugging Face folder.")
+    return values
+
+
+def llama_of(values: dict[str, Any], source: Path) -> LlamaConfig:
+    """The model's shape. Raises `UsageError` naming the setting that our Llama cannot follow."""
+    try:
+        _refuse_others(values, source)
+        return _shape(values)
+    except UsageError:
+        raise
+    except KeyError as error:
+        raise UsageError(f"{source}/config.json has no {error.args[0]}: it is not a Llama's.") from None
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise UsageError(f"{source}/config.json is not a Llama's ({error}).") from None
+
+
+def _shape(values: dict[str, Any]) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=values["vocab_size"],
+        hidden_size=values["hidden_size"],
+        intermediate_size=values["intermediate_size"],
+        num_layers=values["num_hidden_layers"],
+        num_heads=values["num_attention_heads"],
+        num_kv_heads=values.get("num_key_value_heads"),
+        max_seq_len=values.get("max_position_embeddings", 2048),
+        rope_theta=float(_rope(values).get("rope_theta") or 10_000.0),
+        norm_eps=float(values.get("rms_norm_eps", 1e-6)),
+        tie_embeddings=bool(values.get("tie_word_embeddings", False)),
+        init_std=float(values.get("initializer_range") or 0.02),
+        mlp_activation="silu" if values.get("hidden_act", "silu") in ("silu", "swish") else "none",
+    )
+
+
+def _rope(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings of the rotary positions, where transformers keeps them before and after its version 5."""
+    before = {"rope_theta": values.get("rope_theta"), **(values.get("rope_scaling") or {})}
+    return {**before, **(values.get("rope_parameters") or {})}
+
+
+def _refuse_others(values: dict[str, Any], source: Path) -> None:
+    def refuse(what: str) -> None:
+        raise UsageError(f"{source} cannot be taken in: {what}.")
+
+    family = values.get("model_type")
+    if family not in FAMILIES:
+        refuse(f"its model_type is {family!r}, and our model holds {', '.join(FAMILIES)}")
+    rope = _rope(values)
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in (None, "default"):
+        refuse(f"its rotary positions are scaled (rope_type {kind!r}), and ours are not")
+    if rope.get("partial_rotary_factor", values.get("partial_rotary_factor", 1.0)) not in (None, 1, 1.0):
+        refuse("it turns a part of each head only (partial_rotary_factor), and ours turn whole heads")
+    window, longest = values.get("sliding_window"), values.get("max_position_embeddings", 2048)
+    if window is not None and values.get("use_sliding_window", True) and window < longest:
+        refuse(
+            f"its attention sees the last {window} tokens only (sliding_window), and ours sees all "
+            f"{longest}; set sliding_window to null if it was trained on no longer texts than that"
+        )
+    heads, width, head = (values.get(k) for k in ("num_attention_heads", "hidden_size", "head_dim"))
+    if head is not None and heads and width and head * heads != width:
+        refuse(
+            f"its head_dim {head} is not hidden_size / num_attention_heads = {width / heads:g}, and ours is"
+        )
+    activation = values.get("hidden_act", "silu")
+    if activation not in ("silu", "swish") and not (family == "lowrise" and activation == "linear"):
+        refuse(f"its MLP has the activation {activation!r}, and ours has silu")
+    if values.get("quantization_config"):
+        refuse("its weights are quantized; save it with plain weights first")

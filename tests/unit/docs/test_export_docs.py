@@ -1,0 +1,46 @@
+"""The commands of README's "Take it with you" and the Python of docs/export.md run as they stand."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from small_runs import config_for, run_training
+
+from lowrise.cli import main
+
+pytest.importorskip("transformers")
+pytest.importorskip("gguf")
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def here(text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the run that both pages speak of."""
+    folder = tmp_path_factory.mktemp("pages")
+    config = config_for(text_folder, "spectron", **{"train.steps": 2, "eval.every": 0})
+    run_training(config, folder / "runs" / "s60m")
+    return folder
+
+
+def test_readme_and_page(here: Path, text_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HF_HOME", str(here / "hf"))
+    monkeypatch.setenv("LOWRISE_CACHE", str(here / "cache"))
+    section = (ROOT / "README.md").read_text().split("## Take it with you")[1].split("\n## ")[0]
+    (block,) = re.findall(r"```\n(.*?)```", section, flags=re.DOTALL)
+    small = ["--train.steps", "2", "--sample.tokens", "0", "--data.source", str(text_folder / "text.jsonl")]
+    for line in block.splitlines():
+        words = shlex.split(line, comments=True)[1:]
+        assert main([*words, *(small if words[0] == "train" else [])]) == 0, line
+    names: dict[str, object] = {}
+    page = (ROOT / "docs" / "export.md").read_text()
+    remote, known, own = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    exec(remote, names)
+    assert type(names["model"]).__module__.startswith("transformers_modules")
+    exec(known, names)
+    assert type(names["model"]).__module__ == "lowrise.export.modeling_lowrise"
+    exec(own, names)
