@@ -41,6 +41,25 @@ class LedgerEntry:
     """The same for one forward and backward pass together."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class FactoredForm:
+    """A trained map as others may store it: y = up(activation(down(x))) + S x, a bias apart.
+
+    Scales of the layer are folded in. S is sparse, m x n, with `values` at the flat positions `index`.
+    """
+
+    down: Tensor
+    """r x n."""
+    up: Tensor
+    """m x r."""
+    activation: str = "none"
+    """"none" or "silu"."""
+    values: Tensor | None = None
+    """The z entries of S; None: there is no S."""
+    index: Tensor | None = None
+    """Their positions row by row, distinct and ascending."""
+
+
 class LowRankLayer(nn.Module, ABC):
     """A linear map of `in_features` (n) to `out_features` (m) whose weight is stored in low rank.
 
@@ -91,6 +110,12 @@ class LowRankLayer(nn.Module, ABC):
 
         A map without a dense form (an activation between its factors) gives those factors.
         """
+
+    def factored_form(self) -> FactoredForm | None:
+        """The map as two factors, for export; None where a dense matrix is part of it, which `dense()` then
+        gives as a whole at no more elements.
+        """
+        return None
 
     @abstractmethod
     def ledger(self) -> LedgerEntry:

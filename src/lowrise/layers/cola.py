@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowrise.errors import UsageError
-from lowrise.layers.base import LatentLayer, LedgerEntry
+from lowrise.layers.base import FactoredForm, LatentLayer, LedgerEntry
 from lowrise.layers.inits import INITS, balanced_factors, check_init, normal
 from lowrise.linalg.rank import Above
 
@@ -118,6 +118,9 @@ class CoLALinear(LatentLayer):
 
     def spectral_factors(self) -> tuple[Tensor, Tensor] | None:
         return self.A, self.B
+
+    def factored_form(self) -> FactoredForm | None:
+        return FactoredForm(down=self.B.T, up=self.A, activation=self.activation)
 
     def ledger(self) -> LedgerEntry:
         factors = self.rank * (self.out_features + self.in_features)

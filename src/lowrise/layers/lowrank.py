@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowrise.layers.base import LatentLayer, LedgerEntry
+from lowrise.layers.base import FactoredForm, LatentLayer, LedgerEntry
 from lowrise.layers.inits import INITS, balanced_factors, check_init, normal
 
 
@@ -85,6 +85,9 @@ class LowRankLinear(LatentLayer):
 
     def spectral_factors(self) -> tuple[Tensor, Tensor] | None:
         return self.A, self.B
+
+    def factored_form(self) -> FactoredForm | None:
+        return FactoredForm(down=self.B.T, up=self.A)
 
     def ledger(self) -> LedgerEntry:
         factors = self.rank * (self.out_features + self.in_features)

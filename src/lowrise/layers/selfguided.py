@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowrise.errors import UsageError
-from lowrise.layers.base import LedgerEntry, LowRankLayer
+from lowrise.layers.base import FactoredForm, LedgerEntry, LowRankLayer
 from lowrise.layers.inits import INITS, balanced_factors, check_init, normal
 
 
@@ -140,6 +140,10 @@ class SelfGuidedLinear(LowRankLayer):
     def spectral_factors(self) -> tuple[Tensor, Tensor] | None:
         """The factors alone, guide or not: what remains, and so one curve over the whole run."""
         return self.A, self.B
+
+    def factored_form(self) -> FactoredForm | None:
+        """The factors; None while the guide has a part in the output."""
+        return None if self.guide is not None and self.guided else FactoredForm(down=self.B.T, up=self.A)
 
     def ledger(self) -> LedgerEntry:
         factors = self.rank * (self.out_features + self.in_features)

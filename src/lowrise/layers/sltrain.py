@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrise.errors import UsageError
-from lowrise.layers.base import LedgerEntry, LowRankLayer, check_rank
+from lowrise.layers.base import FactoredForm, LedgerEntry, LowRankLayer, check_rank
 from lowrise.layers.inits import balanced_factors, uniform
 
 
@@ -133,6 +133,9 @@ class SparseLowRankLinear(LowRankLayer):
 
     def spectral_factors(self) -> tuple[Tensor, Tensor] | None:
         return None
+
+    def factored_form(self) -> FactoredForm | None:
+        return FactoredForm(down=(self.B * self.scale).T, up=self.A, values=self.values, index=self.index)
 
     def ledger(self) -> LedgerEntry:
         dense = self.out_features * self.in_features

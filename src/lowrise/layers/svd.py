@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrise.errors import UsageError
-from lowrise.layers.base import LedgerEntry, LowRankLayer, check_rank
+from lowrise.layers.base import FactoredForm, LedgerEntry, LowRankLayer, check_rank
 from lowrise.layers.inits import Draw, normal
 from lowrise.layers.ranks import RankChange, canonical, grown, grown_rank, shrunken_rank
 from lowrise.linalg.orthonormal import orthonormality_error, qf
@@ -193,6 +193,11 @@ class SVDLinear(LowRankLayer):
 
     def spectral_factors(self) -> tuple[Tensor, Tensor] | None:
         return self.U * self.s, self.V
+
+    def factored_form(self) -> FactoredForm | None:
+        """The singular values split evenly, so that both factors are of one size, which low precision likes."""
+        root = self.s.abs().sqrt()
+        return FactoredForm(down=(self.V * root).T, up=self.U * (root * self.s.sign()))
 
     @torch.no_grad()
     def orthonormality_error(self) -> float:
