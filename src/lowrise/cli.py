@@ -73,28 +73,6 @@ class Eval:
 
 
 @dataclass(kw_only=True)
-class Generate:
-    """Continue a text with a run's newest checkpoint."""
-
-    run: Positional[Path]
-    """Folder of the run."""
-    prompt: str = ""
-    """Text to continue; empty: begin a document."""
-    tokens: int = 200
-    """Most tokens to generate."""
-    temperature: float = 0.8
-    """Softmax temperature; 0: the likeliest token always."""
-    top_k: int = 0
-    """Sample among this many likeliest tokens; 0: all."""
-    top_p: float = 0.95
-    """Sample from the smallest set of tokens with this probability."""
-    seed: int = 0
-    """Seed of the sampling."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-
-
-@dataclass(kw_only=True)
 class DataPrepare:
     """Tokenize a corpus into shards, once; a second call finds them."""
 
@@ -162,27 +140,10 @@ def evaluate(arguments: Arguments, console: Console) -> int:
 
 
 def generate(arguments: Arguments, console: Console) -> int:
-    from lowrise.inference.generate import generate_from_run
+    from lowrise.inference.terminal import GenerateConfig, generate_on_terminal
 
-    command = _parse(Generate, arguments, "generate")
-    pieces = generate_from_run(
-        command.run,
-        command.prompt,
-        console,
-        device=command.device,
-        max_new_tokens=command.tokens,
-        temperature=command.temperature,
-        top_k=command.top_k or None,
-        top_p=command.top_p,
-        seed=command.seed,
-    )
-    shown = printable if sys.stdout.isatty() else str  # a file gets the text as it is
-    first = next(pieces, "")  # what cannot be run is said before anything is shown
-    for piece in itertools.chain((command.prompt, first), pieces):
-        sys.stdout.write(shown(piece))
-        sys.stdout.flush()
-    sys.stdout.write("\n")
-    return 0
+    command = _parse(GenerateConfig, arguments, "generate")
+    return generate_on_terminal(command, console, Console(stderr=True))
 
 
 def data(arguments: Arguments, console: Console) -> int:
@@ -230,7 +191,7 @@ def compare(arguments: Arguments, console: Console) -> int:
 COMMANDS: dict[str, tuple[Callable[[Arguments, Console], int], str]] = {
     "train": (train, "train a model, or continue a run"),
     "eval": (evaluate, "exact validation loss, perplexity, bits per byte of a run"),
-    "generate": (generate, "continue a text with a trained model"),
+    "generate": (generate, "continue texts with a trained model"),
     "compare": (compare, "methods side by side at one budget, learning rates tuned alike, several seeds"),
     "data": (data, "prepare a corpus, or look into one"),
     "methods": (methods, "the table of methods; with a name, its defaults"),

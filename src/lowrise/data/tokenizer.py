@@ -155,6 +155,13 @@ class Tokenizer:
         """Text of the ids; special tokens appear by name."""
         return str(self._encoder.decode([int(i) for i in ids], skip_special_tokens=False))
 
+    @cached_property
+    def byte_ids(self) -> frozenset[int]:
+        """The entries that stand for single bytes (byte fallback), which decode together with their
+        neighbours; empty for byte-level tokenizers, which name bytes otherwise."""
+        found = (self._encoder.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
+        return frozenset(i for i in found if i is not None)
+
     def joins_pieces(self) -> bool:
         """Whether a text may be cut after a newline or before a space and encoded piece by piece.
 

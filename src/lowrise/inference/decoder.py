@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -46,13 +47,19 @@ class DecodeState:
         batch = len(padding)
         shape = (c.num_layers, 2, batch, c.kv_heads, columns, c.head_dim)
         buffer = torch.empty(shape, dtype=decoder.dtype, device=decoder.device)
-        self.caches = buffer.unbind(0)
+        self.caches: tuple[Tensor, ...] = buffer.unbind(0)
         self.columns = columns
         self.length = 0
         """Columns that hold keys and values."""
-        self.padding = None
+        self.padding: Tensor | None = None
         if any(padding):
             self.padding = torch.tensor(padding, device=decoder.device)[:, None]  # B x 1
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows alone."""
+        self.caches = tuple(cache[:, list(rows)] for cache in self.caches)
+        if self.padding is not None:
+            self.padding = self.padding[list(rows)]
 
     def rotation(self, table: Tensor, length: int) -> Tensor:
         """Rotations (B or 1, L, 1, head_dim / 2) of the next `length` columns."""
@@ -77,7 +84,9 @@ class DecodeState:
 
 
 class FrozenDecoder:
-    """The weights of `model` as they are now, in `dtype` (None: the model's), arranged for decoding.
+    """The weights of `model` in `dtype` (None: the model's), arranged for decoding.
+
+    What need not be copied is shared with the model, which must not be trained meanwhile.
 
     `forms` says how factored maps are used, for `rows` sequences at a time; `choices` tells what became of
     it. The model itself is not needed afterwards. Raises `UsageError` for a map of an unknown kind.
@@ -95,7 +104,7 @@ class FrozenDecoder:
         self.device = weight.device
         self.embedding = model.model.embed_tokens.weight.detach().to(self.dtype)
         self.head = MapGroup([frozen_map("lm_head", model.lm_head, self.dtype)], model.model.norm)
-        blocks = [self._groups(i, block) for i, block in enumerate(model.model.layers)]
+        blocks = [self._groups(i, cast(Block, b)) for i, b in enumerate(model.model.layers)]
         self.choices: list[Choice] = []
         columns = []
         for place, maps in enumerate(("q, k, v", "o", "gate, up", "down")):
@@ -173,7 +182,7 @@ class FrozenDecoder:
         """Weighted values (B, L, heads, head_dim) of q, k, v side by side (B, L, heads + 2 kv_heads,
         head_dim); keys and values are stored from column `start`."""
         c = self.config
-        _, L, _, head_dim = heads.shape
+        L = heads.shape[1]
         rotary = c.num_heads + c.kv_heads
         pairs = heads[:, :, :rotary].to(self._wide).unflatten(-1, (-1, 2))
         turned = torch.view_as_real(torch.view_as_complex(pairs) * rotation).flatten(-2).to(self.dtype)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -211,9 +211,7 @@ def choose_forms(
 def _choice(groups: Sequence[MapGroup], maps: str, forms: Forms, rows: int) -> Choice:
     first = groups[0]
     mergeable = any(m.mergeable for m in first.maps)
-    after = sum(
-        m.outputs * m.first.shape[1] if m.mergeable else m.elements for m in first.maps
-    )
+    after = sum(m.outputs * m.first.shape[1] if m.mergeable else m.elements for m in first.maps)
     stored_us = merged_us = None
     if forms == "measured" and mergeable:
         sample = groups[:_MEASURED_LAYERS]
@@ -245,16 +243,20 @@ def _microseconds(
     times: dict[int, list[float]] = {0: [], 1: []}
     for _ in range(rounds + 1):
         for which, groups in enumerate((stored, merged)):
-            times[which].append(_seconds(lambda g=groups: [group(x) for group in g], weight.device))
+            times[which].append(_seconds(groups, x))
     micro = [1e6 * statistics.median(times[which][1:]) / len(stored) for which in (0, 1)]
     return micro[0], micro[1]
 
 
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _seconds(groups: Sequence[MapGroup], x: Tensor) -> float:
+    _drain(x.device)
     started = time.perf_counter()
-    work()
+    for group in groups:
+        group(x)
+    _drain(x.device)
+    return time.perf_counter() - started
+
+
+def _drain(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - started

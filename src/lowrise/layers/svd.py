@@ -195,7 +195,7 @@ class SVDLinear(LowRankLayer):
         return self.U * self.s, self.V
 
     def factored_form(self) -> FactoredForm | None:
-        """The singular values split evenly, so that both factors are of one size, which low precision likes."""
+        """The singular values split evenly: both factors are of one size, as low precision likes it."""
         root = self.s.abs().sqrt()
         return FactoredForm(down=(self.V * root).T, up=self.U * (root * self.s.sign()))
 
