@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failure, 2 usage, 128 + N stopped by signal N with everyth
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import itertools
 import json
@@ -252,9 +253,24 @@ def _print_commands(console: Console) -> None:
 
 def _parse(kind: type, arguments: Arguments, name: str, default: Any = None) -> Any:
     """Arguments as `kind`; a wrong one ends the process with code 2 and names the nearest."""
-    words = [{"true": "True", "false": "False"}.get(word, word) for word in arguments]
+    words = _with_values(kind, [{"true": "True", "false": "False"}.get(word, word) for word in arguments])
     options: dict[str, Any] = {} if default is None else {"default": default}
     return tyro.cli(kind, args=words, prog=f"lowrise {name}", use_underscores=True, config=_STYLE, **options)
+
+
+def _with_values(kind: type, words: list[str]) -> list[str]:
+    """`--json` as `--json True`, for the switches of a command itself."""
+    switches = {f"--{name.replace('_', mark)}" for name in _switches(kind) for mark in "_-"}
+    filled: list[str] = []
+    for word, following in itertools.pairwise([*words, ""]):
+        filled.append(word)
+        if word in switches and following not in ("True", "False"):
+            filled.append("True")
+    return filled
+
+
+def _switches(kind: type) -> list[str]:
+    return [f.name for f in dataclasses.fields(kind) if f.type in (bool, "bool")]
 
 
 def _base_config(arguments: Arguments) -> RunConfig:
