@@ -147,6 +147,13 @@ def generate(arguments: Arguments, console: Console) -> int:
     return generate_on_terminal(command, console, Console(stderr=True))
 
 
+def serve(arguments: Arguments, console: Console) -> int:
+    from lowrise.serve.server import ServeConfig
+    from lowrise.serve.server import serve as run_server
+
+    return run_server(_parse(ServeConfig, arguments, "serve"), console)
+
+
 def data(arguments: Arguments, console: Console) -> int:
     action, rest = (arguments[0], arguments[1:]) if arguments else ("", ())
     if action == "prepare":
@@ -193,6 +200,7 @@ COMMANDS: dict[str, tuple[Callable[[Arguments, Console], int], str]] = {
     "train": (train, "train a model, or continue a run"),
     "eval": (evaluate, "exact validation loss, perplexity, bits per byte of a run"),
     "generate": (generate, "continue texts with a trained model"),
+    "serve": (serve, "answer requests in the OpenAI format with a trained model"),
     "compare": (compare, "methods side by side at one budget, learning rates tuned alike, several seeds"),
     "data": (data, "prepare a corpus, or look into one"),
     "methods": (methods, "the table of methods; with a name, its defaults"),

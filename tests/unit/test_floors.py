@@ -23,6 +23,7 @@ FLOORS = (
     ("config", "ledger"),
     ("runs",),
     ("inference", "report"),
+    ("serve",),
     ("train",),
     ("compare",),
     ("cli", "__main__"),
