@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import itertools
-import json
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -29,6 +28,7 @@ from lowrise.data.progress import prepare_with_progress
 from lowrise.distributed import World
 from lowrise.distributed.launcher import prefix_of, require_one_process, told_to_torchrun
 from lowrise.errors import LowriseError, UsageError, printable
+from lowrise.files import strict_json
 from lowrise.methods import METHODS
 
 Arguments = Sequence[str]
@@ -63,14 +63,14 @@ class Train:
 
 @dataclass(kw_only=True)
 class Eval:
-    """Exact validation loss, perplexity and bits per byte of a run's newest checkpoint."""
+    """Exact validation loss, perplexity and bits per byte of the newest checkpoints of runs."""
 
-    run: Positional[Path]
-    """Folder of the run."""
+    runs: Positional[tuple[Path, ...]]
+    """Folders of runs; several are shown in one table."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     json: bool = False
-    """Print one JSON object instead of a sentence."""
+    """Print a JSON object for every run, one a line."""
 
 
 @dataclass(kw_only=True)
@@ -124,19 +124,15 @@ def train(arguments: Arguments, console: Console) -> int:
 
 
 def evaluate(arguments: Arguments, console: Console) -> int:
-    from lowrise.inference.evaluate import evaluate_run
+    from lowrise.inference.evaluate import check_runs, evaluate_run, show
 
     command = _parse(Eval, arguments, "eval")
-    result = evaluate_run(command.run, command.device, console)
+    check_runs(command.runs)
+    results = [evaluate_run(run, command.device, console) for run in command.runs]
     if command.json:
-        print(json.dumps(result))
+        print("\n".join(map(strict_json, results)))
     else:
-        console.print(
-            f"step {result['step']}: validation loss {result['val_loss']:.6f}, "
-            f"perplexity {result['val_perplexity']:.4f}, {result['val_bits_per_byte']:.5f} bits per byte "
-            f"over {result['val_tokens']:,} tokens",
-            highlight=False,
-        )
+        show(results, console)
     return 0
 
 
@@ -198,7 +194,7 @@ def compare(arguments: Arguments, console: Console) -> int:
 
 COMMANDS: dict[str, tuple[Callable[[Arguments, Console], int], str]] = {
     "train": (train, "train a model, or continue a run"),
-    "eval": (evaluate, "exact validation loss, perplexity, bits per byte of a run"),
+    "eval": (evaluate, "exact validation loss, perplexity, bits per byte of runs"),
     "generate": (generate, "continue texts with a trained model"),
     "serve": (serve, "answer requests in the OpenAI format with a trained model"),
     "compare": (compare, "methods side by side at one budget, learning rates tuned alike, several seeds"),

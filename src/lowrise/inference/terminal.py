@@ -11,11 +11,10 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 from rich.console import Console
 from rich.table import Table
-from tyro.conf import Positional, UseAppendAction
+from tyro.conf import Positional
 
 from lowrise.errors import UsageError, printable
 from lowrise.files import strict_json
@@ -49,8 +48,8 @@ class GenerateConfig:
     """Sample from the smallest set of tokens with this probability."""
     repetition_penalty: float = 1.0
     """Make tokens that are in the text already less likely; 1: off."""
-    stop: Annotated[tuple[str, ...], UseAppendAction] = ()
-    """Text that ends a continuation and is not shown; may be given several times."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a continuation and are not shown."""
     seed: int = 0
     """Seed of the sampling."""
     forms: Forms = "auto"

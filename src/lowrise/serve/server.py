@@ -136,14 +136,15 @@ def _listening(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
-    except socket.gaierror as error:
-        raise UsageError(f"--host {host}: {error.strerror}. Give an address of this machine.") from error
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise UsageError(
                 f"Port {port} of {host} is taken: end what listens there, or choose another --port."
             ) from error
-        raise UsageError(f"Cannot listen on {host}, port {port}: {error.strerror}.") from error
+        raise UsageError(
+            f"Cannot listen on port {port} of --host {host} ({error}): give an address of this machine and a "
+            "port that you may use."
+        ) from error
 
 
 def _local(host: str) -> bool:

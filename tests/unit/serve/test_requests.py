@@ -157,7 +157,7 @@ def test_templates_are_found_beside_the_tokenizer(tmp_path, text_model) -> None:
     (tmp_path / "chat_template.jinja").write_text("C")
     assert chat_format(tokenizer, [tmp_path]).template == "C"
     config.write_text("{")
-    with pytest.raises(LowriseError, match="tokenizer_config.json cannot be read"):
+    with pytest.raises(LowriseError, match=r"tokenizer_config\.json cannot be read"):
         chat_format(tokenizer, [tmp_path])
 
 
