@@ -25,7 +25,7 @@ import torch
 from common import RESULTS, publish
 
 from lowrise.inference.decoder import FrozenDecoder
-from lowrise.model import LlamaConfig, build_model
+from lowrise.model import Llama, LlamaConfig, build_model
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 CPU = torch.device("cpu")
@@ -80,15 +80,17 @@ def measure(preset: str, options: argparse.Namespace) -> dict[str, object]:
         preset, vocab_size=options.vocab, max_seq_len=options.prompt + options.tokens + 8
     )
     dtype = DTYPES[preferred(config, options) if options.dtype == "auto" else options.dtype]
-    dense, theirs = dense_pair(config, dtype)
+    ours, theirs = dense_pair(config, dtype)
     rank = config.hidden_size // 4
-    factored = FrozenDecoder(build_model(config, layer="lowrank", rank=rank, dtype=dtype), forms="stored")
-    gc.collect()
+    low_rank = random_model(config, dtype, rank)
     batches = {}
     for batch in map(int, options.batches.split(",")):
+        dense = factored = None  # of the batch before
+        gc.collect()
+        dense, factored = (FrozenDecoder(m, forms="stored", rows=batch) for m in (ours, low_rank))
         forms: dict[str, Callable[[], tuple[float, float]]] = {
-            "dense": lambda b=batch: decode(dense, b, options),
-            "factored": lambda b=batch: decode(factored, b, options),
+            "dense": lambda d=dense, b=batch: decode(d, b, options),
+            "factored": lambda d=factored, b=batch: decode(d, b, options),
             "transformers": lambda b=batch: generate(theirs, b, options),
         }
         for work in forms.values():
@@ -117,18 +119,18 @@ def preferred(config: LlamaConfig, options: argparse.Namespace) -> str:
     )
     seconds = {}
     for name, dtype in DTYPES.items():
-        decoder = FrozenDecoder(build_model(small, dtype=dtype))
+        decoder = FrozenDecoder(random_model(small, dtype))
         decode(decoder, 1, options)
         seconds[name] = statistics.median(decode(decoder, 1, options)[0] for _ in range(3))
     return min(seconds, key=seconds.__getitem__)
 
 
-def dense_pair(config: LlamaConfig, dtype: torch.dtype) -> tuple[FrozenDecoder, torch.nn.Module]:
-    """A dense model as our decoder, and the same weights in transformers."""
+def dense_pair(config: LlamaConfig, dtype: torch.dtype) -> tuple[Llama, torch.nn.Module]:
+    """A dense model of ours, and the same weights in transformers."""
     from transformers import LlamaConfig as TheirConfig
     from transformers import LlamaForCausalLM
 
-    ours = build_model(config, dtype=dtype)
+    ours = random_model(config, dtype)
     their_config = TheirConfig(
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
@@ -151,12 +153,25 @@ def dense_pair(config: LlamaConfig, dtype: torch.dtype) -> tuple[FrozenDecoder, 
         for name, buffer in list(module.named_buffers(recurse=False)):
             if buffer.is_meta:  # rotary wavelengths, which meta construction leaves empty
                 setattr(module, name, wavelengths(config).to(torch.float32))
-    return FrozenDecoder(ours), theirs.eval()
+    return ours, theirs.eval()
 
 
 def wavelengths(config: LlamaConfig) -> torch.Tensor:
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
     return 1.0 / config.rope_theta**exponents
+
+
+def random_model(config: LlamaConfig, dtype: torch.dtype, rank: int | None = None) -> Llama:
+    """A dense model, or one of factors; drawn by torch at once, as nobody compares these weights."""
+    layer = "dense" if rank is None else "lowrank"
+    model = build_model(config, layer=layer, rank=rank, dtype=dtype, device="meta")
+    model.to_empty(device="cpu")
+    for name, parameter in model.named_parameters():
+        if name.endswith("norm.weight"):
+            parameter.data.fill_(1.0)
+        else:
+            parameter.data.normal_(std=0.02)
+    return model
 
 
 def prompts_of(batch: int, length: int) -> torch.Tensor:
@@ -170,7 +185,7 @@ def decode(decoder: FrozenDecoder, batch: int, options: argparse.Namespace) -> t
     state, logits = decoder.prefill(prompts, options.tokens)
     read = clock()
     for _ in range(options.tokens):
-        logits = decoder.step(state, logits.argmax(-1))
+        logits = decoder.step(state, logits.float().argmax(-1))
     return (clock() - read) / options.tokens, read - started
 
 

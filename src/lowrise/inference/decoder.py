@@ -10,6 +10,9 @@ What it does otherwise than `Llama.forward(cache=...)`, which stays the plain re
 4. Prompts of different lengths are padded on the left: all rows write the same column, each counts positions
    from its own first token, and padding is masked.
 
+5. On a CPU, bfloat16 matrices are packed for oneDNN where several sequences at a time are expected; one
+   sequence alone takes products of a matrix and a vector.
+
 Logits equal the reference's but for rounding. Weights are only read, so several generations may use one
 decoder at a time; each has a `DecodeState` of its own.
 """
@@ -25,7 +28,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lowrise.errors import UsageError, did_you_mean
-from lowrise.inference.frozen import FORMS, Choice, Forms, FrozenMap, MapGroup, choose_forms, frozen_map
+from lowrise.inference.frozen import (
+    FORMS,
+    Choice,
+    Forms,
+    FrozenMap,
+    MapGroup,
+    choose_forms,
+    frozen_map,
+    packs,
+)
 from lowrise.model.llama import Block, Llama, rope_angles
 
 
@@ -88,8 +100,9 @@ class FrozenDecoder:
 
     What need not be copied is shared with the model, which must not be trained meanwhile.
 
-    `forms` says how factored maps are used, for `rows` sequences at a time; `choices` tells what became of
-    it. The model itself is not needed afterwards. Raises `UsageError` for a map of an unknown kind.
+    `rows` is the number of sequences at a time that the arrangement is best for; any number works. `forms`
+    says how factored maps are used, and `choices` tells what became of it. The model itself is not needed
+    afterwards. Raises `UsageError` for a map of an unknown kind.
     """
 
     @torch.no_grad()
@@ -112,6 +125,10 @@ class FrozenDecoder:
             columns.append(groups)
             self.choices += choices
         self.layers = [_Layer(*groups) for groups in zip(*columns, strict=True)]
+        self._packed = rows > 1 and packs(self.head.first)
+        if self._packed:
+            for group in self._all_groups():
+                group.pack()
         # Angles in float32 as in the reference, whatever the dtype.
         cos, sin = rope_angles(0, c.max_seq_len, c.head_dim, c.rope_theta, self.device)
         self._wide = torch.promote_types(self.dtype, torch.float32)
@@ -138,8 +155,11 @@ class FrozenDecoder:
     @property
     def weight_bytes_per_token(self) -> int:
         """Bytes of weights that one decoding step of one sequence reads: all maps and the head."""
+        return sum(g.elements for g in self._all_groups()) * self.dtype.itemsize
+
+    def _all_groups(self) -> list[MapGroup]:
         groups = [g for layer in self.layers for g in (layer.qkv, layer.o, layer.gate_up, layer.down)]
-        return sum(g.elements for g in (*groups, self.head)) * self.dtype.itemsize
+        return [*groups, self.head]
 
     @torch.no_grad()
     def prefill(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> tuple[DecodeState, Tensor]:
@@ -163,7 +183,7 @@ class FrozenDecoder:
         B, L = tokens.shape
         c = self.config
         x = self.embedding[tokens]  # B x L x d
-        if tokens.numel() == 1 and self.device.type == "cpu":
+        if tokens.numel() == 1 and self.device.type == "cpu" and not self._packed:
             x = x.view(-1)  # products of a matrix and a vector have a faster way
         rotation, mask = state.rotation(self._rotations, L), state.mask(L)
         for layer, cache in zip(self.layers, state.caches, strict=True):

@@ -127,6 +127,17 @@ class MapGroup:
         group._norm, group._eps = self._norm, self._eps
         return group
 
+    def pack(self) -> None:
+        """Store the matrices as oneDNN's products of several rows read them fastest, where it has bfloat16
+        ones (on a CPU). Vectors (n,) can no longer be taken, nor maps merged."""
+        if not packs(self.first):
+            return
+        shapes = [torch.empty_like(m.first, device="meta") for m in self.maps]  # the values are in `first`
+        ups = [None if m.up is None else _packed(m.up) for m in self.maps]
+        parts = zip(self.maps, shapes, ups, strict=True)
+        self.maps = tuple(replace(m, first=shape, up=up) for m, shape, up in parts)
+        self.first = _packed(self.first)
+
     def __call__(self, x: Tensor) -> Tensor:
         """The outputs side by side, (..., sum of m_i), for x (..., n); a single vector (n,) goes the way
         that is fastest on a CPU."""
@@ -145,11 +156,11 @@ class MapGroup:
     def _of_rows(self, x: Tensor) -> Tensor:
         if self._norm is not None:
             x = F.rms_norm(x, self._norm.shape, self._norm, self._eps)
-        z = F.linear(x, self.first)
+        z = _product(x, self.first)
         if self._dense:
             return z
         parts = zip(self.maps, z.split(self._latents, -1), strict=True)
-        outputs = [p if m.up is None else F.linear(self._latent(p, m), m.up) for m, p in parts]
+        outputs = [p if m.up is None else _product(self._latent(p, m), m.up) for m, p in parts]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
 
     def _of_vector(self, x: Tensor) -> Tensor:
@@ -173,6 +184,29 @@ class MapGroup:
     @staticmethod
     def _latent(z: Tensor, m: FrozenMap) -> Tensor:
         return F.silu(z) if m.silu else z
+
+
+def packs(weight: Tensor) -> bool:
+    """Whether packed products exist for this matrix: operators that torch.compile uses on CPUs."""
+    ops = torch.ops.mkldnn
+    return (
+        weight.dtype == torch.bfloat16
+        and weight.device.type == "cpu"
+        and torch.backends.mkldnn.is_available()
+        and all(hasattr(ops, name) for name in ("_reorder_linear_weight", "_linear_pointwise"))
+        and bool(ops._is_mkldnn_bf16_supported())
+    )
+
+
+def _packed(weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+
+
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    """x W^T, packed or not."""
+    if weight.is_mkldnn:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    return F.linear(x, weight)
 
 
 @dataclass(frozen=True, kw_only=True)
