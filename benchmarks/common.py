@@ -33,14 +33,15 @@ def publish(
     rows: Sequence[Sequence[str]],
     record: dict[str, Any],
     device: torch.device,
+    folder: Path = RESULTS,
 ) -> Path:
-    """Print the table and write `results/NAME.json` with the record, the table and the environment."""
+    """Print the table and write `FOLDER/NAME.json` with the record, the table and the environment."""
     table = Table(*columns, title=title, title_justify="left", box=None, header_style="bold")
     for row in rows:
         table.add_row(*row)
     Console(width=160).print(table)
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}.json"
     content = {"title": title, "columns": list(columns), "rows": [list(r) for r in rows], **record}
     path.write_text(
         json.dumps(content | {"environment": describe(device)}, indent=1) + "\n", encoding="utf-8"

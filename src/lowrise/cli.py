@@ -5,9 +5,9 @@ Exit codes: 0 done, 1 failure, 2 usage, 128 + N stopped by signal N with everyth
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import itertools
-import json
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -28,6 +28,7 @@ from lowrise.data.progress import prepare_with_progress, verify_with_progress
 from lowrise.distributed import World
 from lowrise.distributed.launcher import prefix_of, require_one_process, told_to_torchrun
 from lowrise.errors import LowriseError, UsageError, printable
+from lowrise.files import strict_json
 from lowrise.methods import METHODS
 
 Arguments = Sequence[str]
@@ -62,36 +63,14 @@ class Train:
 
 @dataclass(kw_only=True)
 class Eval:
-    """Exact validation loss, perplexity and bits per byte of a run's newest checkpoint."""
+    """Exact validation loss, perplexity and bits per byte of the newest checkpoints of runs."""
 
-    run: Positional[Path]
-    """Folder of the run."""
+    runs: Positional[tuple[Path, ...]]
+    """Folders of runs; several are shown in one table."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     json: bool = False
-    """Print one JSON object instead of a sentence."""
-
-
-@dataclass(kw_only=True)
-class Generate:
-    """Continue a text with a run's newest checkpoint."""
-
-    run: Positional[Path]
-    """Folder of the run."""
-    prompt: str = ""
-    """Text to continue; empty: begin a document."""
-    tokens: int = 200
-    """Most tokens to generate."""
-    temperature: float = 0.8
-    """Softmax temperature; 0: the likeliest token always."""
-    top_k: int = 0
-    """Sample among this many likeliest tokens; 0: all."""
-    top_p: float = 0.95
-    """Sample from the smallest set of tokens with this probability."""
-    seed: int = 0
-    """Seed of the sampling."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """Print a JSON object for every run, one a line."""
 
 
 @dataclass(kw_only=True)
@@ -148,44 +127,30 @@ def train(arguments: Arguments, console: Console) -> int:
 
 
 def evaluate(arguments: Arguments, console: Console) -> int:
-    from lowrise.inference.evaluate import evaluate_run
+    from lowrise.inference.evaluate import check_runs, evaluate_run, show
 
     command = _parse(Eval, arguments, "eval")
-    result = evaluate_run(command.run, command.device, console)
+    check_runs(command.runs)
+    results = [evaluate_run(run, command.device, console) for run in command.runs]
     if command.json:
-        print(json.dumps(result))
+        print("\n".join(map(strict_json, results)))
     else:
-        console.print(
-            f"step {result['step']}: validation loss {result['val_loss']:.6f}, "
-            f"perplexity {result['val_perplexity']:.4f}, {result['val_bits_per_byte']:.5f} bits per byte "
-            f"over {result['val_tokens']:,} tokens",
-            highlight=False,
-        )
+        show(results, console)
     return 0
 
 
 def generate(arguments: Arguments, console: Console) -> int:
-    from lowrise.inference.generate import generate_from_run
+    from lowrise.inference.terminal import GenerateConfig, generate_on_terminal
 
-    command = _parse(Generate, arguments, "generate")
-    pieces = generate_from_run(
-        command.run,
-        command.prompt,
-        console,
-        device=command.device,
-        max_new_tokens=command.tokens,
-        temperature=command.temperature,
-        top_k=command.top_k or None,
-        top_p=command.top_p,
-        seed=command.seed,
-    )
-    shown = printable if sys.stdout.isatty() else str  # a file gets the text as it is
-    first = next(pieces, "")  # what cannot be run is said before anything is shown
-    for piece in itertools.chain((command.prompt, first), pieces):
-        sys.stdout.write(shown(piece))
-        sys.stdout.flush()
-    sys.stdout.write("\n")
-    return 0
+    command = _parse(GenerateConfig, arguments, "generate")
+    return generate_on_terminal(command, console, Console(stderr=True))
+
+
+def serve(arguments: Arguments, console: Console) -> int:
+    from lowrise.serve.server import ServeConfig
+    from lowrise.serve.server import serve as run_server
+
+    return run_server(_parse(ServeConfig, arguments, "serve"), console)
 
 
 def export(arguments: Arguments, console: Console) -> int:
@@ -229,7 +194,7 @@ def data(arguments: Arguments, console: Console) -> int:
         console.print(str(corpus), highlight=False)
         return 0
     if action == "info":
-        command = _parse(DataInfo, _with_value(rest, "--verify"), "data info")
+        command = _parse(DataInfo, rest, "data info")
         console.print(_info(command.folder, command.verify, console), markup=False, highlight=False)
         return 0
     if action in ("-h", "--help"):
@@ -266,8 +231,9 @@ def compare(arguments: Arguments, console: Console) -> int:
 
 COMMANDS: dict[str, tuple[Callable[[Arguments, Console], int], str]] = {
     "train": (train, "train a model, or continue a run"),
-    "eval": (evaluate, "exact validation loss, perplexity, bits per byte of a run"),
-    "generate": (generate, "continue a text with a trained model"),
+    "eval": (evaluate, "exact validation loss, perplexity, bits per byte of runs"),
+    "generate": (generate, "continue texts with a trained model"),
+    "serve": (serve, "answer requests in the OpenAI format with a trained model"),
     "export": (
         export,
         "write a run for others: a Hugging Face folder (dense or factored), GGUF, safetensors",
@@ -334,20 +300,24 @@ def _print_commands(console: Console) -> None:
 
 def _parse(kind: type, arguments: Arguments, name: str, default: Any = None) -> Any:
     """Arguments as `kind`; a wrong one ends the process with code 2 and names the nearest."""
-    words = [{"true": "True", "false": "False"}.get(word, word) for word in arguments]
+    words = _with_values(kind, [{"true": "True", "false": "False"}.get(word, word) for word in arguments])
     options: dict[str, Any] = {} if default is None else {"default": default}
     return tyro.cli(kind, args=words, prog=f"lowrise {name}", use_underscores=True, config=_STYLE, **options)
 
 
-def _with_value(arguments: Arguments, flag: str) -> list[str]:
-    """The arguments, where a flag that stands alone means true."""
-    following = [*arguments[1:], ""]
-    alone = [
-        w == flag and f.lower() not in ("true", "false") for w, f in zip(arguments, following, strict=True)
-    ]
-    return [
-        w for word, bare in zip(arguments, alone, strict=True) for w in ([word, "True"] if bare else [word])
-    ]
+def _with_values(kind: type, words: list[str]) -> list[str]:
+    """`--json` as `--json True`, for the switches of a command itself."""
+    switches = {f"--{name.replace('_', mark)}" for name in _switches(kind) for mark in "_-"}
+    filled: list[str] = []
+    for word, following in itertools.pairwise([*words, ""]):
+        filled.append(word)
+        if word in switches and following not in ("True", "False"):
+            filled.append("True")
+    return filled
+
+
+def _switches(kind: type) -> list[str]:
+    return [f.name for f in dataclasses.fields(kind) if f.type in (bool, "bool")]
 
 
 def _base_config(arguments: Arguments) -> RunConfig:

@@ -13,7 +13,8 @@ from torch import nn
 from lowrise import cli
 from lowrise.config import load, validate
 from lowrise.errors import UsageError, printable
-from lowrise.inference.generate import generate, pick
+from lowrise.inference.generate import generate
+from lowrise.inference.sampling import pick
 from lowrise.model import LlamaConfig, build_model
 from lowrise.optim import AdamW
 from lowrise.signals import StopRequest

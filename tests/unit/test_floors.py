@@ -23,7 +23,7 @@ FLOORS = (
     ("config", "ledger"),
     ("runs",),
     ("inference", "report", "export"),
-    ("pretrained",),
+    ("pretrained", "serve"),
     ("train",),
     ("compare",),
     ("cli", "__main__"),

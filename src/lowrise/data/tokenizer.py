@@ -172,9 +172,35 @@ class Tokenizer:
         """Token ids of one text, without a separator."""
         return self.encode_batch([text])[0]
 
+    def encode_marked(self, text: str) -> list[int]:
+        """Token ids of a text in which special tokens are marks and are found by name, as chat templates
+        write them. Nothing is added."""
+        return list(self._marking_encoder.encode(text, add_special_tokens=False).ids)
+
+    @cached_property
+    def _marking_encoder(self) -> tokenizers.Tokenizer:
+        encoder = tokenizers.Tokenizer.from_str(self._text)
+        encoder.no_truncation()
+        encoder.no_padding()
+        encoder.encode_special_tokens = False
+        return encoder
+
+    @cached_property
+    def special_tokens(self) -> tuple[str, ...]:
+        """Names of the special tokens, in the order of their ids."""
+        added = self._encoder.get_added_tokens_decoder()
+        return tuple(added[i].content for i in sorted(added) if added[i].special)
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids; special tokens appear by name."""
         return str(self._encoder.decode([int(i) for i in ids], skip_special_tokens=False))
+
+    @cached_property
+    def byte_ids(self) -> frozenset[int]:
+        """The entries that stand for single bytes (byte fallback), which decode together with their
+        neighbours; empty for byte-level tokenizers, which name bytes otherwise."""
+        found = (self._encoder.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
+        return frozenset(i for i in found if i is not None)
 
     @cached_property
     def cut(self) -> Cut:

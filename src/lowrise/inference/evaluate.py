@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 from torch import Tensor, nn
 
 from lowrise.config import RunConfig
@@ -25,8 +27,9 @@ from lowrise.data import Corpus
 from lowrise.data.progress import prepare_with_progress
 from lowrise.distributed import World
 from lowrise.distributed.fsdp import reshard
-from lowrise.errors import LowriseError, UsageError
+from lowrise.errors import LowriseError, UsageError, printable
 from lowrise.model.loss import DEFAULT_CHUNK_TOKENS, next_token_loss
+from lowrise.runs.directory import open_run
 from lowrise.runs.environment import autocast_for
 from lowrise.runs.load import NO_CORPUS, load_run
 
@@ -141,9 +144,52 @@ def evaluate_run(folder: str | Path, device: str, console: Console) -> dict[str,
     with autocast_for(run.config, run.device):
         result = evaluate_split(run.model, corpus, run.config)
     return {
+        "run": str(folder),
         "step": run.step,
         "val_loss": result.loss,
         "val_perplexity": result.perplexity,
         "val_bits_per_byte": result.bits_per_byte,
         "val_tokens": result.tokens,
+        "val_bytes": corpus.valid.text_bytes,
     }
+
+
+def check_runs(folders: Sequence[Path]) -> None:
+    """`UsageError` for what is no run, before anything is evaluated."""
+    if not folders:
+        raise UsageError("lowrise eval needs a run: give the folder of one, or of several.")
+    for folder in folders:
+        open_run(folder)
+
+
+def show(results: Sequence[dict[str, Any]], console: Console) -> None:
+    """One result as a sentence, several as a table, and whether they are of one text."""
+    if len(results) == 1:
+        (result,) = results
+        console.print(
+            f"step {result['step']}: validation loss {result['val_loss']:.6f}, "
+            f"perplexity {result['val_perplexity']:.4f}, {result['val_bits_per_byte']:.5f} bits per byte "
+            f"over {result['val_tokens']:,} tokens",
+            highlight=False,
+        )
+        return
+    table = Table(box=None, header_style="bold")
+    table.add_column("run", overflow="fold")
+    for name in ("step", "loss", "perplexity", "bits per byte", "tokens", "bytes"):
+        table.add_column(name, justify="right")
+    for r in results:
+        table.add_row(
+            escape(printable(r["run"])),
+            str(r["step"]),
+            f"{r['val_loss']:.6f}",
+            f"{r['val_perplexity']:.4f}",
+            f"{r['val_bits_per_byte']:.5f}",
+            f"{r['val_tokens']:,}",
+            f"{r['val_bytes']:,}",
+        )
+    console.print(table)
+    if len({r["val_bytes"] for r in results}) > 1:
+        console.print(
+            "The held-out texts of these runs differ in size, so these numbers are of different texts.",
+            style="yellow",
+        )

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 
 from lowrise.errors import LowriseError, UsageError
 from lowrise.inference.evaluate import evaluate
-from lowrise.inference.generate import generate, pick
+from lowrise.inference.generate import generate
+from lowrise.inference.sampling import pick
 from lowrise.model import Llama, LlamaConfig, build_model
 
 VOCAB = 31

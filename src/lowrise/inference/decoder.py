@@ -1,0 +1,226 @@
+"""`FrozenDecoder`: a Llama with frozen weights, arranged for decoding token by token.
+
+What it does otherwise than `Llama.forward(cache=...)`, which stays the plain reference:
+
+1. q, k, v and gate, up share their first product (`lowrise.inference.frozen`).
+2. Keys and values lie in one buffer a layer, allocated once for the longest the batch can become.
+3. Rotary angles come from a table. The outputs of q and k are reordered when the weights are frozen, so that
+   the two entries of a rotary pair lie side by side and a rotation is one complex product; scores, which are
+   sums over these entries, stay the same.
+4. Prompts of different lengths are padded on the left: all rows write the same column, each counts positions
+   from its own first token, and padding is masked.
+
+5. On a CPU, bfloat16 matrices are packed for oneDNN where several sequences at a time are expected; one
+   sequence alone takes products of a matrix and a vector.
+
+Logits equal the reference's but for rounding. Weights are only read, so several generations may use one
+decoder at a time; each has a `DecodeState` of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lowrise.errors import UsageError, did_you_mean
+from lowrise.inference.frozen import (
+    FORMS,
+    Choice,
+    Forms,
+    FrozenMap,
+    MapGroup,
+    choose_forms,
+    frozen_map,
+    packs,
+)
+from lowrise.model.llama import Block, Llama, rope_angles
+
+
+@dataclass
+class _Layer:
+    """The four groups of a block."""
+
+    qkv: MapGroup
+    o: MapGroup
+    gate_up: MapGroup
+    down: MapGroup
+
+
+class DecodeState:
+    """Keys, values and positions of one batch that is being decoded."""
+
+    def __init__(self, decoder: FrozenDecoder, padding: Sequence[int], columns: int) -> None:
+        c = decoder.config
+        batch = len(padding)
+        shape = (c.num_layers, 2, batch, c.kv_heads, columns, c.head_dim)
+        buffer = torch.empty(shape, dtype=decoder.dtype, device=decoder.device)
+        self.caches: tuple[Tensor, ...] = buffer.unbind(0)
+        self.columns = columns
+        self.length = 0
+        """Columns that hold keys and values."""
+        self.padding: Tensor | None = None
+        if any(padding):
+            self.padding = torch.tensor(padding, device=decoder.device)[:, None]  # B x 1
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows alone."""
+        self.caches = tuple(cache[:, list(rows)] for cache in self.caches)
+        if self.padding is not None:
+            self.padding = self.padding[list(rows)]
+
+    def rotation(self, table: Tensor, length: int) -> Tensor:
+        """Rotations (B or 1, L, 1, head_dim / 2) of the next `length` columns."""
+        if self.padding is None:
+            return table[None, self.length : self.length + length, None]
+        columns = torch.arange(self.length, self.length + length, device=table.device)
+        return table[(columns - self.padding).clamp(min=0)][:, :, None]
+
+    def mask(self, length: int) -> Tensor | None:
+        """What the next `length` columns may see, (B, 1, L, columns so far); None: SDPA's own rule."""
+        if self.padding is None and (length == 1 or self.length == 0):
+            return None
+        end = self.length + length
+        keys = torch.arange(end, device=self.caches[0].device)
+        queries = keys[self.length :, None]
+        seen = keys <= queries
+        if self.padding is None:
+            return seen
+        # A column of padding sees itself, since a row that sees nothing would be NaN.
+        real = keys >= self.padding[:, :, None]  # B x 1 x columns
+        return ((seen & real) | (keys == queries))[:, None]
+
+
+class FrozenDecoder:
+    """The weights of `model` in `dtype` (None: the model's), arranged for decoding.
+
+    What need not be copied is shared with the model, which must not be trained meanwhile.
+
+    `rows` is the number of sequences at a time that the arrangement is best for; any number works. `forms`
+    says how factored maps are used, and `choices` tells what became of it. The model itself is not needed
+    afterwards. Raises `UsageError` for a map of an unknown kind.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self, model: Llama, *, dtype: torch.dtype | None = None, forms: Forms = "auto", rows: int = 1
+    ) -> None:
+        if forms not in FORMS:
+            raise UsageError(f"forms = {forms!r}: {did_you_mean(str(forms), FORMS)}")
+        weight = model.lm_head.weight
+        self.config = c = model.config
+        self.dtype = dtype or weight.dtype
+        self.device = weight.device
+        self.embedding = model.model.embed_tokens.weight.detach().to(self.dtype)
+        self.head = MapGroup([frozen_map("lm_head", model.lm_head, self.dtype)], model.model.norm)
+        blocks = [self._groups(i, cast(Block, b)) for i, b in enumerate(model.model.layers)]
+        self.choices: list[Choice] = []
+        columns = []
+        for place, maps in enumerate(("q, k, v", "o", "gate, up", "down")):
+            groups, choices = choose_forms([b[place] for b in blocks], maps, forms, rows)
+            columns.append(groups)
+            self.choices += choices
+        self.layers = [_Layer(*groups) for groups in zip(*columns, strict=True)]
+        self._packed = rows > 1 and packs(self.head.first)
+        if self._packed:
+            for group in self._all_groups():
+                group.pack()
+        # Angles in float32 as in the reference, whatever the dtype.
+        cos, sin = rope_angles(0, c.max_seq_len, c.head_dim, c.rope_theta, self.device)
+        self._wide = torch.promote_types(self.dtype, torch.float32)
+        self._rotations = torch.complex(cos.to(self._wide), sin.to(self._wide))
+
+    def _groups(self, layer: int, block: Block) -> tuple[MapGroup, MapGroup, MapGroup, MapGroup]:
+        def frozen(part: str, name: str, order: Tensor | None = None) -> FrozenMap:
+            module = getattr(getattr(block, part), name)
+            return frozen_map(f"model.layers.{layer}.{part}.{name}", module, self.dtype, order)
+
+        c = self.config
+        qkv = (
+            frozen("self_attn", "q_proj", _pairs_side_by_side(c.num_heads, c.head_dim, self.device)),
+            frozen("self_attn", "k_proj", _pairs_side_by_side(c.kv_heads, c.head_dim, self.device)),
+            frozen("self_attn", "v_proj"),
+        )
+        return (
+            MapGroup(qkv, block.input_layernorm),
+            MapGroup([frozen("self_attn", "o_proj")]),
+            MapGroup([frozen("mlp", "gate_proj"), frozen("mlp", "up_proj")], block.post_attention_layernorm),
+            MapGroup([frozen("mlp", "down_proj")]),
+        )
+
+    @property
+    def weight_bytes_per_token(self) -> int:
+        """Bytes of weights that one decoding step of one sequence reads: all maps and the head."""
+        return sum(g.elements for g in self._all_groups()) * self.dtype.itemsize
+
+    def _all_groups(self) -> list[MapGroup]:
+        groups = [g for layer in self.layers for g in (layer.qkv, layer.o, layer.gate_up, layer.down)]
+        return [*groups, self.head]
+
+    @torch.no_grad()
+    def prefill(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> tuple[DecodeState, Tensor]:
+        """Read prompts of any lengths (at least 1); the state, and logits (B, vocab) after each."""
+        longest = max(map(len, prompts))
+        padding = [longest - len(prompt) for prompt in prompts]
+        state = DecodeState(self, padding, longest + max_new_tokens)
+        rows = [[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)]
+        return state, self._advance(state, torch.tensor(rows, device=self.device))
+
+    @torch.no_grad()
+    def step(self, state: DecodeState, tokens: Tensor) -> Tensor:
+        """Logits (B, vocab) after one more token (B,) of every row."""
+        if state.length >= state.columns:
+            raise UsageError(
+                f"The decoder's state holds {state.columns} tokens and is full: make it with more new tokens."
+            )
+        return self._advance(state, tokens[:, None])
+
+    def _advance(self, state: DecodeState, tokens: Tensor) -> Tensor:
+        B, L = tokens.shape
+        c = self.config
+        x = self.embedding[tokens]  # B x L x d
+        if tokens.numel() == 1 and self.device.type == "cpu" and not self._packed:
+            x = x.view(-1)  # products of a matrix and a vector have a faster way
+        rotation, mask = state.rotation(self._rotations, L), state.mask(L)
+        for layer, cache in zip(self.layers, state.caches, strict=True):
+            heads = layer.qkv(x).view(B, L, -1, c.head_dim)
+            y = self._attend(heads, cache, state.length, rotation, mask)
+            x = layer.o.add_to_(x, y.reshape(*x.shape[:-1], c.hidden_size))
+            gate, up = layer.gate_up(x).chunk(2, -1)
+            x = layer.down.add_to_(x, (F.silu(gate) if c.mlp_activation == "silu" else gate) * up)
+        state.length += L
+        last = x if x.dim() == 1 else x[:, -1]
+        return self.head(last).view(B, -1)
+
+    def _attend(
+        self, heads: Tensor, cache: Tensor, start: int, rotation: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """Weighted values (B, L, heads, head_dim) of q, k, v side by side (B, L, heads + 2 kv_heads,
+        head_dim); keys and values are stored from column `start`."""
+        c = self.config
+        L = heads.shape[1]
+        rotary = c.num_heads + c.kv_heads
+        pairs = heads[:, :, :rotary].to(self._wide).unflatten(-1, (-1, 2))
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * rotation).flatten(-2).to(self.dtype)
+        end = start + L
+        cache[0, :, :, start:end] = turned[:, :, c.num_heads :].transpose(1, 2)
+        cache[1, :, :, start:end] = heads[:, :, rotary:].transpose(1, 2)
+        y = F.scaled_dot_product_attention(
+            turned[:, :, : c.num_heads].transpose(1, 2),
+            cache[0, :, :, :end],
+            cache[1, :, :, :end],
+            attn_mask=mask,
+            is_causal=mask is None and L > 1,
+            enable_gqa=c.num_heads != c.kv_heads,
+        )
+        return y.transpose(1, 2)
+
+
+def _pairs_side_by_side(heads: int, head_dim: int, device: torch.device) -> Tensor:
+    """The order of outputs in which entries i and i + head_dim / 2 of every head become neighbours."""
+    rows = torch.arange(heads * head_dim, device=device).view(heads, 2, head_dim // 2)
+    return rows.transpose(1, 2).flatten()

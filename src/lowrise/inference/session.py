@@ -1,0 +1,120 @@
+"""A run that is ready to continue texts: its weights in a `FrozenDecoder`, and its tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from rich.console import Console
+
+from lowrise.data import Tokenizer
+from lowrise.inference.batch import Batch
+from lowrise.inference.decoder import FrozenDecoder
+from lowrise.inference.frozen import Forms
+from lowrise.inference.sampling import Sampling
+from lowrise.inference.text import StopStrings, TextStream
+from lowrise.runs.environment import autocast_for
+from lowrise.runs.load import load_run
+
+Finish = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """What continues texts. Only read, so several threads may use one."""
+
+    decoder: FrozenDecoder
+    tokenizer: Tokenizer
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a step added to one text."""
+
+    row: int
+    text: str
+    tokens: int
+    """New tokens of this row so far, the separator that ended it not among them."""
+    finish: Finish | None = None
+    """Set in the last piece of a row: "stop" (a stop string, or the end of the document) or "length"."""
+
+
+def load_text_model(
+    folder: str | Path, device: str, console: Console, *, forms: Forms = "auto", rows: int = 1
+) -> TextModel:
+    """The newest whole checkpoint of a run, in the precision that the run computes in."""
+    run = load_run(folder, device, console)
+    kind = run.device.type
+    with autocast_for(run.config, run.device):
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    return TextModel(FrozenDecoder(run.model, dtype=dtype, forms=forms, rows=rows), run.tokenizer)
+
+
+def continue_texts(
+    model: TextModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    sampling: Sampling,
+    stop: Sequence[str] = (),
+    seeds: Sequence[int] | None = None,
+) -> Iterator[Piece]:
+    """Continue prompts, given as tokens without the separator that begins a document, all at a time.
+
+    Yields a piece for every row at every step, in the order of the rows. Raises `UsageError` at once, not at
+    the first piece, for a prompt that does not fit and an empty stop string.
+    """
+    separator = model.tokenizer.separator_id
+    batch = Batch(
+        model.decoder,
+        [[separator, *prompt] for prompt in prompts],
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        stop_token=separator,
+        seeds=seeds,
+    )
+    rows = [_Row(i, TextStream(model.tokenizer, p), StopStrings(stop)) for i, p in enumerate(prompts)]
+    return _pieces(batch, rows)
+
+
+def _pieces(batch: Batch, rows: Sequence[_Row]) -> Iterator[Piece]:
+    for new in batch:
+        for row, token in zip(rows, new, strict=True):
+            if row.ended:
+                continue
+            if token is None:
+                yield row.end("stop")
+                continue
+            piece = row.push(token)
+            batch.over[row.number] = row.ended
+            yield piece
+    for row in rows:
+        if not row.ended:
+            yield row.end("stop" if batch.stopped[row.number] else "length")
+
+
+@dataclass
+class _Row:
+    """One text on its way."""
+
+    number: int
+    stream: TextStream
+    stops: StopStrings
+    tokens: int = 0
+    ended: bool = False
+
+    def push(self, token: int) -> Piece:
+        self.tokens += 1
+        text = self.stops.push(self.stream.push(token))
+        self.ended = self.stops.found
+        return Piece(self.number, text, self.tokens, "stop" if self.ended else None)
+
+    def end(self, why: Finish) -> Piece:
+        text = self.stops.push(self.stream.finish())
+        self.ended = True
+        if self.stops.found:
+            return Piece(self.number, text, self.tokens, "stop")
+        return Piece(self.number, text + self.stops.finish(), self.tokens, why)

@@ -1,0 +1,160 @@
+"""`lowrise serve`: load a run, open a port, answer until a stop signal, then let what runs finish."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from tyro.conf import Positional
+
+from lowrise.config import load
+from lowrise.errors import LowriseError, UsageError
+from lowrise.inference.frozen import Forms
+from lowrise.inference.session import load_text_model
+from lowrise.runs.directory import open_run
+from lowrise.serve.chat import chat_format
+from lowrise.signals import StopRequest
+
+
+@dataclass(kw_only=True)
+class ServeConfig:
+    """Answer requests in the OpenAI format with a run's newest checkpoint."""
+
+    run: Positional[Path]
+    """Folder of the run."""
+    host: str = "127.0.0.1"
+    """Address to listen on; the default reaches this machine alone."""
+    port: int = 8000
+    """Port; 0: any that is free."""
+    name: str = ""
+    """Name of the model; empty: the folder's."""
+    max_tokens: int = 1024
+    """Most new tokens that a request may ask for."""
+    max_rows: int = 16
+    """Most texts (prompts times n) of a request."""
+    max_body: int = 1_000_000
+    """Longest body of a request in bytes."""
+    concurrency: int = 1
+    """Requests that are answered at a time; more share the processor."""
+    queue: int = 16
+    """Requests that may wait; more are told to come again."""
+    grace: int = 10
+    """Seconds that running requests get to finish after a stop signal."""
+    forms: Forms = "auto"
+    """Factored maps as they are stored, merged, whichever has fewer elements (auto) or was faster
+    (measured)."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+def serve(command: ServeConfig, console: Console) -> int:
+    """Serve until SIGINT or SIGTERM; returns 128 + the signal. `LowriseError` without the extra `serve`."""
+    try:
+        import uvicorn
+
+        from lowrise.serve.app import build_app
+        from lowrise.serve.engine import Engine
+        from lowrise.serve.requests import Limits
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in ("starlette", "uvicorn"):
+            raise
+        raise LowriseError(
+            f"lowrise serve needs the package {error.name}: pip install 'lowrise[serve]'."
+        ) from error
+    _check(command)
+    with _listening(command.host, command.port) as listener:
+        model = load_text_model(
+            command.run, command.device, console, forms=command.forms, rows=command.concurrency
+        )
+        tokenizer = load(open_run(command.run).config).data.tokenizer
+        folders = [command.run, *([] if tokenizer is None else [_folder(Path(tokenizer).expanduser())])]
+        name = command.name or command.run.resolve().name
+        limits = Limits(
+            body_bytes=command.max_body,
+            tokens=command.max_tokens,
+            rows=command.max_rows,
+            context=model.decoder.config.max_seq_len,
+        )
+        engine = Engine(model, command.concurrency, command.queue)
+        chat = chat_format(model.tokenizer, folders)
+        with StopRequest() as stop:
+
+            @asynccontextmanager
+            async def lifespan(app: Any) -> AsyncIterator[None]:
+                waiting = asyncio.ensure_future(_stop_when_asked(stop, server))
+                host, port = listener.getsockname()[:2]
+                shown = f"[{host}]" if ":" in host else host
+                console.print(
+                    f"Serving {name} at http://{shown}:{port}/v1 (Ctrl-C stops).",
+                    highlight=False,
+                    markup=False,
+                )
+                yield
+                waiting.cancel()
+                engine.close()
+
+            hosts = (
+                frozenset({"127.0.0.1", "localhost", "::1", command.host}) if _local(command.host) else None
+            )
+            app = build_app(model, name, chat, limits, engine, hosts=hosts, lifespan=lifespan)
+            server = uvicorn.Server(
+                uvicorn.Config(
+                    app, log_level="warning", lifespan="on", timeout_graceful_shutdown=command.grace
+                )
+            )
+            server.run(sockets=[listener])
+        return 128 + stop.signal if stop.signal else 0
+
+
+async def _stop_when_asked(stop: StopRequest, server: Any) -> None:
+    """For the signals that came before uvicorn caught them, or that it does not know."""
+    while not stop:
+        await asyncio.sleep(0.2)
+    server.should_exit = True
+
+
+def _check(command: ServeConfig) -> None:
+    for flag in ("max_tokens", "max_rows", "max_body", "concurrency"):
+        if getattr(command, flag) < 1:
+            raise UsageError(f"--{flag} {getattr(command, flag)}: should be at least 1.")
+    for flag in ("queue", "grace"):
+        if getattr(command, flag) < 0:
+            raise UsageError(f"--{flag} {getattr(command, flag)}: cannot be negative.")
+    if not 0 <= command.port < 65536:
+        raise UsageError(f"--port {command.port}: ports are 1 to 65535, and 0 takes one that is free.")
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise UsageError(
+                f"Port {port} of {host} is taken: end what listens there, or choose another --port."
+            ) from error
+        raise UsageError(
+            f"Cannot listen on port {port} of --host {host} ({error}): give an address of this machine and a "
+            "port that you may use."
+        ) from error
+
+
+def _local(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _folder(tokenizer: Path) -> Path:
+    return tokenizer if tokenizer.is_dir() else tokenizer.parent
