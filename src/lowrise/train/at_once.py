@@ -3,7 +3,8 @@
 1. micro-batches: forward, backward, gradients accumulate; in the last backward pass they are summed over
    ranks (`lowrise.distributed.GradientSum`), and so is the loss
 2. global gradient norm, clipped
-3. if loss and norm are finite, the optimizer moves everything
+3. if loss and norm are finite, the optimizer moves everything; where the norm, after clipping, is still too
+   large for it, it leaves single units alone (`lowrise/optim/guard.py`)
 
 Steps 2 and 3 work on sums, so all ranks decide and move alike.
 """
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 
 from lowrise.distributed import GradientSum, clip_gradients_
 from lowrise.optim import Optimizer
+from lowrise.optim.guard import usable
+from lowrise.optim.units import units_of
 from lowrise.train.per_layer import StepResult
 
 
@@ -46,16 +49,29 @@ def step_at_once(
         total = part.detach() if total is None else total + part.detach()
     assert total is not None
     total = gradients.world.sum_(total)
-    norm = clip_gradients_([p for group in optimizer.param_groups for p in group["params"]], clip or math.inf)
+    limit = clip or math.inf
+    norm = clip_gradients_([p for group in optimizer.param_groups for p in group["params"]], limit)
     loss_value, norm_value = torch.stack([total.float(), norm.float()]).tolist()
     finite = math.isfinite(loss_value) and math.isfinite(norm_value)
     started = time.perf_counter()
+    left_alone = units = 0
     if finite:
-        optimizer.step()
+        known = min(norm_value, limit)
+        before = optimizer.skipped_updates()
+        optimizer.step(grad_norm=known)
+        if not usable(known):
+            left_alone, units = optimizer.skipped_updates() - before, _with_gradients(optimizer)
     if synchronize is not None:
         synchronize()
     seconds = time.perf_counter() - started if synchronize is not None else 0.0
-    return StepResult(loss_value, norm_value, moved=finite, seconds=seconds)
+    moved = finite and not (left_alone and left_alone == units)
+    return StepResult(loss_value, norm_value, moved, left_alone if moved else 0, seconds)
+
+
+def _with_gradients(optimizer: Optimizer) -> int:
+    """Units of which a parameter has a gradient."""
+    units = (unit for group in optimizer.param_groups for unit in units_of(group))
+    return sum(any(p.grad is not None for p in unit) for unit in units)
 
 
 def _last_first(model: nn.Module, optimizer: Optimizer) -> list[Tensor]:

@@ -25,7 +25,7 @@ class StepResult:
     moved: bool
     """Whether anything was moved."""
     left_alone: int = 0
-    """Units whose gradient was not finite, where others were moved."""
+    """Units whose gradient was not finite or too large, where others were moved."""
     seconds: float = 0.0
     """Time that the optimizer took, on a CPU."""
 

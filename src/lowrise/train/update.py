@@ -50,7 +50,9 @@ class Update:
     lr: float
     applied: bool
     left_alone: int = 0
-    """Matrices that were left alone in an update that moved others (`train.per_layer`)."""
+    """Matrices that were left alone in an update that moved others, for gradients that are not finite or too
+    large.
+    """
 
 
 class Updater:
@@ -117,6 +119,7 @@ class Updater:
             self._change_ranks(number)
         self.optimizer.zero_grad(set_to_none=True)
         applied = result.moved and not result.left_alone
+        self.progress.skipped_units += result.left_alone
         self._count(applied, train.sequences * train.seq_len)
         lr = self.peak_lrs[0] * scale
         return Update(result.loss, result.grad_norm, lr, applied, result.left_alone)
