@@ -97,13 +97,13 @@ def tangent_step(
     float64. In float64 as they are written: Gram matrices square the condition of the factors.
     """
     if A.dtype == torch.float64:
-        return tangent_step_reference(
-            A, B, D_A, D_B, step, core=core, retraction=retraction, length=length
-        )
+        return tangent_step_reference(A, B, D_A, D_B, step, core=core, retraction=retraction, length=length)
     wide = torch.float32 if A.device.type == "mps" else torch.float64
     options: dict[str, Any] = {"core": core, "retraction": retraction}
     with full_precision_matmul(A.device):
-        moved, slow = _by_grams(A, B, D_A, D_B, step, length=length, least_sine=0.05, by_newton=True, **options)
+        moved, slow = _by_grams(
+            A, B, D_A, D_B, step, length=length, least_sine=0.05, by_newton=True, **options
+        )
         again = ~moved.ok & ~slow if A.dtype != wide else torch.zeros_like(slow)
         for careful in (True, False):
             places = torch.nonzero(again if careful else ~moved.ok).squeeze(-1)

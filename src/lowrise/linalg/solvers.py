@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-LinAlgError: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
+LinAlgError: type[RuntimeError] = torch.linalg.LinAlgError
 Parts = tuple[Tensor, ...]
 
 

@@ -290,7 +290,9 @@ class Optimizer(Spread):
         self.sent_bytes, self.wait_seconds = 0, 0.0
         self.settle()
         self._adopt_exchanged()
-        ready = [[unit for unit in units_of(group) if self._has_gradient(unit)] for group in self.param_groups]
+        ready = [
+            [unit for unit in units_of(group) if self._has_gradient(unit)] for group in self.param_groups
+        ]
         left_out = set() if known else self._unusable()
         try:
             for group, units in zip(self.param_groups, ready, strict=True):

@@ -3,7 +3,8 @@
 A gradient that is not finite, or so large that its square is not, would make a second moment inf or NaN for
 ever, and some rules would carry that to other matrices. So, at each step and for each unit:
 
-1. n = ||all gradients of the unit||_F, in the dtype of the state; of shared rows summed over ranks
+1. n = ||all gradients of the unit||_F, in the dtype of the state; of shared rows summed over ranks, so that
+   all decide alike (one all-reduce of 8 bytes, and one of 8 bytes a unit where that does not answer)
 2. n <= limit (2^54 = 1.8e16 in float32, 2^502 = 1.3e151 in float64; NaN is not): the unit is moved. Else it
    is left alone: weights, moments and counter stay, bit by bit. It is counted.
 
@@ -11,8 +12,9 @@ The limit is the root of the largest number, less a factor of 1024 for what rule
 they square it (a random projection to rank 1 may lengthen it by the root of its dimension). A norm that
 overflows is beyond it too.
 
-Reading n waits for nothing on a CPU, where units that are left alone are taken out of the step. Elsewhere
-reading would wait for the device:
+Reading n waits for nothing on a CPU, where one norm of all gradients together answers for all units, and
+only if that is too large, units are looked at one by one, and taken out of the step. Elsewhere reading would
+wait for the device:
 
 3. a mask stays on the device. The unit goes through its rule with gradients of zero, so that nothing that is
    not finite meets another unit of the batch, and `torch.where` puts old weights and state back
@@ -25,6 +27,7 @@ falls away.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -99,15 +102,15 @@ class Guard:
         Of several ranks all must call this, with the same units.
         """
         out: set[int] = set()
+        if _all_usable(units, ranks):
+            return out
         for same, sound in _judged(units, ranks):
             if reads_at_once(sound.device):
                 bad = [unit for unit, good in zip(same, sound.tolist(), strict=True) if not good]
                 out |= {id(unit[0]) for unit in bad}
                 self.skipped += len(bad)
                 continue
-            self._masks.update(
-                {id(unit[0]): flag for unit, flag in zip(same, sound.unbind(), strict=True)}
-            )
+            self._masks.update({id(unit[0]): flag for unit, flag in zip(same, sound.unbind(), strict=True)})
             counters = [[states[p]["step"] for p in unit] for unit in same]
             self._pending.append(_sent(sound, counters))
         return out
@@ -148,6 +151,40 @@ class Guard:
                 counter.sub_(1.0)
 
 
+def _all_usable(units: Sequence[Params], ranks: ShardGroup | None) -> bool:
+    """Whether the norm of all gradients together is below the limit, where it can be read at once: the common
+    case, in one number.
+    """
+    own, shared = [], []
+    for p in (p for unit in units for p in unit):
+        if not reads_at_once(p.device):
+            return False
+        if is_sharded(p):
+            shared.append(p)
+        elif p.grad is not None:
+            own.append(p.grad)
+    square = _squared_norm(own)
+    if shared and ranks is not None:
+        rows = torch.tensor(
+            _squared_norm([local(p.grad) for p in shared if p.grad is not None]), dtype=torch.float64
+        )
+        dist.all_reduce(rows, group=ranks.group)
+        square += float(rows)
+    return usable(math.sqrt(square)) if square >= 0.0 else False
+
+
+def _squared_norm(grads: Sequence[Tensor]) -> float:
+    """Of all tensors together, from norms in float32 (float64 for float64)."""
+    by_dtype: dict[torch.dtype, list[Tensor]] = {}
+    for grad in grads:
+        by_dtype.setdefault(grad.dtype, []).append(grad)
+    total = 0.0
+    for dtype, same in by_dtype.items():
+        norms = torch._foreach_norm(same, 2, torch.float64 if dtype == torch.float64 else torch.float32)
+        total += float(torch.stack(norms).double().square_().sum())
+    return total
+
+
 def _judged(units: Sequence[Params], ranks: ShardGroup | None) -> Iterator[tuple[list[Params], Tensor]]:
     """Units of one kind with flags (len,) on their device, True where their gradients may be used or are
     none.
@@ -183,7 +220,7 @@ def _squared_norms(units: Sequence[Params], dtype: torch.dtype) -> Tensor:
 
 
 def _sum_(squares: Sequence[Tensor], ranks: ShardGroup) -> None:
-    """Over ranks, in place: one all-reduce of eight bytes a unit."""
+    """Over ranks, in place."""
     flat = torch.cat([s.double() for s in squares])
     dist.all_reduce(flat, group=ranks.group)
     torch._foreach_copy_(list(squares), list(flat.split([len(s) for s in squares])))

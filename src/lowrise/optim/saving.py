@@ -22,7 +22,7 @@ class Saved(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         self.settle()
-        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        state: dict[str, Any] = super().__getstate__()
         return state
 
     def state_dict(self) -> dict[str, Any]:

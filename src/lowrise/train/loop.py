@@ -188,8 +188,8 @@ class Trainer(Updater):
             self.saver.finish()
             raise LowriseError(
                 f"{progress.skipped_in_a_row} updates in a row had a loss or gradient that is not finite "
-                f"or too large (the last is update {progress.step}). The weights from before them are saved in "
-                f"{self.directory.checkpoints.path(progress.step)}. Lower optimizer.lr or other.lr (now "
+                f"or too large (the last is update {progress.step}). The weights from before them are saved "
+                f"in {self.directory.checkpoints.path(progress.step)}. Lower optimizer.lr or other.lr (now "
                 f"{self.config.optimizer.lr:g} and {self.config.other.lr or self.config.optimizer.lr:g}) "
                 "in a new run, or train.clip."
             )

@@ -57,7 +57,9 @@ def test_a_matrix_that_is_not_finite_spoils_itself_alone(bad) -> None:
     with pytest.warns(RuntimeWarning, match="4 x 4 matrix"):
         values, vectors = solvers.eigh(S)
     for i in (0, 2):
-        assert torch.equal(s[i], torch.linalg.svdvals(X[i])) or torch.allclose(s[i], torch.linalg.svdvals(X[i]))
+        assert torch.equal(s[i], torch.linalg.svdvals(X[i])) or torch.allclose(
+            s[i], torch.linalg.svdvals(X[i])
+        )
         torch.testing.assert_close((U[i] * s[i]) @ Vh[i], X[i], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close((vectors[i] * values[i]) @ vectors[i].T, S[i], rtol=1e-4, atol=1e-4)
     assert s[1].isnan().all()
