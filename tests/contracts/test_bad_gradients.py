@@ -66,9 +66,9 @@ def state_of(optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def assert_usable(optimizer: Optimizer, named: Named) -> None:
-    """No inf and no NaN, anywhere (a bound that Spectron has not found yet is inf by name)."""
+    """No inf and no NaN, anywhere."""
     for key, tensor in [*optimizer.named_state().items(), *((k, p.detach()) for k, p in named)]:
-        assert tensor.isfinite().all() or key.endswith("norm_bound"), key
+        assert tensor.isfinite().all(), key
 
 
 def pair(name: str, role: str, options: dict[str, Any]) -> list[tuple[Optimizer, Named]]:

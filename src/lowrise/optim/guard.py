@@ -131,7 +131,7 @@ class Guard:
             torch._foreach_copy_(before, tensors)
             yield [_without_gradient(u, masks[id(u)]) if id(u) in masks else u for u in part]
             for (tensor, mask), old in zip(written, before, strict=True):
-                tensor.copy_(torch.where(mask, tensor, old))
+                torch.where(mask, tensor, old, out=tensor)
 
     def end(self) -> None:
         """Of the step."""
@@ -252,4 +252,4 @@ def _elements(unit: Unit) -> int:
 
 def _without_gradient(unit: Unit, mask: Tensor) -> Unit:
     """The unit with gradients of zero where the mask is False."""
-    return replace(unit, grads=tuple(torch.where(mask, g, torch.zeros_like(g)) for g in unit.grads))
+    return replace(unit, grads=tuple(torch.where(mask, g, 0.0) for g in unit.grads))

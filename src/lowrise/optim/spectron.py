@@ -169,7 +169,8 @@ class Spectron(Optimizer):
             u = torch.randn(param.shape[0], generator=generator, dtype=torch.float64)
             state["u"].copy_(u / torch.linalg.vector_norm(u))
         if "norm_bound" in state:
-            state["norm_bound"].fill_(math.inf)  # not known yet; the first step refreshes it
+            # A bound of anything, and finite; the first step refreshes it.
+            state["norm_bound"].fill_(torch.finfo(state["norm_bound"].dtype).max)
 
     def _update(self, group: dict[str, Any], units: list[Unit]) -> None:
         kinds: dict[tuple[Any, ...], list[Unit]] = {}

@@ -26,6 +26,8 @@ class Progress:
     """Of all updates, each at the ranks that it had."""
     skipped: int = 0
     skipped_in_a_row: int = 0
+    skipped_in_part: int = 0
+    """Of the skipped updates, those that moved something."""
     skipped_units: int = 0
     """Matrices and vectors that were left alone in updates that moved others."""
     train_seconds: float = 0.0

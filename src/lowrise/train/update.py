@@ -120,6 +120,7 @@ class Updater:
         self.optimizer.zero_grad(set_to_none=True)
         applied = result.moved and not result.left_alone
         self.progress.skipped_units += result.left_alone
+        self.progress.skipped_in_part += result.moved and not applied
         self._count(applied, train.sequences * train.seq_len)
         lr = self.peak_lrs[0] * scale
         return Update(result.loss, result.grad_norm, lr, applied, result.left_alone)
@@ -202,11 +203,11 @@ class Updater:
             self._place_restarts()
 
     def _place_restarts(self) -> None:
-        """Where the learning rate dips; resets that count the optimizer's steps move with every skipped
-        update.
+        """Where the learning rate dips; resets that count the optimizer's steps move with every update that
+        was skipped as a whole.
         """
-        steps = self.config.train.steps
-        resets = self.optimizer.resets(steps, self.progress.skipped)
+        steps, progress = self.config.train.steps, self.progress
+        resets = self.optimizer.resets(steps, progress.skipped - progress.skipped_in_part)
         self.restarts = restarts_of(self.config.schedule, resets, steps)
 
     def _note_state(self) -> None:
