@@ -252,3 +252,20 @@ def test_counters_are_right_whenever_they_are_read(monkeypatch) -> None:
 
 def test_the_plain_cases_cover_what_is_tested_here() -> None:
     assert {case.values[0] for case in PLAIN_CASES} == {case.values[0] for case in CASES}
+
+
+@pytest.mark.filterwarnings("ignore:a .* matrix in:RuntimeWarning")
+@pytest.mark.parametrize("scale", [0.0, 1e-45, 1e-38, 1e18, 1e30, math.inf, math.nan])
+@pytest.mark.parametrize(("name", "role", "options"), ROLES_WITH_OPTIONS)
+def test_no_weight_makes_a_solver_raise(name, role, options, scale) -> None:
+    """And none of a finite size puts inf or NaN into the state."""
+    named = make_params(role)
+    for _, p in named:
+        p.data *= scale
+    optimizer = build(name, role, named, options)
+    for t in range(6):
+        set_grads(named, t)
+        optimizer.step()
+    if math.isfinite(scale):
+        for key, tensor in optimizer.named_state().items():
+            assert tensor.isfinite().all(), key
