@@ -99,8 +99,7 @@ def product_singular_values(L: Tensor, R: Tensor) -> Tensor:
     n) k^2).
 
     L (..., m, k), R (..., n, k) -> (..., min(m, n, k)), in float64 (but for mps), as the product of float32
-    factors may be beyond float32. This is how telemetry reads a factored weight or
-    update.
+    factors may be beyond float32. This is how telemetry reads a factored weight or update.
     """
     a, b = power_of_four(L), power_of_four(R)
     left, right = (torch.linalg.qr(X / c, mode="r").R for X, c in ((L, a), (R, b)))
