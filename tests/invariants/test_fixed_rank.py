@@ -12,7 +12,18 @@ from lowrise.linalg import fixed_rank, tangent_step, tangent_step_reference
 
 # tall, wide, square, 2r > min(m, n), r = 1
 SHAPES = [(20, 8, 3), (8, 20, 3), (12, 12, 4), (10, 6, 5), (9, 9, 1)]
-STEPS = pytest.mark.parametrize("step", [tangent_step, tangent_step_reference])
+
+
+def by_grams(*arguments: Tensor, core="B", retraction="svd", length=None) -> fixed_rank.Moved:
+    """What float32 pairs go through, here in float64, where its formulas can be checked; and what it hands on
+    to the plain form.
+    """
+    options = {"core": core, "retraction": retraction, "length": length}
+    moved, _ = fixed_rank._by_grams(*arguments, least_sine=0.05, by_newton=False, **options)
+    return moved if moved.ok.all() else tangent_step_reference(*arguments, **options)
+
+
+STEPS = pytest.mark.parametrize("step", [tangent_step, tangent_step_reference, by_grams])
 
 
 def pair(m: int, n: int, r: int, batch: int = 1, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
@@ -49,6 +60,24 @@ def test_it_is_the_nearest_rank_r_matrix_to_w_minus_s_p_of_g(step, shape, s, cor
     W = A @ B.mT
     # float64 rounding, times 1 / gap of the singular values in the worst of these draws
     assert relative(moved.A @ moved.B.mT, truncated(W - s * projected(A, B, G), shape[2])) < 1e-12
+
+
+@pytest.mark.parametrize(("m", "n"), [(5, 40), (40, 5), (16, 40), (40, 40)])
+@pytest.mark.parametrize("core", ["B", "mean"])
+@pytest.mark.parametrize("s", [0.003, 0.03, 0.3])
+def test_float64_is_exact_to_rounding_at_every_rank(m, n, core, s) -> None:
+    """Directions of no common gradient, conditions of the factors up to 100; dense in float64."""
+    for r in range(1, min(m, n, 15) + 1):
+        g = torch.Generator().manual_seed(r)
+        A, B, D_A, D_B = (torch.randn(40, k, r, generator=g, dtype=torch.float64) for k in (m, n, m, n))
+        moved = tangent_step(A, B, D_A, D_B, torch.full((40,), s, dtype=torch.float64), core=core)
+        (U, R_A), (V, R_B) = torch.linalg.qr(A), torch.linalg.qr(B)
+        Z_A, Z_B = D_A @ torch.linalg.inv(R_B), D_B @ torch.linalg.inv(R_A)
+        K = Z_B.mT @ V if core == "B" else (U.mT @ Z_A + Z_B.mT @ V) / 2
+        xi = U @ (K - U.mT @ Z_A - Z_B.mT @ V) @ V.mT + Z_A @ V.mT + U @ Z_B.mT
+        W = truncated(A @ B.mT - s * xi, r)
+        errors = (moved.A @ moved.B.mT - W).flatten(1).norm(dim=1) / W.flatten(1).norm(dim=1)
+        assert float(errors.max()) < 1e-12
 
 
 @STEPS

@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from lowrise.errors import UsageError
 from lowrise.layers.base import LowRankLayer, dense_weight, head_and_embedding_weights
+from lowrise.layers.inits import check_finite
 from lowrise.layers.patterns import matches, no_match, select
 from lowrise.layers.registry import layer_class, option_names
 from lowrise.linalg.rank import resolve_rank
@@ -105,11 +105,7 @@ def _check_values(name: str, module: nn.Module) -> None:
             f"{name}: from_weights=True needs the weights, which are on the meta device (built there, or "
             "offloaded): load them first, or leave from_weights out for fresh factors."
         )
-    if not torch.isfinite(weight).all():
-        raise UsageError(
-            f"{name}: the weight has entries that are not finite, so it cannot be factorized from them; "
-            "load a sound checkpoint, or skip this layer."
-        )
+    check_finite(weight, f"{name}: ")
 
 
 def _choose(

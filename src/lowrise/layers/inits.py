@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lowrise.errors import UsageError
+from lowrise.linalg.solvers import eigh, power_of_four
 
 
 class Draw(Protocol):
@@ -53,6 +54,15 @@ def uniform(
     return drawn.mul_(2 * bound).sub_(bound).to(device)
 
 
+def check_finite(weight: Tensor, where: str = "") -> None:
+    """Raise `UsageError` for a weight that cannot be decomposed. Waits for the device."""
+    if not torch.isfinite(weight).all():
+        raise UsageError(
+            f"{where}the weight has entries that are not finite, so it cannot be factorized from them; "
+            "load a sound checkpoint, or skip this layer."
+        )
+
+
 def balanced_factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """The best rank-r approximation of a weight (m x n), split evenly: A = U sqrt(S), B = V sqrt(S), in
     float64.
@@ -61,17 +71,20 @@ def balanced_factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     norms of W V; A = W V S^-1/2, B = V S^1/2. This costs one p x p eigen-decomposition instead of an m x n
     SVD and loses nothing: A @ B.T = W V V.T holds to rounding whatever the error of the eigenvalues, and a
     direction V that is off by e costs e^2. Columns are signed so that the largest entry of each column of V
-    is positive.
+    is positive. Raises `UsageError` for a weight that is not finite.
     """
+    check_finite(weight)
     tall = weight.shape[0] >= weight.shape[1]
     W = (weight if tall else weight.T).detach().to(torch.float64)
-    V = torch.linalg.eigh(W.T @ W).eigenvectors.flip(-1)[:, :rank]  # p x r, descending
+    scale = power_of_four(W)
+    W = W / scale
+    V = eigh(W.T @ W)[1].flip(-1)[:, :rank]  # p x r, descending
     peaks = V.gather(0, V.abs().argmax(0, keepdim=True))
     V = V * torch.where(peaks < 0, -1.0, 1.0)
     WV = W @ V
     root = WV.norm(dim=0).sqrt()  # sqrt(s); 0 where W has no such direction
-    A = torch.where(root > 0, WV / root.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
-    B = V * root
+    A = torch.where(root > 0, WV / root.clamp_min(torch.finfo(torch.float64).tiny), 0.0) * scale.sqrt()
+    B = V * root * scale.sqrt()
     return (A, B) if tall else (B, A)
 
 

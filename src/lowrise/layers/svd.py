@@ -35,9 +35,10 @@ from torch import Tensor, nn
 
 from lowrise.errors import UsageError
 from lowrise.layers.base import FactoredForm, LedgerEntry, LowRankLayer, check_rank
-from lowrise.layers.inits import Draw, normal
+from lowrise.layers.inits import Draw, check_finite, normal
 from lowrise.layers.ranks import RankChange, canonical, grown, grown_rank, shrunken_rank
 from lowrise.linalg.orthonormal import orthonormality_error, qf
+from lowrise.linalg.solvers import eigvalsh, svd
 
 INITS = ("gaussian", "constant")
 
@@ -152,9 +153,10 @@ class SVDLinear(LowRankLayer):
         """The best rank-r approximation of `weight` (out x in): its truncated SVD, s descending."""
         m, n = weight.shape
         rank = check_rank(rank, m, n)
+        check_finite(weight)
         layer = cls(n, m, rank, bias=bias is not None, device="meta", dtype=weight.dtype, **options)
         layer.to_empty(device=weight.device)
-        U, s, Vh = torch.linalg.svd(weight.detach().to(torch.float64), full_matrices=False)
+        U, s, Vh = svd(weight.detach().to(torch.float64))
         with torch.no_grad():
             layer._write(U[:, :rank], s[:rank], Vh[:rank].T)
             if layer.bias is not None and bias is not None:
@@ -277,7 +279,7 @@ def starting_spectrum(m: int, n: int, r: int, std: float, init: str, draw: Draw)
         s = W.new_ones(r)
     else:
         gram = W.T @ W if m >= n else W @ W.T
-        s = torch.linalg.eigvalsh(gram).flip(-1)[:r].clamp_min(0.0).sqrt()
+        s = eigvalsh(gram).flip(-1)[:r].clamp_min(0.0).sqrt()
     return s * (std * math.sqrt(m * n) / torch.linalg.vector_norm(s))
 
 

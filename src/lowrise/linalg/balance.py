@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lowrise.linalg.solvers import power_of_four, svd
+
 
 def rebalance(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(A', B', T) with A' B'^T = A B^T, A' = A T = U sqrt(S), B' = B T^-T = V sqrt(S), W = U S V^T.
@@ -21,8 +23,9 @@ def rebalance(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     finite T; it is returned as it came, with T = I. Setting both factors to sqrt(0) would also stop its
     training for ever. Waits for the device (SVD).
     """
-    Q_A, R_A = torch.linalg.qr(A)
-    Q_B, R_B = torch.linalg.qr(B)
+    a, b = power_of_four(A), power_of_four(B)  # so that the core of huge or tiny factors is a number
+    Q_A, R_A = torch.linalg.qr(A / a)
+    Q_B, R_B = torch.linalg.qr(B / b)
     identity = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device).expand(*A.shape[:-2], -1, -1)
     if R_A.shape[-2] < A.shape[-1] or R_B.shape[-2] < B.shape[-1]:
         return (
@@ -30,15 +33,16 @@ def rebalance(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             B.clone(),
             identity.clone(),
         )  # fewer rows than columns: the product cannot have rank r
-    P, s, Qh = torch.linalg.svd(R_A @ R_B.mT)
+    P, s, Qh = svd(R_A @ R_B.mT)
     eps = torch.finfo(A.dtype).eps
     full_rank = (s[..., -1] > A.shape[-1] * eps * s[..., 0])[..., None, None]
     root = (
         torch.where(full_rank.squeeze(-1), s.clamp_min(0), torch.ones_like(s)).sqrt().unsqueeze(-2)
     )  # (..., 1, r)
+    T = (R_B.mT @ Qh.mT) / root * (b.sqrt() / a.sqrt())
+    root = root * (a.sqrt() * b.sqrt())
     balanced_A = (Q_A @ P) * root
     balanced_B = (Q_B @ Qh.mT) * root
-    T = (R_B.mT @ Qh.mT) / root
     signs = column_signs(T)
     balanced_A, balanced_B, T = balanced_A * signs, balanced_B * signs, T * signs
     return (

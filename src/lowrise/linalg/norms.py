@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lowrise.linalg.solvers import eigvalsh, power_of_four, svdvals
+
 # Relative margin on top of `spectral_norm_upper`: covers rounding the float64 result to float32 (6e-8) a
 # hundred times.
 UPPER_GUARD = 1e-5
@@ -73,7 +75,7 @@ def spectral_norm_upper(X: Tensor, *, squarings: int = 12) -> Tensor:
 
 def spectral_norm(X: Tensor) -> Tensor:
     """||X||_2 by singular values, (...). Exact to rounding; waits for the device."""
-    return torch.linalg.matrix_norm(X, ord=2)
+    return svdvals(X)[..., 0]
 
 
 def singular_values(X: Tensor) -> Tensor:
@@ -84,21 +86,26 @@ def singular_values(X: Tensor) -> Tensor:
     for square ones of 512). A device without float64 (mps) decomposes X itself.
     """
     if X.device.type == "mps":
-        return torch.linalg.svdvals(X)
+        return svdvals(X)
     Y = X.double()
+    scale = power_of_four(Y)
+    Y = Y / scale
     S = Y.mT @ Y if Y.shape[-2] >= Y.shape[-1] else Y @ Y.mT
-    return torch.linalg.eigvalsh(S).clamp_(min=0.0).sqrt_().flip(-1)
+    return eigvalsh(S).clamp_(min=0.0).sqrt_().flip(-1) * scale.squeeze(-1)
 
 
 def product_singular_values(L: Tensor, R: Tensor) -> Tensor:
     """Singular values of L @ R^T, descending, without forming it: QR of both, SVD of the k x k core. O((m +
     n) k^2).
 
-    L (..., m, k), R (..., n, k) -> (..., min(m, n, k)). This is how telemetry reads a factored weight or
-    update.
+    L (..., m, k), R (..., n, k) -> (..., min(m, n, k)), in float64 (but for mps), as the product of float32
+    factors may be beyond float32. This is how telemetry reads a factored weight or update.
     """
-    core = torch.linalg.qr(L, mode="r").R @ torch.linalg.qr(R, mode="r").R.mT
-    return torch.linalg.svdvals(core)
+    a, b = power_of_four(L), power_of_four(R)
+    left, right = (torch.linalg.qr(X / c, mode="r").R for X, c in ((L, a), (R, b)))
+    values = svdvals(left @ right.mT)
+    wide = values.dtype if values.device.type == "mps" else torch.float64
+    return values.to(wide) * a.squeeze(-1).to(wide) * b.squeeze(-1).to(wide)
 
 
 def _transposed_times(X: Tensor, u: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lowrise.linalg.solvers import eigh, power_of_four
+
 # One Cholesky pass suffices while no column of X + Z is longer than sqrt(2) (a turn of more than 45 degrees)
 # and none lies within 30 degrees of the span of those before it; the error is then that of rounding.
 LONGEST_SQUARED = 2.0
@@ -76,12 +78,15 @@ def retract_polar(X: Tensor, Z: Tensor) -> Tensor:
     """The polar factor of X + Z: eigenvectors of its Gram matrix, then one Newton-Schulz step.
 
     Alone, eigenvectors leave an error of 2e-6 in float32; the step Q (3 I - Q^T Q) / 2 squares it away.
-    For X + Z of full column rank. Waits for the device.
+    For X + Z of full column rank; where it is not, or not finite, X. Waits for the device.
     """
     Y = X + Z
-    values, E = torch.linalg.eigh(Y.mT @ Y)
+    Y = Y / power_of_four(Y)  # the factor is free of scale, its squares are not
+    values, E = eigh(Y.mT @ Y)
     Q = Y @ ((E * values.clamp_min(torch.finfo(Y.dtype).tiny).rsqrt().unsqueeze(-2)) @ E.mT)
-    return 1.5 * Q - 0.5 * (Q @ (Q.mT @ Q))
+    moved = 1.5 * Q - 0.5 * (Q @ (Q.mT @ Q))
+    sound = values[..., 0] > Y.shape[-1] * torch.finfo(Y.dtype).eps * values[..., -1]  # NaN is not
+    return torch.where(sound[..., None, None], moved, X)
 
 
 def tangent(X: Tensor, Z: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from lowrise.linalg.norms import largest_entry
+from lowrise.linalg.solvers import svd
 
 Triple = tuple[float, float, float]
 
@@ -92,7 +93,7 @@ def polar_svd(X: Tensor, *, rtol: float = 1e-12) -> Tensor:
     iterations do. rtol is at least 8 machine epsilons: below that a computed singular value is noise. Waits
     for the device.
     """
-    U, s, Vh = torch.linalg.svd(X, full_matrices=False)
+    U, s, Vh = svd(X)
     kept = s > max(rtol, 8 * torch.finfo(X.dtype).eps) * s[..., :1]
     return (U * kept.unsqueeze(-2)) @ Vh
 

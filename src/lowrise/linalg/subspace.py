@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from lowrise.linalg.norms import largest_entry
+from lowrise.linalg.solvers import eigh
 
 
 def leading_left(G: Tensor, rank: int) -> Tensor:
@@ -67,7 +68,7 @@ def align_signs(P: Tensor, previous: Tensor) -> Tensor:
 
 def _leading_eigenvectors(S: Tensor, rank: int) -> Tensor:
     """Of symmetric S, those of the largest eigenvalues, the largest first."""
-    return torch.linalg.eigh(S).eigenvectors[..., -rank:].flip(-1)
+    return eigh(S)[1][..., -rank:].flip(-1)
 
 
 def _scaled(G: Tensor) -> Tensor:

@@ -363,21 +363,25 @@ def _rebalance(group: Mapping[str, Any], members: Sequence[Member]) -> None:
         A, B = _stacked(bucket)
         wide = torch.float32 if A.device.type == "mps" else torch.float64
         new_A, new_B, T = rebalance(A.to(wide), B.to(wide))
-        _write(group, bucket, new_A, new_B, T, torch.linalg.inv(T).mT)
+        _write(group, bucket, new_A, new_B, T, torch.linalg.inv_ex(T).inverse.mT)
 
 
 def _write(
     group: Mapping[str, Any], members: Sequence[Member], A: Tensor, B: Tensor, T_A: Tensor, T_B: Tensor
 ) -> None:
-    """Store new factors and, if asked for, carry the moments into their basis."""
+    """Store new factors and, if asked for, carry the moments into their basis; moments that would not be
+    finite there are dropped.
+    """
     for i, member in enumerate(members):
         for place, (new, T) in enumerate(((A[i], T_B[i]), (B[i], T_A[i]))):
             member.unit.params[place].copy_(new)
             if group["transport"]:
                 state = member.unit.states[place]
                 T = T.to(state["exp_avg"].dtype)
-                state["exp_avg"].copy_(state["exp_avg"] @ T)
-                state["exp_avg_sq"].copy_(state["exp_avg_sq"] @ T.square())
+                moments = state["exp_avg"] @ T, state["exp_avg_sq"] @ T.square()
+                sound = torch.stack([x.isfinite().all() for x in moments]).all()
+                for key, x in zip(("exp_avg", "exp_avg_sq"), moments, strict=True):
+                    state[key].copy_(torch.where(sound, x, 0.0))
 
 
 def _alike(members: Sequence[Member]) -> Iterator[list[Member]]:

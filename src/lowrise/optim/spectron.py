@@ -169,7 +169,8 @@ class Spectron(Optimizer):
             u = torch.randn(param.shape[0], generator=generator, dtype=torch.float64)
             state["u"].copy_(u / torch.linalg.vector_norm(u))
         if "norm_bound" in state:
-            state["norm_bound"].fill_(math.inf)  # not known yet; the first step refreshes it
+            # A bound of anything, and finite; the first step refreshes it.
+            state["norm_bound"].fill_(torch.finfo(state["norm_bound"].dtype).max)
 
     def _update(self, group: dict[str, Any], units: list[Unit]) -> None:
         kinds: dict[tuple[Any, ...], list[Unit]] = {}
@@ -381,8 +382,12 @@ def _rebalance_due(group: Mapping[str, Any], units: Sequence[Unit]) -> None:
         new_A, new_B, T = rebalance(A.to(dtype), B.to(dtype))
         A.copy_(new_A)
         B.copy_(new_B)
-        state_A["momentum"].copy_(torch.linalg.solve(T, state_A["momentum"].mT).mT)
-        state_B["momentum"].copy_(state_B["momentum"] @ T)
+        # T, with signs, has the condition of R_B; no LAPACK error for one that is singular to rounding.
+        M_A, failed = torch.linalg.solve_ex(T, state_A["momentum"].mT)
+        moved = M_A.mT, state_B["momentum"] @ T
+        sound = (failed == 0) & torch.stack([M.isfinite().all() for M in moved]).all()
+        for state, M in zip(unit.states, moved, strict=True):
+            state["momentum"].copy_(torch.where(sound, M, 0.0))
         for X, state in ((new_A, state_A), (new_B, state_B)):
             if "u" in state:
                 length = torch.linalg.vector_norm(X[:, 0])

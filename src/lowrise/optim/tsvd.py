@@ -145,19 +145,28 @@ def _update_factors(group: Mapping[str, Any], bucket: Sequence[Member]) -> None:
     X = torch.stack([member.param for member in bucket]).to(state_dtype(bucket[0].param))  # (batch, p, r)
     G = torch.stack([member.grad for member in bucket])
     if group["project"] == "both":
-        G = tangent(X, G)
+        G = _tangent(X, G)
     D = _adam_direction(group, bucket, G)  # 2
     reference = group["reference_rows"]
     scale = group["factor_scale"] * (math.sqrt(reference / rows) if reference else 1.0)
     Z = D.mul_(-group["lr"] * scale)  # 3
     if group["project"] != "none":
-        Z = tangent(X, Z)
+        Z = _tangent(X, Z)
     if group["lr"] != 0.0:
         X = (retract_polar if group["retraction"] == "polar" else retract_qr)(X, Z)  # 4
         torch._foreach_copy_([member.param for member in bucket], list(X.unbind()))
     if group["transport"]:
         moments = [member.state["exp_avg"] for member in bucket]
-        torch._foreach_copy_(moments, list(tangent(X, torch.stack(moments)).unbind()))
+        torch._foreach_copy_(moments, list(_tangent(X, torch.stack(moments)).unbind()))
+
+
+def _tangent(X: Tensor, Z: Tensor) -> Tensor:
+    """Its tangent part, which is at most twice as long; Z itself where the formula gives more, because X is
+    far from orthonormal, as factors not made by `SVDLinear` may be at first.
+    """
+    part = tangent(X, Z)
+    norms = [torch.linalg.vector_norm(Y, dim=(-2, -1), keepdim=True) for Y in (part, Z)]
+    return torch.where(norms[0] <= 2.5 * norms[1], part, Z)
 
 
 def _update_spectra(group: Mapping[str, Any], bucket: Sequence[Member]) -> None:

@@ -170,6 +170,7 @@ class Trainer:
                 "tokens_per_second": tokens_per_second,
                 "step_ms": 1e3 * seconds,
                 "skipped": progress.skipped,
+                "skipped_units": progress.skipped_units,
             }
             if self.world.size > 1:
                 record |= self._parallel_record(seconds)
@@ -198,10 +199,14 @@ class Trainer:
     def _skipped(self, update: Update) -> None:
         progress, limit = self.progress, self.config.train.nonfinite_limit
         left = update.left_alone
-        what = f"{left} matrices or vectors are left as they are" if left else "the update is skipped"
+        what = (
+            f"{left} matrices or vectors are left as they are, their gradients are not finite or too large"
+            if left
+            else "not finite or too large, the update is skipped"
+        )
         self.display.say(
-            f"step {progress.step}: loss {update.loss}, gradient norm {update.grad_norm}: not finite, "
-            f"{what} ({progress.skipped_in_a_row} in a row).",
+            f"step {progress.step}: loss {update.loss}, gradient norm {update.grad_norm}: {what} "
+            f"({progress.skipped_in_a_row} in a row).",
             style="yellow",
         )
         if progress.skipped_in_a_row >= limit:
@@ -209,8 +214,8 @@ class Trainer:
             self.saver.finish()
             raise LowriseError(
                 f"{progress.skipped_in_a_row} updates in a row had a loss or gradient that is not finite "
-                f"(the last is update {progress.step}). The weights from before them are saved in "
-                f"{self.directory.checkpoints.path(progress.step)}. Lower optimizer.lr or other.lr (now "
+                f"or too large (the last is update {progress.step}). The weights from before them are saved "
+                f"in {self.directory.checkpoints.path(progress.step)}. Lower optimizer.lr or other.lr (now "
                 f"{self.config.optimizer.lr:g} and {self.config.other.lr or self.config.optimizer.lr:g}) "
                 "in a new run, or train.grad_clip."
             )

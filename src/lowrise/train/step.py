@@ -8,7 +8,8 @@
      all ranks decide and update alike; the loss is summed too
   5. global gradient norm, clipped
   6. if loss or norm is not finite: count it and leave weights and optimizer as they are; else
-     `optimizer.step()`
+     `optimizer.step()`, which skips single matrices where even the clipped norm is too large for it
+     (`optim/engine/guard.py`)
   7. `after_update` of the layers and of the optimizer, rank events of adaptive layers
   8. gradients are dropped
 
@@ -37,6 +38,8 @@ from lowrise.distributed.sharding import whole_parameters
 from lowrise.layers.base import LowRankLayer
 from lowrise.model import next_token_loss
 from lowrise.optim import step_in_backward
+from lowrise.optim.engine.guard import usable
+from lowrise.optim.engine.units import units_of
 from lowrise.runs.build import build_optimizer, compile_blocks
 from lowrise.runs.environment import autocast_for, choose_device, set_numerics
 from lowrise.runs.parallel import check_world, share_work, shared_model
@@ -58,7 +61,9 @@ class Update:
     applied: bool
     """Whether every matrix was updated."""
     left_alone: int = 0
-    """Matrices that were skipped in an update of the others (`train.per_layer`)."""
+    """Matrices and vectors that were skipped in an update of the others, for gradients that are not finite or
+    too large.
+    """
 
 
 class TrainStep:
@@ -132,7 +137,12 @@ class TrainStep:
             updated = math.isfinite(loss_value) and math.isfinite(grad_norm)
             started = time.perf_counter()
             if updated:
-                self.optimizer.step()
+                bound = min(grad_norm, train.grad_clip or math.inf)
+                before = self.optimizer.skipped_updates()
+                self.optimizer.step(grad_norm=bound)
+                if not usable(bound):
+                    skipped_matrices = self.optimizer.skipped_updates() - before
+                    updated = skipped_matrices < self._units_with_gradients()
             if self._is_timed(number):
                 seconds = time.perf_counter() - started
 
@@ -145,8 +155,10 @@ class TrainStep:
                 self.optimizer_ms.append(1e3 * seconds)
         self.optimizer.zero_grad(set_to_none=True)
         applied = updated and not skipped_matrices
+        self.progress.skipped_units += skipped_matrices if updated else 0
+        self.progress.skipped_in_part += updated and not applied
         self._count(applied, predicted)
-        return Update(loss_value, grad_norm, lr, applied, skipped_matrices)
+        return Update(loss_value, grad_norm, lr, applied, skipped_matrices if updated else 0)
 
     def _batch(self, number: int) -> Tensor:
         """Step 1: this rank's rows, int64 (rows, seq_len + 1)."""
@@ -184,6 +196,11 @@ class TrainStep:
             loss.backward()
         seconds = moved.seconds if self.device.type == "cpu" else None  # on a GPU mostly the backward pass
         return value, moved.grad_norm, moved.units > 0, moved.left_alone if moved.units else 0, seconds
+
+    def _units_with_gradients(self) -> int:
+        """Parameter tuples of which one parameter has a gradient."""
+        units = (unit for group in self.optimizer.param_groups for unit in units_of(group))
+        return sum(any(p.grad is not None for p in unit) for unit in units)
 
     def _is_timed(self, number: int) -> bool:
         """Whether the optimizer's time is taken: on a GPU at logged updates alone, as that waits for it."""
@@ -239,11 +256,11 @@ class TrainStep:
             compile_blocks(self.model)
 
     def place_restarts(self) -> None:
-        """Where the learning rate dips; resets that count the optimizer's steps move with every skipped
-        update.
+        """Where the learning rate dips; resets that count the optimizer's steps move with every update that
+        was skipped as a whole.
         """
-        steps = self.config.train.steps
-        resets = self.optimizer.resets(steps, self.progress.skipped)
+        steps, progress = self.config.train.steps, self.progress
+        resets = self.optimizer.resets(steps, progress.skipped - progress.skipped_in_part)
         self.restarts = restarts_of(self.config.schedule, resets, steps)
 
     def _note_state(self) -> None:

@@ -26,6 +26,10 @@ class Progress:
     """Of all updates, each at the ranks that it had."""
     skipped: int = 0
     skipped_in_a_row: int = 0
+    skipped_in_part: int = 0
+    """Of the skipped updates, those that moved something."""
+    skipped_units: int = 0
+    """Matrices and vectors that were left alone in updates that moved others."""
     train_seconds: float = 0.0
     """Time in updates, over all starts of the run."""
     wall_seconds: float = 0.0
@@ -62,6 +66,7 @@ def summarize(
         "tokens": progress.tokens,
         "steps": progress.step,
         "skipped_steps": progress.skipped,
+        "skipped_units": progress.skipped_units,
         "epochs": corpus.train.epochs(
             progress.step, sequences=config.train.global_batch_size, seq_len=config.train.seq_len
         ),

@@ -131,8 +131,9 @@ def _measure(now: Factors, before: Factors) -> dict[str, float]:
     if largest == 0:
         stable = effective = 0.0
     else:
-        stable = sum(v * v for v in values) / largest**2
-        effective = math.exp(-sum(v / total * math.log(v / total) for v in values if v > 0))
+        stable = sum((v / largest) ** 2 for v in values)
+        shares = [v / total for v in values]
+        effective = math.exp(-sum(share * math.log(share) for share in shares if share > 0))
     return {
         "weight_spectral_norm": largest,
         "update_spectral_norm": float(update[0]),

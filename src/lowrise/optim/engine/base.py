@@ -7,7 +7,8 @@ one parameter for every other role. A step is:
 
 1. call the closure, if there is one;
 2. per group, collect the units that have a gradient. A unit without any is left alone and its counter stands
-   still; within a unit a missing gradient counts as zeros;
+   still; within a unit a missing gradient counts as zeros. So is one whose gradients are not finite or too
+   large to be squared (`guard.py`);
 3. count: `state["step"] += 1` for each parameter of these units, so that a rule sees t = 1 at its first
    update;
 4. open their moments in float32 if the group's `state_format` stores them otherwise (`state_formats.py`), and
@@ -33,7 +34,7 @@ from __future__ import annotations
 import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, ClassVar, Self
 
 import torch
@@ -42,6 +43,7 @@ from torch import Tensor, nn
 from lowrise.distributed.sharding import is_sharded, local
 from lowrise.errors import UsageError
 from lowrise.layers.roles import param_groups
+from lowrise.optim.engine.guard import Guard, usable
 from lowrise.optim.engine.options import (
     UNIT_SIZE,
     check_known_options,
@@ -97,7 +99,12 @@ class Optimizer(Spread):
         groups alone: `state_format` ("float32", "bfloat16", "8bit") and, for the role "matrix", `view` (None,
         "flatten", "stack").
         """
+        self._guard = Guard()
         super().__init__(params, {**ADAMW_DEFAULTS, "state_format": "float32", "view": None, **defaults})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.setdefault("_guard", Guard())
+        super().__setstate__(state)
 
     @classmethod
     def from_model(
@@ -274,22 +281,49 @@ class Optimizer(Spread):
     # ---- the step
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None, *, grad_norm: float | None = None) -> Any:
         """One update of every parameter that has a gradient. `p.grad` is read, never written. Returns the
         closure's value.
+
+        grad_norm: a bound of the norm of all gradients together, where the caller knows one (as after
+            clipping, the same on all ranks). Below the limit of `guard.py` no unit is checked by itself.
         """
-        loss = None
+        loss, known = None, grad_norm is not None and closure is None and usable(grad_norm)
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         self.sent_bytes, self.wait_seconds = 0, 0.0
+        self.settle()
         self._adopt_exchanged()
-        for group in self.param_groups:
-            ready = (self._ready_unit(unit) for unit in units_of(group) if self.owner(unit) is None)
-            self._move(group, [unit for unit in ready if unit is not None])
-            owned = (unit for unit in units_of(group) if self.owner(unit) is not None)
-            self._move_owned(group, [unit for unit in owned if self._has_gradient(unit)])
+        ready = [
+            [unit for unit in units_of(group) if self._has_gradient(unit)] for group in self.param_groups
+        ]
+        left_out = set() if known else self._unusable()
+        try:
+            for group, units in zip(self.param_groups, ready, strict=True):
+                units = [unit for unit in units if id(unit[0]) not in left_out]
+                self._move(group, [self._unit(unit) for unit in units if self.owner(unit) is None])
+                self._move_owned(group, [unit for unit in units if self.owner(unit) is not None])
+        finally:
+            self._guard.end()
         return loss
+
+    def _unusable(self) -> set[int]:
+        """Ids of the first parameters of units that this step leaves out for their gradients; others may be
+        masked (`guard.py`).
+        """
+        units = [unit for group in self.param_groups for unit in units_of(group)]
+        return self._guard.sift(units, self.state, self.ranks())
+
+    def skipped_updates(self) -> int:
+        """Updates of single units that were skipped so far, as their gradients were not finite or too large;
+        since the optimizer was built or copied. On a GPU this waits for the last step's check.
+        """
+        self.settle()
+        return self._guard.skipped
+
+    def settle(self) -> None:
+        self._guard.settle()
 
     def _move(
         self, group: dict[str, Any], units: list[Unit], wholes: Mapping[int, Tensor] | None = None
@@ -302,7 +336,8 @@ class Optimizer(Spread):
         seen = seen_group(group, wholes)
         torch._foreach_add_([s["step"] for unit in units for s in unit.states], 1.0)
         with _no_autocast():
-            self._move_parts(group, seen, units, wholes)
+            for part in self._guard.protected(units, wholes):
+                self._move_parts(group, seen, part, wholes)
 
     def _move_parts(
         self,
@@ -314,7 +349,7 @@ class Optimizer(Spread):
         """Steps 4 to 6, a bounded number of elements at a time."""
         for part in _parts(group, units):
             wide = [widened(unit) for unit in part]
-            with self.opened_state(group, [p for unit in part for p in unit.params]) as states:
+            with self._opened(group, [p for unit in part for p in unit.params]) as states:
                 self._apply(seen, [here(unit, wholes) for unit in with_states(wide, states)])
 
     def _apply(self, group: dict[str, Any], units: list[Unit]) -> None:
@@ -345,13 +380,18 @@ class Optimizer(Spread):
             first += sum(_num_matrices(p, other) for p in other["params"])
         return first
 
-    @contextmanager
     def opened_state(
         self, group: dict[str, Any], params: Sequence[Tensor]
-    ) -> Iterator[list[dict[str, Tensor]]]:
+    ) -> AbstractContextManager[list[dict[str, Tensor]]]:
         """The state of some parameters of a group, with moments in float32 whatever their format; what is
-        written into them in place is stored at the end.
+        written into them in place is stored at the end. For use between two steps.
         """
+        self.settle()
+        return self._opened(group, params)
+
+    @contextmanager
+    def _opened(self, group: dict[str, Any], params: Sequence[Tensor]) -> Iterator[list[dict[str, Tensor]]]:
+        """The same within a step."""
         states = [self.state[p] for p in params]
         if format_of(group) == "float32":
             yield states
@@ -404,8 +444,10 @@ class Optimizer(Spread):
 
     def _ready_unit(self, params: tuple[Tensor, ...]) -> Unit | None:
         """Step 2 for one unit, with this rank's rows of its gradients; None where it has none."""
-        if not self._has_gradient(params):
-            return None
+        return self._unit(params) if self._has_gradient(params) else None
+
+    def _unit(self, params: tuple[Tensor, ...]) -> Unit:
+        """Step 2 for one unit that has a gradient."""
         grads = tuple(
             torch.zeros_like(local(p), dtype=state_dtype(p)) if p.grad is None else local(p.grad)
             for p in params

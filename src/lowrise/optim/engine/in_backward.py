@@ -9,8 +9,9 @@ For each unit of the optimizer (a parameter, a pair A, B or a triple U, s, V):
 
 1. a gradient is complete: torch calls the parameter's post-accumulate hook
 2. when that was the last of the unit, n = ||its gradients||_F, in the dtype of the state
-3. if n is finite, the rule of the optimizer moves the unit: the very function that `step()` calls, with the
-   options (lr, ...) that the unit's group has at this moment. Else the unit is left alone, and counted.
+3. if n is below the limit of `guard.py` (1.8e16 in float32), the rule of the optimizer moves the unit: the
+   very function that `step()` calls, with the options (lr, ...) that the unit's group has at this moment.
+   Else the unit is left alone, and counted.
 4. the gradients of the unit are dropped
 
 When the block ends, units whose gradients are not all of this pass (a part that the last micro-batch did not
@@ -19,8 +20,8 @@ schedulers see one step an update. There is one optimizer, one counter for each 
 learning rates.
 
 What differs from `loss.backward(); optimizer.step()`. Matrices of one shape are moved one after the other and
-not in one batch, which may round differently. A gradient that is not finite stops its own unit alone, as the
-others have moved before it is known. Step 3 waits for the device once a unit.
+not in one batch, which may round differently. A gradient that is not finite stops its own unit alone in the
+training loop too, as the others have moved before it is known. Step 3 waits for the device once a unit.
 
 Memory: with one backward pass an update, the gradients of one unit or a few are alive at a time. Under
 accumulation the passes before the last one run outside of the block and keep all gradients: then the peak is
@@ -42,6 +43,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lowrise.errors import UsageError
 from lowrise.optim.engine.base import Optimizer
+from lowrise.optim.engine.guard import unit_dtype, usable
 from lowrise.optim.engine.options import parameter_name
 from lowrise.optim.engine.units import units_of, widened
 
@@ -53,7 +55,7 @@ class Moved:
     units: int = 0
     """Units that were moved."""
     left_alone: int = 0
-    """Units that were not, as their gradient was not finite."""
+    """Units that were not, as their gradient was not finite or too large."""
     squared_norm: float = 0.0
     seconds: float = 0.0
     """Time in steps 2 to 4; on a GPU that is mostly waiting for the backward pass."""
@@ -123,10 +125,11 @@ def _move_and_free(
     unit = widened(unit)
     norm = float(torch.stack(torch._foreach_norm(list(unit.grads))).norm())
     moved.squared_norm += norm * norm
-    if math.isfinite(norm):
+    if usable(norm, unit_dtype(params)):
         optimizer._move(group, [unit])
         moved.units += 1
     else:
+        optimizer._guard.skipped += 1
         moved.left_alone += 1
     for param in params:
         param.grad = None

@@ -17,11 +17,20 @@ from lowrise.optim.engine.state_formats import format_of
 class Saved(torch.optim.Optimizer):
     """The part of `lowrise.optim.Optimizer` that writes and reads its state."""
 
+    def settle(self) -> None:
+        """Bring the state up to what the steps so far have done, before it is read from outside."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.settle()
+        state: dict[str, Any] = super().__getstate__()
+        return state
+
     def state_dict(self) -> dict[str, Any]:
         """torch's, in which an option that is a function has the text "function MODULE.NAME" in its place.
 
         So it loads with `weights_only=True`; the function itself is given again when the optimizer is built.
         """
+        self.settle()
         saved = super().state_dict()
         for group in saved["param_groups"]:
             group.update({key: _function_text(value) for key, value in group.items() if callable(value)})
@@ -37,6 +46,7 @@ class Saved(torch.optim.Optimizer):
         Raises `UsageError`, changing nothing, if groups, roles, state names or shapes differ, or if an option
         is a function on one side only.
         """
+        self.settle()
         mine, saved = self.param_groups, state_dict["param_groups"]
         if [len(g["params"]) for g in mine] != [len(g["params"]) for g in saved]:
             raise UsageError(
@@ -89,6 +99,7 @@ class Saved(torch.optim.Optimizer):
 
         Raises `UsageError` if the parameters were given without names.
         """
+        self.settle()
         named: dict[str, Tensor] = {}
         for group in self.param_groups:
             if "param_names" not in group:
