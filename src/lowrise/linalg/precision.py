@@ -1,4 +1,4 @@
-"""A region in which a float32 matrix product is a float32 matrix product."""
+"""Whether a float32 matrix product is one, and a region in which it is."""
 
 from __future__ import annotations
 
@@ -32,3 +32,24 @@ def full_precision_matmul(device: torch.device) -> Iterator[None]:
             backend.fp32_precision = precision
         if not own:
             torch.set_float32_matmul_precision(before)
+
+
+def multiplies_in_full(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a product of matrices is rounded as their dtype says. Host-side flags only.
+
+    No for float32 where the user allows TF32 or bfloat16 products on the device, and under autocast.
+    """
+    if dtype == torch.float64:
+        return True
+    if torch.is_autocast_enabled(device.type):
+        return False
+    kind: Any = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
+    matmul = getattr(kind, "matmul", None)
+    # From the device's own setting to the general one; "none" leaves it to the next.
+    settings = [getattr(place, "fp32_precision", "none") for place in (matmul, kind, torch.backends)]
+    decided = next((setting for setting in settings if setting != "none"), None)
+    if decided is not None:
+        return decided == "ieee"
+    if hasattr(matmul, "fp32_precision"):
+        return True
+    return torch.get_float32_matmul_precision() == "highest"

@@ -110,8 +110,8 @@ class Muon(Optimizer):
                 eps=group["ns_eps"],
                 eps_rule="max",
                 dtype=iteration_dtype(group["ns_dtype"], D),
+                scale=adjusted_lr(lr, D.shape[-2], D.shape[-1], group["adjust_lr"]),
             )
-            ortho.mul_(adjusted_lr(lr, D.shape[-2], D.shape[-1], group["adjust_lr"]))
             decay_and_subtract_([p for p, _, _ in bucket], list(ortho.unbind()), decay)
 
     @classmethod

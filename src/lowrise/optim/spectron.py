@@ -247,8 +247,10 @@ def _update_pairs(group: Mapping[str, Any], units: Sequence[Unit]) -> None:
     decay = _decay(group, rho)
     rho_of = rho.unbind()
     for bucket in buckets(factors, lambda f: f.param):
-        D = _direction(group, torch.stack([f.state["momentum"] for f in bucket]))  # 4: (batch, k, r)
-        D.mul_(torch.stack([rho_of[f.pair] for f in bucket])[:, None, None].to(D.dtype))
+        M = torch.stack([f.state["momentum"] for f in bucket])
+        D = _direction(
+            group, M, torch.stack([rho_of[f.pair] for f in bucket])[:, None, None].to(M.dtype)
+        )  # 4
         shrink = [decay.unbind()[f.pair] for f in bucket] if isinstance(decay, Tensor) else decay
         decay_and_subtract_([f.param for f in bucket], list(D.unbind()), shrink)  # 5
     if resolved(group)[1] == "bound":
@@ -301,7 +303,7 @@ def _step_sizes(group: Mapping[str, Any], units: Sequence[Unit], sigma: Tensor) 
     A, B = units[0].params
     rank, lr = A.shape[1], group["lr"]
     ortho, _ = resolved(group)
-    supremum = (QUINTIC_SUPREMUM if ortho == "ns5" else 1.0) * rounding_guard(rank, sigma.dtype)
+    supremum = (QUINTIC_SUPREMUM if ortho == "ns5" else 1.0) * rounding_guard(sigma.dtype)
     if not group["renormalize"]:
         return torch.full_like(sigma[:, 0], lr), supremum
     if group["variant"] == "published":
@@ -332,17 +334,17 @@ def _decay(group: Mapping[str, Any], rho: Tensor) -> float | Tensor | None:
     return math.sqrt(kept) if group["decay"] == "wd_split" else kept
 
 
-def _direction(group: Mapping[str, Any], M: Tensor) -> Tensor:
-    """Step 4: Ortho of stacked momenta (batch, k, r); M belongs to the caller's bucket and may be
-    overwritten.
+def _direction(group: Mapping[str, Any], M: Tensor, rho: Tensor) -> Tensor:
+    """Step 4: rho Ortho(M), (batch, k, r), of stacked momenta; M belongs to the caller's bucket and may be
+    overwritten. rho is (batch, 1, 1).
     """
     if not group["orthogonalize"]:
-        return M
+        return M.mul_(rho)
     ortho, _ = resolved(group)
     if ortho == "pe":
-        return polar_express(M)
+        return polar_express(M, scale=rho)
     if ortho == "svd":
-        return polar_svd(M)
+        return polar_svd(M).mul_(rho)
     certified = group["variant"] == "certified"
     return newton_schulz(
         M,
@@ -350,6 +352,8 @@ def _direction(group: Mapping[str, Any], M: Tensor) -> Tensor:
         coefficients=group["ns_coefficients"],
         eps=group["ns_eps"],
         dtype=M.dtype if certified else iteration_dtype(group["ns_dtype"], M),
+        scale=rho,
+        form="plain" if certified else "auto",  # the quintic's bound has no room for the Gram form's rounding
     )
 
 
