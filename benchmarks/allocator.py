@@ -78,7 +78,9 @@ def main() -> None:
     )
     lines = [f"{title}.", "", f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
-    (RESULTS / f"allocator_{'-'.join(options.presets)}_cpu.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (RESULTS / f"allocator_{'-'.join(options.presets)}_cpu.md").write_text(
+        "\n".join(lines) + "\n", encoding="utf-8"
+    )
 
 
 def difference(preset: str, mode: str, options: argparse.Namespace) -> dict[str, Any]:

@@ -160,8 +160,6 @@ def optimizer_of(name: str, preset: str, rank: int) -> Any:
         return torch.optim.AdamW([*claimed, *embeddings], lr=1e-5, fused=True)
     options = {"rank": rank} if cls in ("GaLore", "Fira", "APOLLO") else {}
     groups = [{"params": claimed, "role": role}, {"params": embeddings, "role": "other"}]
-    if cls in ("SCALE",):
-        groups = [{"params": claimed, "role": role}, {"params": embeddings, "role": "other"}]
     return getattr(lowrise.optim, cls)(groups, lr=1e-5, **options, **extra)
 
 
@@ -198,8 +196,8 @@ def report(options: argparse.Namespace, names: list[str], seconds: dict[str, dic
         table.append((name, *shown, *ratios))
     columns = ("step", "base ms", "new ms", "new/base", "new/AdamW fused")
     title = (
-        f"{options.preset}, one block, rank {options.rank}: processor ms a step, {options.threads} thread(s), "
-        f"allocator {options.allocator}, medians of {options.rounds} rounds in turn"
+        f"{options.preset}, one block, rank {options.rank}: processor ms per step, "
+        f"{options.threads} thread(s), allocator {options.allocator}, medians of {options.rounds} rounds in turn"
     )
     name = options.output or "paired_steps"
     kept = {key: value for key, value in vars(options).items() if key not in ("base", "worker")}

@@ -23,8 +23,8 @@ f(X^T X) to f(X^T X + E) changes a direction whose factor is f(lambda) by at mos
 f(0) is the product of the a. So the iteration is **restarted** (X <- X Q, a new S_0) before f(0)^2 eps passes
 `GRAM_TOLERANCE`: a function of the triples and of eps alone. Five quintic steps (f(0)^2 = 2.4e5) are one
 segment in float32; Polar Express (1.3e7) is 4 + 3; float64 never restarts; bfloat16 would restart at each
-step, which is the plain form. Measured over condition numbers of 1 to 1e6 (tests/invariants/test_polar.py):
-||Gram - plain||_2 at most 2e-3 in float32 and 2e-10 in float64.
+step, which is the plain form. ||Gram - plain||_2 over condition numbers of 1 to 1e6, measured: at most 2e-3
+in float32 and 2e-10 in float64 (tests/invariants/test_polar_forms.py).
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ Form = Literal["auto", "plain", "gram"]
 # open. A bfloat16 iteration, as published, has 1 to 2% everywhere.
 GRAM_TOLERANCE = 1 / 32
 
-# ||fl(A B) - A B||_2 <= PRODUCT_ERROR eps ||A||_2 ||B||_2. Measured: 0.3 to 6.3 for matrices of 1 to 1,024
-# columns and up to 8,192 rows, of one sign and of rank one (the worst) too; it does not grow with the columns.
+# ||fl(A B) - A B||_2 <= PRODUCT_ERROR eps ||A||_2 ||B||_2. Measured: 0.3 to 6.3 for matrices of 1 to
+# 1,024 columns and up to 8,192 rows, of one sign and of rank one (the worst) too; no growth with the columns.
 PRODUCT_ERROR = 8.0
 POLAR_ERROR = 600.0
 
@@ -153,9 +153,9 @@ def polar_svd(X: Tensor, *, rtol: float = 1e-12) -> Tensor:
 def rounding_guard(dtype: torch.dtype) -> float:
     """1 + the most by which rounding in `dtype` may push ||polar factor||_2 above its bound.
 
-    Holds for `polar_express` in the form that "auto" chooses and for the plain form of the quintic, wherever
-    one matrix product errs by at most `PRODUCT_ERROR` eps of the product of the norms: then a scalar recursion
-    over the steps (written out in tests/invariants/test_polar.py) ends 545 eps above 1. Measured: 25.
+    Holds for `polar_express` in either form and for the plain form of the quintic, wherever one matrix
+    product errs by at most `PRODUCT_ERROR` eps of the product of the norms: then a scalar recursion over the
+    steps (written out in tests/invariants/test_polar_forms.py) ends 545 eps above 1. Measured: 25.
     """
     return 1.0 + POLAR_ERROR * torch.finfo(dtype).eps
 

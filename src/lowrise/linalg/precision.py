@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,3 +55,20 @@ def multiplies_in_full(device: torch.device, dtype: torch.dtype) -> bool:
     if hasattr(matmul, "fp32_precision"):
         return True
     return torch.get_float32_matmul_precision() == "highest"
+
+
+@functools.cache
+def multiplies_fast_in_bfloat16(device_type: str) -> bool:
+    """Whether bfloat16 matrix products are faster than float32 ones: on CUDA, and on processors with
+    instructions for them (AMX, AVX512-BF16, Arm's BF16); others widen each number first and are slower.
+
+    Asked of the processor's flags and not of a stopwatch, so that one machine gives one answer at every start
+    and a run that continues there does so to the last bit. False where the flags cannot be read.
+    """
+    if device_type != "cpu":
+        return device_type == "cuda"
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split())
+    except OSError:
+        return False
+    return bool(flags & {"amx_bf16", "avx512_bf16", "bf16"})

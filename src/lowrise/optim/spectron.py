@@ -25,7 +25,8 @@ The authors' code was not public when this was written; docs/methods/spectron.md
 
 State per factor X (k x r): `momentum` (k r elements), `step`, and `u` (k; norms by power iteration) or
 `norm_bound` (1; norms from above).
-FLOPs of a step, per factor, p = min(k, r), q = max(k, r): i (4 p^2 q + 2 p^3) with i = ns_steps or 7; plus
+FLOPs of a step, per factor, p = min(k, r), q = max(k, r): i (4 p^2 q + 2 p^3) with i = ns_steps or 7 (the
+plain form, which is what is counted; the Gram form of linalg/polar.py needs half of it for q >= 4 p); plus
 (2 + 4 power_iters) k r for power iteration or (2 p^2 q + 24 p^3) / norm_refresh for the bound; plus 7 k r.
 """
 
@@ -112,7 +113,8 @@ class Spectron(Optimizer):
             sqrt(1 - eta wd) A, so that W itself decays by 1 - eta wd.
         step_size: "paper" rho = eta / (s + 1); "tight" uses all of the bound, c rho s + c^2 rho^2 = eta.
         ortho: "auto" is "ns5" for published and "pe" for certified; "svd" is the slow reference. The options
-            ns_* concern "ns5" only; ns_dtype "auto" is bfloat16 on CUDA for published, else at least float32.
+            ns_* concern "ns5" only; ns_dtype "auto" is bfloat16 on CUDA for published, else at least float32;
+            "fast" as in Muon.
         norms: "auto" is "power" for published and "bound" for certified; "exact" is the slow reference.
         norm_refresh: steps between two refreshes of the bounds ("bound" only; below float32 every step).
         rebalance_every: steps between two changes to the balanced gauge, 0 for never.
