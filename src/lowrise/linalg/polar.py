@@ -208,11 +208,11 @@ def _iterate(
     `scale`, in X's dtype.
     """
     segments = chosen_segments(X.shape[-2:], triples, X.device, dtype, form)
+    normalized_by_trace = segments[0] > 1
     largest = largest_entry(X)
     largest = torch.where(largest > 0, largest, torch.ones_like(largest))
     Y = X / largest  # so that the squares cannot overflow or vanish
-    first_is_plain = segments[0] == 1
-    if first_is_plain:
+    if not normalized_by_trace:
         Y.div_(start.divisor(torch.linalg.vector_norm(Y, dim=(-2, -1), keepdim=True), largest))
         if start.safety != 1.0:
             Y.div_(start.safety)
@@ -226,15 +226,13 @@ def _iterate(
         if steps == 1:
             Y = _plain_step(Y, segment[0])
             continue
-        normalize = done == steps
-        Q = _segment_factor(Y, segment, (start, largest.reshape(-1, 1, 1)) if normalize else None)
+        first = normalized_by_trace and done == steps
+        Q = _segment_factor(Y, segment, (start, largest.reshape(-1, 1, 1)) if first else None)
         Y = torch.bmm(Y, Q.mul_(scale) if done == len(triples) else Q)
     Y = (Y.mT if wide else Y).reshape(X.shape).to(X.dtype)
-    return (
+    if segments[-1] == 1:
         Y.mul_(scale.reshape(largest.shape) if isinstance(scale, Tensor) else scale)
-        if segments[-1] == 1
-        else Y
-    )
+    return Y
 
 
 def _plain_step(Y: Tensor, triple: Triple) -> Tensor:
