@@ -83,7 +83,7 @@ def test_an_unknown_choice_is_a_usage_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("LOWRISE_ALLOCATOR", "jemalloc")
-    with pytest.raises(UsageError, match="'jemalloc'.*keep or system"):
+    with pytest.raises(UsageError, match=r"'jemalloc'.*keep or system"):
         keep_freed_memory()
     assert main(["methods"]) == 2
     assert "LOWRISE_ALLOCATOR" in capsys.readouterr().err
