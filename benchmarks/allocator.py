@@ -1,8 +1,8 @@
 """What the allocator's settings of the command do to training on a CPU: tokens/s, page faults, peak memory.
 
-Two worker processes, one with `lowrise.allocator.keep_freed_memory` as in the command and one without, train
-the same model with the same tokens; in every round each makes one update, so that a slow minute of the machine
-hits both. Seconds are processor time, user and system. The losses of both are compared to the last bit.
+Two worker processes, one with `keep_freed_memory` as in the command and one without it, train
+the same model with the same tokens; in every round each makes one update, so that a slow minute of the
+machine hits both. Seconds are processor time, user and system. The losses of both are compared to the last bit.
 
     python benchmarks/allocator.py [--presets nano tiny] [--rounds 15] [--optimizer spectron] [--threads 1]
 """

@@ -197,7 +197,8 @@ def report(options: argparse.Namespace, names: list[str], seconds: dict[str, dic
     columns = ("step", "base ms", "new ms", "new/base", "new/AdamW fused")
     title = (
         f"{options.preset}, one block, rank {options.rank}: processor ms per step, "
-        f"{options.threads} thread(s), allocator {options.allocator}, medians of {options.rounds} rounds in turn"
+        f"{options.threads} thread(s), allocator {options.allocator}, medians of {options.rounds} "
+        "rounds in turn"
     )
     name = options.output or "paired_steps"
     kept = {key: value for key, value in vars(options).items() if key not in ("base", "worker")}
