@@ -21,6 +21,7 @@ from rich.table import Table
 from tyro.conf import FlagConversionOff, Positional, arg
 
 from lowrise import __version__
+from lowrise.allocator import keep_freed_memory
 from lowrise.config import RunConfig, load, lookup, validate
 from lowrise.config.renamed import renamed_flag
 from lowrise.data import DataConfig, open_corpus
@@ -258,6 +259,7 @@ def main(arguments: Arguments | None = None) -> int:
         return 0
     world = World.from_environment()
     try:
+        keep_freed_memory()
         command, _ = lookup(COMMANDS, arguments[0], "command", "lowrise")
         if command is not train:
             require_one_process(arguments[0], world)

@@ -117,7 +117,7 @@ def test_signs_of_the_solver_do_not_change_the_run(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("cls", FAMILY)
-@pytest.mark.parametrize("kind", ["svd", "range_finder", "random"])
+@pytest.mark.parametrize("kind", ["svd", "warm", "range_finder", "random"])
 def test_float32_and_float64_take_the_same_path(cls: type[ProjectedAdam], kind: str) -> None:
     # 5e-4 of the movement: gaps of 1e-2 between singular values turn rounding of 6e-8 into angles of 1e-5,
     # amplified over three renewals
@@ -128,7 +128,7 @@ def test_float32_and_float64_take_the_same_path(cls: type[ProjectedAdam], kind: 
 
 
 @pytest.mark.parametrize("cls", [GaLore, Fira])
-@pytest.mark.parametrize("kind", ["svd", "range_finder", "random"])
+@pytest.mark.parametrize("kind", ["svd", "warm", "range_finder", "random"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 0.0])
 def test_a_bad_gradient_never_breaks_a_basis(cls: type[ProjectedAdam], kind: str, bad: float) -> None:
     W = nn.Parameter(draw(12, 20, dtype=torch.float32))

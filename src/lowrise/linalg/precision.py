@@ -1,9 +1,11 @@
-"""A region in which a float32 matrix product is a float32 matrix product."""
+"""Whether a float32 matrix product is one, and a region in which it is."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,3 +34,41 @@ def full_precision_matmul(device: torch.device) -> Iterator[None]:
             backend.fp32_precision = precision
         if not own:
             torch.set_float32_matmul_precision(before)
+
+
+def multiplies_in_full(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a product of matrices is rounded as their dtype says. Host-side flags only.
+
+    No for float32 where the user allows TF32 or bfloat16 products on the device, and under autocast.
+    """
+    if dtype == torch.float64:
+        return True
+    if torch.is_autocast_enabled(device.type):
+        return False
+    kind: Any = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
+    matmul = getattr(kind, "matmul", None)
+    # From the device's own setting to the general one; "none" leaves it to the next.
+    settings = [getattr(place, "fp32_precision", "none") for place in (matmul, kind, torch.backends)]
+    decided = next((setting for setting in settings if setting != "none"), None)
+    if decided is not None:
+        return decided == "ieee"
+    if hasattr(matmul, "fp32_precision"):
+        return True
+    return torch.get_float32_matmul_precision() == "highest"
+
+
+@functools.cache
+def multiplies_fast_in_bfloat16(device_type: str) -> bool:
+    """Whether bfloat16 matrix products are faster than float32 ones: on CUDA, and on processors with
+    instructions for them (AMX, AVX512-BF16, Arm's BF16); others widen each number first and are slower.
+
+    Asked of the processor's flags and not of a stopwatch, so that one machine gives one answer at every start
+    and a run that continues there does so to the last bit. False where the flags cannot be read.
+    """
+    if device_type != "cpu":
+        return device_type == "cuda"
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split())
+    except OSError:
+        return False
+    return bool(flags & {"amx_bf16", "avx512_bf16", "bf16"})

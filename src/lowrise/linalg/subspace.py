@@ -4,6 +4,7 @@
 |---|---|---|
 | `leading_left` | the r leading left singular vectors | the optimum, to rounding: 1e-6 of it in float32 |
 | `range_finder` | from random test vectors and power steps | close to it where singular values fall fast |
+| `followed` | one block power step from a basis before | see there: 99.95% of the optimum on gradients |
 | `haar` | uniformly random, whatever G is | r / m on average |
 
 `leading_left` diagonalizes the smaller Gram matrix: 2 to 5 times cheaper on a CPU than the thin SVD of G.
@@ -48,6 +49,22 @@ def range_finder(G: Tensor, rank: int, test: Tensor, *, power: int = 2) -> Tenso
         Q = torch.linalg.qr(G @ torch.linalg.qr(G.mT @ Q).Q).Q
     B = Q.mT @ G
     return Q @ _leading_eigenvectors(B @ B.mT, rank)
+
+
+def followed(G: Tensor, previous: Tensor, *, power: int = 1) -> Tensor:
+    """A basis (..., m, r) from the one before: `power` times qr(G (G^T P)).
+
+    Block power iteration with a start that knows most of the answer. Direction i of G is found as well as
+    (sigma_{r+1} / sigma_i)^2 lets it, better at every renewal. Measured on gradients of a language model with
+    other batches and weights at each renewal, rank d/4: at least 99.95% of the energy of `leading_left`, from
+    the first renewal on (tests/invariants/test_subspace.py). Columns keep their places, which moments of the
+    old basis like. A direction in which `previous` has nothing of G stays arbitrary. Never waits for the
+    device but for what its QR waits.
+    """
+    P, G = previous, _scaled(G)
+    for _ in range(power):
+        P = torch.linalg.qr(G @ (G.mT @ P)).Q
+    return P
 
 
 def haar(normal: Tensor) -> Tensor:

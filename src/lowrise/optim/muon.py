@@ -17,7 +17,8 @@ default (torch: 0.1). Newton-Schulz divides after scaling by max|D|, so huge gra
 
 State per matrix: `momentum` (mn elements), and `step`. Roles: "matrix"; for "factors" each factor is a matrix
 of its own ("low-rank Muon").
-FLOPs of a step, p = min, q = max: ns_steps (4 p^2 q + 2 p^3) + 10 p q.
+FLOPs of a step, p = min, q = max: ns_steps (4 p^2 q + 2 p^3) + 10 p q in the plain form, which is what is
+counted; where q >= 2.2 p the Gram form (linalg/polar.py) needs 4 p^2 q + 34 p^3 instead.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ from torch import Tensor
 
 from lowrise.errors import UsageError
 from lowrise.linalg.polar import QUINTIC, newton_schulz
+from lowrise.linalg.precision import multiplies_fast_in_bfloat16
 from lowrise.optim.engine.matrix import MatrixOptimizer
 
-NsDtype = Literal["auto", "bfloat16", "float32", "float64"]
+NsDtype = Literal["auto", "fast", "bfloat16", "float32", "float64"]
 AdjustLr = Literal["match_rms_adamw", "original"]
 
 NS_DTYPES: dict[str, torch.dtype] = {
@@ -65,7 +67,8 @@ class Muon(MatrixOptimizer):
         ns_dtype: NsDtype = "auto",
     ) -> None:
         """ns_dtype "auto": bfloat16 on CUDA, as published; elsewhere float32, or float64 for float64
-        weights.
+        weights. "fast": bfloat16 on processors with instructions for it, too, so that a CPU run depends on
+        the processor's kind.
         """
         super().__init__(params, self.options(locals()))
 
@@ -105,12 +108,13 @@ def adjusted_lr(lr: float, m: int, n: int, rule: str) -> float:
 
 def iteration_dtype(choice: str, momentum: Tensor) -> torch.dtype:
     """The dtype of Newton-Schulz. "auto": bfloat16 on CUDA unless the weights are float64, else the
-    momentum's.
+    momentum's. "fast": bfloat16 wherever its products are the faster ones.
     """
-    if choice != "auto":
+    if choice in NS_DTYPES:
         return NS_DTYPES[choice]
-    on_cuda = momentum.device.type == "cuda" and momentum.dtype != torch.float64
-    return torch.bfloat16 if on_cuda else momentum.dtype
+    kind = momentum.device.type
+    narrow = kind == "cuda" or (choice == "fast" and multiplies_fast_in_bfloat16(kind))
+    return torch.bfloat16 if narrow and momentum.dtype != torch.float64 else momentum.dtype
 
 
 def iteration_flops(m: int, n: int, steps: int) -> int:
@@ -127,5 +131,6 @@ def check_newton_schulz(who: str, group: Mapping[str, Any]) -> None:
         raise UsageError(
             f"{who} has ns_coefficients = {group['ns_coefficients']}; give the three numbers a, b, c."
         )
-    if group["ns_dtype"] != "auto" and group["ns_dtype"] not in NS_DTYPES:
-        raise UsageError(f"{who} has ns_dtype = {group['ns_dtype']!r}; choose auto, {', '.join(NS_DTYPES)}.")
+    choices = ("auto", "fast", *NS_DTYPES)
+    if group["ns_dtype"] not in choices:
+        raise UsageError(f"{who} has ns_dtype = {group['ns_dtype']!r}; choose {', '.join(choices)}.")

@@ -25,7 +25,8 @@ The authors' code was not public when this was written; docs/methods/spectron.md
 
 State per factor X (k x r): `momentum` (k r elements), `step`, and `u` (k; norms by power iteration) or
 `norm_bound` (1; norms from above).
-FLOPs of a step, per factor, p = min(k, r), q = max(k, r): i (4 p^2 q + 2 p^3) with i = ns_steps or 7; plus
+FLOPs of a step, per factor, p = min(k, r), q = max(k, r): i (4 p^2 q + 2 p^3) with i = ns_steps or 7 (the
+plain form, which is what is counted; the Gram form of linalg/polar.py needs half of it for q >= 4 p); plus
 (2 + 4 power_iters) k r for power iteration or (2 p^2 q + 24 p^3) / norm_refresh for the bound; plus 7 k r.
 """
 
@@ -112,7 +113,8 @@ class Spectron(Optimizer):
             sqrt(1 - eta wd) A, so that W itself decays by 1 - eta wd.
         step_size: "paper" rho = eta / (s + 1); "tight" uses all of the bound, c rho s + c^2 rho^2 = eta.
         ortho: "auto" is "ns5" for published and "pe" for certified; "svd" is the slow reference. The options
-            ns_* concern "ns5" only; ns_dtype "auto" is bfloat16 on CUDA for published, else at least float32.
+            ns_* concern "ns5" only; ns_dtype "auto" is bfloat16 on CUDA for published, else at least float32;
+            "fast" as in Muon.
         norms: "auto" is "power" for published and "bound" for certified; "exact" is the slow reference.
         norm_refresh: steps between two refreshes of the bounds ("bound" only; below float32 every step).
         rebalance_every: steps between two changes to the balanced gauge, 0 for never.
@@ -248,8 +250,10 @@ def _update_pairs(group: Mapping[str, Any], units: Sequence[Unit]) -> None:
     decay = _decay(group, rho)
     rho_of = rho.unbind()
     for bucket in buckets(factors, lambda f: f.param):
-        D = _direction(group, torch.stack([f.state["momentum"] for f in bucket]))  # 4: (batch, k, r)
-        D.mul_(torch.stack([rho_of[f.pair] for f in bucket])[:, None, None].to(D.dtype))
+        M = torch.stack([f.state["momentum"] for f in bucket])
+        D = _direction(
+            group, M, torch.stack([rho_of[f.pair] for f in bucket])[:, None, None].to(M.dtype)
+        )  # 4
         shrink = [decay.unbind()[f.pair] for f in bucket] if isinstance(decay, Tensor) else decay
         decay_and_subtract_([f.param for f in bucket], list(D.unbind()), shrink)  # 5
     if resolved(group)[1] == "bound":
@@ -302,7 +306,7 @@ def _step_sizes(group: Mapping[str, Any], units: Sequence[Unit], sigma: Tensor) 
     A, B = units[0].params
     rank, lr = A.shape[1], group["lr"]
     ortho, _ = resolved(group)
-    supremum = (QUINTIC_SUPREMUM if ortho == "ns5" else 1.0) * rounding_guard(rank, sigma.dtype)
+    supremum = (QUINTIC_SUPREMUM if ortho == "ns5" else 1.0) * rounding_guard(sigma.dtype)
     if not group["renormalize"]:
         return torch.full_like(sigma[:, 0], lr), supremum
     if group["variant"] == "published":
@@ -333,17 +337,17 @@ def _decay(group: Mapping[str, Any], rho: Tensor) -> float | Tensor | None:
     return math.sqrt(kept) if group["decay"] == "wd_split" else kept
 
 
-def _direction(group: Mapping[str, Any], M: Tensor) -> Tensor:
-    """Step 4: Ortho of stacked momenta (batch, k, r); M belongs to the caller's bucket and may be
-    overwritten.
+def _direction(group: Mapping[str, Any], M: Tensor, rho: Tensor) -> Tensor:
+    """Step 4: rho Ortho(M), (batch, k, r), of stacked momenta; M belongs to the caller's bucket and may be
+    overwritten. rho is (batch, 1, 1).
     """
     if not group["orthogonalize"]:
-        return M
+        return M.mul_(rho)
     ortho, _ = resolved(group)
     if ortho == "pe":
-        return polar_express(M)
+        return polar_express(M, scale=rho)
     if ortho == "svd":
-        return polar_svd(M)
+        return polar_svd(M).mul_(rho)
     certified = group["variant"] == "certified"
     return newton_schulz(
         M,
@@ -351,6 +355,8 @@ def _direction(group: Mapping[str, Any], M: Tensor) -> Tensor:
         coefficients=group["ns_coefficients"],
         eps=group["ns_eps"],
         dtype=M.dtype if certified else iteration_dtype(group["ns_dtype"], M),
+        scale=rho,
+        form="plain" if certified else "auto",  # the quintic's bound has no room for the Gram form's rounding
     )
 
 

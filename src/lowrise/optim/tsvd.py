@@ -143,10 +143,10 @@ def _update_factors(group: Mapping[str, Any], bucket: Sequence[Member]) -> None:
     """Steps 2 to 4 for factors (U and V alike) of one shape p x r."""
     rows = bucket[0].param.shape[0]
     X = torch.stack([member.param for member in bucket]).to(state_dtype(bucket[0].param))  # (batch, p, r)
-    G = torch.stack([member.grad for member in bucket])
+    grads = [member.grad for member in bucket]
     if group["project"] == "both":
-        G = _tangent(X, G)
-    D = _adam_direction(group, bucket, G)  # 2
+        grads = list(_tangent(X, torch.stack(grads)).unbind())
+    D = _adam_direction(group, bucket, grads)  # 2
     reference = group["reference_rows"]
     scale = group["factor_scale"] * (math.sqrt(reference / rows) if reference else 1.0)
     Z = D.mul_(-group["lr"] * scale)  # 3
@@ -173,18 +173,19 @@ def _update_spectra(group: Mapping[str, Any], bucket: Sequence[Member]) -> None:
     """Step 5 for spectra of one rank."""
     lr = group["spectrum_scale"] * group["lr"]
     s = torch.stack([member.param for member in bucket]).to(state_dtype(bucket[0].param))  # (batch, r)
-    D = _adam_direction(group, bucket, torch.stack([member.grad for member in bucket]))
+    D = _adam_direction(group, bucket, [member.grad for member in bucket])
     s.mul_(1.0 - lr * group["weight_decay"]).sub_(D, alpha=lr)
     torch._foreach_copy_([member.param for member in bucket], list(s.unbind()))
 
 
-def _adam_direction(group: Mapping[str, Any], bucket: Sequence[Member], G: Tensor) -> Tensor:
-    """Step 2: update the moments by G (batch, ..., r) and return D, each column corrected by its own tau."""
+def _adam_direction(group: Mapping[str, Any], bucket: Sequence[Member], grads: list[Tensor]) -> Tensor:
+    """Step 2: update the moments by the gradients; D (batch, ..., r), each column corrected by its own tau."""
     b1, b2 = group["betas"]
-    m = torch.stack([member.state["exp_avg"] for member in bucket]).lerp_(G, 1.0 - b1)
-    v = torch.stack([member.state["exp_avg_sq"] for member in bucket]).mul_(b2).addcmul_(G, G, value=1.0 - b2)
-    torch._foreach_copy_([member.state["exp_avg"] for member in bucket], list(m.unbind()))
-    torch._foreach_copy_([member.state["exp_avg_sq"] for member in bucket], list(v.unbind()))
+    ms, vs = ([member.state[key] for member in bucket] for key in ("exp_avg", "exp_avg_sq"))
+    torch._foreach_lerp_(ms, grads, 1.0 - b1)
+    torch._foreach_mul_(vs, b2)
+    torch._foreach_addcmul_(vs, grads, grads, 1.0 - b2)
+    m, v = torch.stack(ms), torch.stack(vs)
     tau = torch.stack([member.tau for member in bucket])  # (batch, r)
-    tau = tau.unsqueeze(-2) if G.ndim == 3 else tau
+    tau = tau.unsqueeze(-2) if m.ndim == 3 else tau
     return m.div_(1.0 - b1**tau).div_(v.div_(1.0 - b2**tau).sqrt_().add_(group["eps"]))

@@ -11,7 +11,8 @@ from reference.spectral_simple import SimpleMuon
 from torch import nn
 
 from lowrise.linalg import polar_svd
-from lowrise.optim import AdamW, Muon
+from lowrise.linalg.precision import multiplies_fast_in_bfloat16
+from lowrise.optim import AdamW, Muon, muon
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.3])
@@ -134,3 +135,25 @@ def test_flops_are_the_stated_formula() -> None:
     p = nn.Parameter(torch.zeros(30, 20))
     assert Muon([p]).step_flops() == 5 * (4 * 20 * 20 * 30 + 2 * 20**3) + 10 * 600
     assert AdamW([p]).step_flops() == 14 * 600
+
+
+@pytest.mark.parametrize("has_instructions", [True, False])
+def test_muon_fast_takes_bfloat16_only_where_the_processor_multiplies_in_it(
+    has_instructions: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(muon, "multiplies_fast_in_bfloat16", lambda kind: has_instructions)
+    single, double = torch.zeros(2, 2), torch.zeros(2, 2, dtype=torch.float64)
+    assert muon.iteration_dtype("fast", single) == (torch.bfloat16 if has_instructions else torch.float32)
+    assert muon.iteration_dtype("fast", double) == torch.float64
+    assert muon.iteration_dtype("auto", single) == torch.float32, "the default is the same on every CPU"
+    G = torch.randn(12, 5)
+    results = []
+    for choice in ("fast", "bfloat16" if has_instructions else "float32"):
+        W = nn.Parameter(torch.ones(12, 5))
+        W.grad = G.clone()
+        Muon([W], ns_dtype=choice).step()
+        results.append(W.detach())
+    assert torch.equal(*results)
+    assert multiplies_fast_in_bfloat16("cuda")
+    assert not multiplies_fast_in_bfloat16("mps")
+    assert isinstance(multiplies_fast_in_bfloat16("cpu"), bool)

@@ -230,6 +230,8 @@ class ProjectedAdam(Optimizer):
         if options["projection"] == "svd":
             p = min(d, other)
             return 2 * p * d * other + 9 * p**3 + (0 if d <= other else 2 * d * other * r + 4 * d * r * r)
+        if options["projection"] == "warm":
+            return 4 * d * other * r + 4 * d * r * r
         if options["projection"] == "range_finder":
             return 12 * d * other * r + 20 * max(d, other) * r * r
         return 4 * d * r * r

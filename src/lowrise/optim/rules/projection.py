@@ -18,6 +18,7 @@ after update 0 no update pays for all.
 |---|---|
 | "svd" | leading singular vectors of G (`linalg.subspace.leading_left`) |
 | "range_finder" | the same by a randomized range finder, 16 test vectors more than the rank, 2 power steps |
+| "warm" | "svd" at update 0, then one block power step from the basis before (`linalg.subspace.followed`) |
 | "random" | normal numbers, a function of (seed, parameter name, number of the update) |
 | callable(G, rank, side, step) | what it returns: d x r for the projected dimension d |
 
@@ -38,13 +39,13 @@ from torch import Tensor
 
 from lowrise.linalg.norms import largest_entry
 from lowrise.linalg.precision import full_precision_matmul
-from lowrise.linalg.subspace import align_signs, haar, leading_left, range_finder
+from lowrise.linalg.subspace import align_signs, followed, haar, leading_left, range_finder
 from lowrise.rng import counter_normal, key_of
 
-Projection = Literal["svd", "random", "range_finder"] | Callable[[Tensor, int, str, int], Tensor]
+Projection = Literal["svd", "warm", "random", "range_finder"] | Callable[[Tensor, int, str, int], Tensor]
 ProjType = Literal["std", "reverse_std", "left", "right", "full"]
 
-PROJECTIONS = ("svd", "random", "range_finder")
+PROJECTIONS = ("svd", "warm", "random", "range_finder")
 PROJ_TYPES = ("std", "reverse_std", "left", "right", "full")
 OVERSAMPLING = 16
 
@@ -131,7 +132,20 @@ def renewed(
     with full_precision_matmul(G.device):
         if projection == "svd":
             P = leading_left(facing, rank)
+        elif projection == "warm":
+            P = _warm(facing, previous, steps)
         else:
             width = min(rank + OVERSAMPLING, min(facing.shape[-2:]))
             P = range_finder(facing, rank, normal(facing.shape[-1], width))
     return torch.where(finite & (largest > 0), align_signs(P, previous), previous)
+
+
+def _warm(facing: Tensor, previous: Tensor, steps: Sequence[int]) -> Tensor:
+    """The exact basis where there was none before, that is at update 0; else one that follows the old one."""
+    first = [i for i, step in enumerate(steps) if step == 0]
+    if len(first) == len(steps):
+        return leading_left(facing, previous.shape[-1])
+    P = followed(facing, previous)
+    for i in first:
+        P[i] = leading_left(facing[i], previous.shape[-1])
+    return P
