@@ -161,8 +161,8 @@ def _update_factors(group: Mapping[str, Any], bucket: Sequence[Member]) -> None:
 
 
 def _tangent(X: Tensor, Z: Tensor) -> Tensor:
-    """Its tangent part, which is at most twice as long; Z itself where the formula gives more, because X is far
-    from orthonormal, as factors not made by `SVDLinear` may be at first.
+    """Its tangent part, at most twice as long; Z itself where the formula gives more, because X is far from
+    orthonormal, as factors not made by `SVDLinear` may be at first.
     """
     part = tangent(X, Z)
     norms = [torch.linalg.vector_norm(Y, dim=(-2, -1), keepdim=True) for Y in (part, Z)]
