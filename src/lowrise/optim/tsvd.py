@@ -161,8 +161,8 @@ def _update_factors(group: Mapping[str, Any], bucket: Sequence[Member]) -> None:
 
 
 def _tangent(X: Tensor, Z: Tensor) -> Tensor:
-    """Its tangent part, which is at most twice as long; Z itself where the formula gives more, because X is
-    far from orthonormal, as factors not made by `SVDLinear` may be at first.
+    """Its tangent part, at most twice as long; Z itself where the formula gives more, because X is far from
+    orthonormal, as factors not made by `SVDLinear` may be at first.
     """
     part = tangent(X, Z)
     norms = [torch.linalg.vector_norm(Y, dim=(-2, -1), keepdim=True) for Y in (part, Z)]
@@ -179,7 +179,7 @@ def _update_spectra(group: Mapping[str, Any], bucket: Sequence[Member]) -> None:
 
 
 def _adam_direction(group: Mapping[str, Any], bucket: Sequence[Member], grads: list[Tensor]) -> Tensor:
-    """Step 2: update the moments by the gradients; D (batch, ..., r), each column corrected by its own tau."""
+    """Step 2: update the moments; D (batch, ..., r), each column corrected by its own tau."""
     b1, b2 = group["betas"]
     ms, vs = ([member.state[key] for member in bucket] for key in ("exp_avg", "exp_avg_sq"))
     torch._foreach_lerp_(ms, grads, 1.0 - b1)
