@@ -10,7 +10,7 @@ import errno
 import itertools
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -220,6 +220,7 @@ def methods(arguments: Arguments, console: Console) -> int:
 def compare(arguments: Arguments, console: Console) -> int:
     from lowrise.compare.compare import CompareConfig
     from lowrise.compare.compare import compare as run_compare
+    from lowrise.pretrained.adopt import adopted
     from lowrise.train import plan_run
 
     command = _parse(CompareConfig, arguments, "compare")
@@ -227,7 +228,10 @@ def compare(arguments: Arguments, console: Console) -> int:
     def plan(config: RunConfig) -> Any:
         return plan_run(config, prepare_with_progress(config.data, console).tokenizer.vocab_size)
 
-    return run_compare(command, load_recipe=load, plan_run=plan, console=console)
+    def recipe(path: str | Path | None, overrides: Mapping[str, Any]) -> RunConfig:
+        return adopted(load(path, overrides))  # as `train` does, so that the hashes agree
+
+    return run_compare(command, load_recipe=recipe, plan_run=plan, console=console)
 
 
 COMMANDS: dict[str, tuple[Callable[[Arguments, Console], int], str]] = {

@@ -40,7 +40,8 @@ def test_readme_and_page(here: Path, text_folder: Path, monkeypatch: pytest.Monk
     page = (ROOT / "docs" / "export.md").read_text()
     remote, known, own = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     exec(remote, names)
-    assert type(names["model"]).__module__.startswith("transformers_modules")
+    # of the folder, or ours where another test of this process has told transformers about it
+    assert type(names["model"]).__name__ == "LowriseForCausalLM"
     exec(known, names)
     assert type(names["model"]).__module__ == "lowrise.export.modeling_lowrise"
     exec(own, names)

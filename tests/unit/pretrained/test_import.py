@@ -284,3 +284,19 @@ def test_biases_that_are_zero_are_dropped(tmp_path: Path, tokenizer: Tokenizer) 
     save_file(tensors, file)
     with torch.no_grad():
         assert torch.equal(open_folder(tmp_path / "hf").model()(TOKENS), model(TOKENS))
+
+
+def test_compare_plans_with_the_folders_shape(
+    text_folder: Path, tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And knows the run by the hash that `train` will give it."""
+    folder_of(tmp_path / "hf", tokenizer)
+    config = config_for(text_folder, "lowrank", **{"init.model": str(tmp_path / "hf")})
+    recipe = tmp_path / "a.toml"
+    recipe.write_text(config.to_toml())
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr("lowrise.compare.compare.compare", lambda command, **given: seen.update(given) or 0)
+    assert main(["compare", str(recipe), "--budget", "tokens=128", "--out", str(tmp_path / "out")]) == 0
+    planned = seen["load_recipe"](recipe, {})
+    assert (planned.model.rope_theta, planned.model.vocab_size) == (500.0, 300)
+    assert planned.hash == adopted(config).hash == adopted(planned).hash
