@@ -29,7 +29,7 @@ class FactorizedSection(LayerSection):
     """How the matrices of the blocks are stored."""
 
     rank: int | float | dict[str, int | float] = 0.25
-    """Rank (1 or more), ratio of min(rows, columns) (below 1), or a table of name patterns to either."""
+    """An integer, the rank; a float in (0, 1], a fraction of min(rows, columns); or a table of pattern -> either."""
     targets: tuple[str, ...] = ()
     """Patterns of module names to factorize; empty: every linear layer but the head."""
     skip: tuple[str, ...] = ()
