@@ -15,7 +15,7 @@ from rich.console import Console
 
 from lowrise import layers, optim
 from lowrise.cli import train
-from lowrise.config.derived import argument_help, layer_section, options_of, optimizer_section
+from lowrise.config.derived import argument_help, layer_section, optimizer_section, options_of
 
 CLASSES = {
     name: value
@@ -53,7 +53,8 @@ def test_args_are_exactly_what_the_constructor_takes(name: str) -> None:
 @pytest.mark.parametrize("name", CLASSES)
 def test_the_class_has_a_docstring_of_its_own(name: str) -> None:
     text = CLASSES[name].__dict__["__doc__"]
-    assert text and "module's docstring" not in text.splitlines()[0]
+    assert text
+    assert "module's docstring" not in text.splitlines()[0]
 
 
 METHOD_CLASSES = {*layers.LAYERS.values(), *optim.OPTIMIZERS.values()}
@@ -79,7 +80,8 @@ def test_every_option_of_a_section_has_a_help_text(name: str) -> None:
     assert len(own) > 0
     for option in own:
         (note,) = getattr(hints[option], "__metadata__", ()) or (None,)
-        assert note is not None and note.help.strip(), option
+        assert note is not None, option
+        assert note.help.strip(), option
     assert {f.name for f in fields(section)} >= set(own)
 
 
