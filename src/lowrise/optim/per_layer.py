@@ -1,9 +1,11 @@
 """Per-layer updates: every unit moves within the backward pass, and its gradients are freed at once (Lv et
 al. 2023, LOMO, arXiv 2306.09782; "per-layer weight updates" of GaLore, arXiv 2403.03507).
 
-    with step_in_backward(optimizer) as moved:
-        loss.backward()
-    scheduler.step()
+```python
+with step_in_backward(optimizer) as moved:
+    loss.backward()
+scheduler.step()
+```
 
 For each unit of the optimizer (a parameter, a pair A, B or a triple U, s, V):
 
