@@ -14,7 +14,7 @@ import lowrise
 
 SOURCE = Path(lowrise.__file__).parent
 FLOORS = (
-    ("errors", "signals", "rng"),
+    ("errors", "signals", "rng", "citations"),
     ("files",),
     ("linalg", "distributed"),
     ("layers", "data"),

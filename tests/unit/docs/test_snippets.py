@@ -1,7 +1,7 @@
 """Every block of Python in the pages and in docstrings runs, and every block of TOML is a recipe.
 
-A page's blocks share one namespace, in their order. It starts with what the pages take as given: a small model,
-an optimizer, batches. Sizes are replaced by ones that a test has time for.
+A page's blocks share one namespace, in their order. It starts with what the pages take as given: a small
+model, an optimizer, batches. Sizes are replaced by ones that a test has time for.
 """
 
 from __future__ import annotations
