@@ -24,6 +24,7 @@ import lowrise
 from lowrise import layers, optim
 from lowrise.checkpoint import CheckpointStore, Saver
 from lowrise.config import load
+from lowrise.data import corpora
 from lowrise.distributed import World
 from lowrise.model import LlamaConfig, build_model, next_token_loss
 
@@ -99,10 +100,17 @@ def with_convolutions(folder: Path) -> dict[str, Any]:
     return usual() | {"model": model}
 
 
+def with_table(folder: Path) -> dict[str, Any]:
+    rows = [f"{i}\t{' '.join(WORDS)} {i}" for i in range(300)]
+    (folder / "notes.tsv").write_text("\n".join(rows))
+    return usual()
+
+
 PLACES: dict[str, Place] = {
     "docs/checkpoints.md": with_checkpoint,
     "docs/commands/report.md": with_run,
     "docs/data.md": with_texts,
+    "docs/extending.md": with_table,
     "docs/optimizers.md": with_convolutions,
 }
 
@@ -133,6 +141,12 @@ def check_checkpoints(names: dict[str, Any]) -> None:
     assert Path("whole/step-00001000/model.safetensors").is_file()
 
 
+def check_extending(names: dict[str, Any]) -> None:
+    assert {group["role"] for group in names["optimizer"].param_groups} == {"factors", "other"}
+    documents = re.findall(r"^(?:train|valid) +([\d,]+)", str(names["corpus"]), flags=re.MULTILINE)
+    assert sum(int(number.replace(",", "")) for number in documents) == 300
+
+
 def check_report(names: dict[str, Any]) -> None:
     assert Path("runs/my-run/report.html").is_file()
 
@@ -143,13 +157,18 @@ CHECKS = {
     "docs/data.md": check_data,
     "docs/checkpoints.md": check_checkpoints,
     "docs/commands/report.md": check_report,
+    "docs/extending.md": check_extending,
 }
+TABLES: tuple[dict[str, Any], ...] = (layers.LAYERS, corpora.READERS, corpora.KIND_OF_SUFFIX)
 
 
 @pytest.mark.parametrize("page", WITH_PYTHON)
 def test_the_python_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LOWRISE_CACHE", str(tmp_path / "cache"))
+    for table in TABLES:  # a page may add to them
+        for key in table:
+            monkeypatch.setitem(table, key, table[key])
     names = PLACES.get(page, lambda folder: usual())(tmp_path)
     for code in blocks_of(page, "python"):
         with one_process() if "mesh" in code else contextlib.nullcontext() as mesh:
