@@ -247,7 +247,10 @@ COMMANDS: dict[str, tuple[Callable[[Arguments, Console], int], str]] = {
     "train": (train, "train a model, or continue a run"),
     "eval": (evaluate, "exact validation loss, perplexity, bits per byte of a run"),
     "generate": (generate, "continue a text with a trained model"),
-    "compare": (compare, "methods side by side at one budget, learning rates tuned alike, several seeds"),
+    "compare": (
+        compare,
+        "methods side by side at one budget, tuned on one grid, over several seeds",
+    ),
     "data": (data, "prepare a corpus, or look into one"),
     "methods": (methods, "the table of methods; with a name, its defaults, or with --cite its papers"),
 }

@@ -46,7 +46,7 @@ def read_manifest(path: Path, step: int | None = None) -> dict[str, Any]:
     try:
         manifest = json.loads(file.read_bytes().decode("utf-8"), parse_constant=_refuse)
         _require(isinstance(manifest, dict), "it is not an object")
-        _require(type(manifest.get("format")) is int, "its format is not a whole number")
+        _require(type(manifest.get("format")) is int, "its format is not an integer")
         if manifest["format"] in READS:
             _check(manifest)
     except (OSError, ValueError, RecursionError) as error:

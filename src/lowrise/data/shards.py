@@ -121,7 +121,7 @@ def _blocks(tokens: npt.NDArray[np.unsignedinteger]) -> Iterator[npt.NDArray[np.
 def damaged(path: Path, state: str) -> LowriseError:
     """The sentence about a file of a prepared corpus that is not as it was written."""
     return LowriseError(
-        f"{path} {state}: delete the directory {path.parent} and start again, it is then prepared anew."
+        f"{path} {state}: delete the directory {path.parent} and start again, it is then prepared again."
     )
 
 

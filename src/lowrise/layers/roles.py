@@ -201,7 +201,7 @@ def _viewed(
     if views and "matrix" not in wanted:
         raise UsageError(
             f"views = {dict(views)!r} makes matrices, and the roles here are {', '.join(sorted(wanted))}; "
-            "give the roles of an optimizer that moves matrices, for example roles=Muon.roles."
+            "give the roles of an optimizer that updates matrices, for example roles=Muon.roles."
         )
     candidates = {
         name: p

@@ -122,7 +122,7 @@ class SelfGuidedLinear(LowRankLayer):
         if self.guide is None:
             raise UsageError(
                 f"Update {number} of {total} lies in the half with a guide, but this layer has dropped its "
-                "guide already; build the model anew to train again."
+                "guide already; build the model again to train it again."
             )
         alpha = guide_share(number, half)
         self.mix[0].fill_(alpha)

@@ -138,7 +138,7 @@ def _move_and_free(
 def _check(optimizer: Optimizer) -> None:
     if not isinstance(optimizer, Optimizer):
         raise UsageError(
-            f"step_in_backward moves the optimizers of lowrise.optim unit by unit, not a "
+            f"step_in_backward takes an optimizer of lowrise.optim, not a "
             f"{type(optimizer).__module__}.{type(optimizer).__qualname__}."
         )
     for group in optimizer.param_groups:
@@ -151,6 +151,6 @@ def _check(optimizer: Optimizer) -> None:
     distributed = torch.distributed
     if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
         raise UsageError(
-            f"step_in_backward moves a unit before its gradient is averaged over the "
+            f"step_in_backward updates a parameter before its gradient is averaged over the "
             f"{distributed.get_world_size()} processes of this run: use optimizer.step()."
         )

@@ -57,7 +57,7 @@ def test_the_class_has_a_docstring_of_its_own(name: str) -> None:
     assert "module's docstring" not in text.splitlines()[0]
 
 
-METHOD_CLASSES = {*layers.LAYERS.values(), *optim.OPTIMIZERS.values()}
+METHOD_CLASSES = [*layers.LAYERS.values(), *optim.OPTIMIZERS.values()]
 
 
 @pytest.mark.parametrize("cls", METHOD_CLASSES, ids=lambda cls: cls.__name__)
