@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,19 @@ def test_the_version_stands_in_one_place() -> None:
 def test_the_citation_file_has_the_version() -> None:
     lines = (ROOT / "CITATION.cff").read_text().splitlines()
     assert f"version: {lowrise.__version__}" in lines
+
+
+def test_the_doors_lead_to_what_is_there() -> None:
+    """The workflow calls what CI calls, and hooks run files and tools that exist."""
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    assert "run: .ci/run" in workflow
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    commands = [line.split("entry: ")[1].split() for line in hooks.splitlines() if "entry: " in line]
+    assert len(commands) == 5
+    for tool, *words in commands:
+        assert tool in (".venv/bin/ruff", ".venv/bin/mypy", ".venv/bin/python")
+        assert all((ROOT / word).is_file() for word in words if word.endswith(".py"))
 
 
 @pytest.fixture(scope="module")
