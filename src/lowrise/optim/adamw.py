@@ -1,4 +1,4 @@
-"""AdamW for every role, as a class; the rule itself is in `adamw_rule.py`."""
+"""AdamW for every role, as a class; the arithmetic is shared by all optimizers."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class APOLLO(ProjectedAdam):
        a. phi: scale_type "channel": ||N_j|| / (||R_j|| + 1e-8) per column for "left", per row for "right";
           "tensor": ||N||_F / (||R||_F + 1e-8), one number
        b. U = G phi
-       c. U <- U / f, f from the norm-growth limiter (`growth_limit.py`) on ||U||_F
+       c. U <- U / f, f from the norm-growth limiter on ||U||_F
        d. U <- U sqrt(scale)
     6. W <- (W - s U)(1 - lr wd),  s = lr sqrt(1 - b2^t) / (1 - b1^t)   (s = lr without `correct_bias`)
 

@@ -31,7 +31,7 @@ class Fira(ProjectedAdam):
     5. the direction U (m x n):
        a. phi_j = ||N_j|| / (||R_j|| + 1e-8) per column: how much Adam scaled that column of R
        b. S = (G - a P R) diag(phi), what GaLore throws away, scaled by the same factors
-       c. S <- S / f, f from the norm-growth limiter (`growth_limit.py`) on ||S||_F
+       c. S <- S / f, f from the norm-growth limiter on ||S||_F
        d. U = alpha P N + b S
     6. W <- (W - s U)(1 - lr wd),  s = lr sqrt(1 - b2^t) / (1 - b1^t)   (s = lr without `correct_bias`)
 

@@ -27,7 +27,7 @@ class GWT(Optimizer):
     1. A (m x K), (D_l, ..., D_1) = haar(G, l)
     2. M <- b1 M + (1 - b1) A;  V <- b2 V + (1 - b2) A o A                                  (m x K)
     3. E = sqrt(V) + eps, the root uncorrected;  N = M / E                                  (m x K)
-    4. f = the growth limiter's divisor of ||N||_F (`growth_limit.py`, gamma = 1.01);  N <- N / f
+    4. f = the growth limiter's divisor of ||N||_F (gamma = 1.01);  N <- N / f
     5. D_k <- D_k / (E f), E repeated over the columns that an entry stands for: no momentum for details
     6. U = the inverse transform of N and the details                                      (m x n)
     7. W <- (1 - lr wd) (W - lr scale sqrt(1 - b2^t) / (1 - b1^t) U)

@@ -68,7 +68,7 @@ class LORO(Optimizer):
     A weight is stored as W = A B^T, A (m x r), B (n x r), and never formed. (The paper's B is our A and its A
     our B.) Per pair, u = number of this step, K = `exact_every`:
 
-    1. Moments and directions D_A, D_B of both factors by Adam (`loro_step.py`), as if they were unrelated
+    1. Moments and directions D_A, D_B of both factors by Adam, as if they were unrelated
        parameters.
     2. u mod K != 0, the lazy step: A <- A - s c D_A, B <- B - s c D_B, s Adam's step size, c = `lr_scaler`,
        or r / `hidden_size` where that is given (the authors' rule, d being the model's width for every
