@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lowrise.citations import CITATIONS
+from lowrise.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,13 +27,17 @@ class Method:
     """Name in `optim.OPTIMIZERS`."""
     summary: str
     source: str
-    cites: tuple[str, ...]
+    cites: tuple[str, ...] = ()
     """Keys in `citations.CITATIONS`, the method's own paper first."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Dotted configuration keys; each value's origin is a comment in the table."""
 
     def bibtex(self) -> str:
-        """BibTeX of its sources."""
+        """BibTeX of its sources; `UsageError` where the row names none."""
+        if not self.cites:
+            raise UsageError(
+                f"The method {self.name} has no citation on record; its source: {self.source}. Cite that."
+            )
         return "\n\n".join(CITATIONS[key].bibtex() for key in self.cites)
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from lowrise.citations import CITATIONS
 from lowrise.cli import main
-from lowrise.methods import METHODS
+from lowrise.errors import UsageError
+from lowrise.methods import METHODS, Method
 
 FIELD = re.compile(r"^  (\w+) = \{(.*)\},$")
 
@@ -80,3 +81,9 @@ def test_entries_in_full(capsys: pytest.CaptureFixture[str]) -> None:
 def test_cite_needs_a_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["methods", "--cite"]) == 2
     assert "name a method" in capsys.readouterr().err
+
+
+def test_a_method_without_citations_names_its_source() -> None:
+    row = Method(name="mine", layer="dense", optimizer="muon", summary="", source="a talk of 2026")
+    with pytest.raises(UsageError, match="no citation on record; its source: a talk of 2026"):
+        row.bibtex()
