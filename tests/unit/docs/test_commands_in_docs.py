@@ -63,7 +63,8 @@ def command_lines(page: str) -> list[str]:
     for block in blocks_of(page, *SHELL):
         joined = re.sub(r"\n {8,}(?=\[)", " ", block.replace("\\\n", " "))  # a synopsis over several lines
         lines += [line.split(" #")[0].strip() for line in joined.splitlines()]
-    lines += re.findall(r"`((?:lowrise|torchrun) [^`\n]+)`", PAGES[page].read_text(encoding="utf-8"))
+    inline = re.findall(r"`((?:lowrise|torchrun)\s[^`]+)`", PAGES[page].read_text(encoding="utf-8"))
+    lines += [" ".join(code.split()) for code in inline]
     return [
         "lowrise " + line.split("lowrise ", 1)[1].split(" > ")[0]
         for line in lines
