@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tyro
 from doc_pages import PAGES, ROOT, blocks_of
-from rich.console import Console
 from small_runs import write_text
 
 from lowrise import cli
 from lowrise.compare.compare import CompareConfig
 from lowrise.config import load
-from lowrise.config.renamed import renamed_flag
 from lowrise.methods import METHODS
 
 SHELL = ("", "sh", "bash", "shell", "console")
@@ -75,28 +74,33 @@ def command_lines(page: str) -> list[str]:
 LINES = sorted({(page, line) for page in PAGES for line in command_lines(page)})
 
 
-def parse(words: list[str]) -> Any:
-    """What the command would run with; exits or raises as the command does."""
-    command, rest = words[0], [renamed_flag(word) for word in words[1:]]
+class Parsed(Exception):
+    """A command has read its words: what it would do next is not of this test."""
+
+
+def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What the command would run with, None where it does not say; exits as the command does."""
+    command, rest = words[0], words[1:]
     assert command in cli.COMMANDS, f"there is no command lowrise {command}"
     if not rest and command != "train":
         return None  # only named
-    if command == "train":
-        return cli._parse(cli.Train, rest, "train", default=cli.Train(config=cli._base_config(rest)))
     if command == "compare":
         # Inline code names only the flags that it speaks of.
         usual = {"recipes/": ["recipes/muon-tiny.toml"], "--budget": ["tokens=2M"], "--out": ["runs/one"]}
         for start, values in usual.items():
             if not any(word.startswith(start) for word in rest):
                 rest = [*values, *rest] if start == "recipes/" else [*rest, start, *values]
-        return cli._parse(CompareConfig, rest, "compare")
-    if command == "data":
-        kinds = {"prepare": cli.DataPrepare, "info": cli.DataInfo}
-        return cli._parse(kinds[rest[0]], rest[1:], f"data {rest[0]}")
-    if command == "methods":
-        assert cli.methods(rest, Console(file=io.StringIO())) == 0
-        return METHODS[rest[0]]
-    return cli._parse({"eval": cli.Eval, "generate": cli.Generate}[command], rest, command)
+
+    def stop(*arguments: Any, **options: Any) -> Any:
+        raise Parsed(real(*arguments, **options))
+
+    real = tyro.cli
+    monkeypatch.setattr(tyro, "cli", stop)
+    try:
+        assert cli.main([command, *rest]) == 0
+    except Parsed as parsed:
+        return parsed.args[0]
+    return None
 
 
 @pytest.mark.parametrize(("page", "line"), LINES, ids=lambda value: value.replace("/", "."))
@@ -105,21 +109,16 @@ def test_the_parser_takes_the_line(page: str, line: str, monkeypatch: pytest.Mon
     words = [part for word in shlex.split(with_examples(line))[1:] for part in expanded(word)]
     for word in words:
         assert not word.startswith("recipes/") or (ROOT / word).is_file(), word
-    if "--help" in words:
-        with redirect_stdout(io.StringIO()), pytest.raises(SystemExit) as stop:
-            parse(words)
-        assert stop.value.code == 0
-        return
-    with redirect_stderr(io.StringIO()) as errors:
+    shown, command, code = io.StringIO(), None, 0
+    with redirect_stdout(shown), redirect_stderr(shown):
         try:
-            command = parse(words)
-        except SystemExit:
-            pytest.fail(f"{page}: {line}\n{errors.getvalue()}")
+            command = parse(words, monkeypatch)
+        except SystemExit as end:  # --help, or a word that the parser refuses
+            code = end.code
+    assert code == 0, f"{page}: {line}\n{shown.getvalue()}"
     if isinstance(command, CompareConfig):
         for recipe in command.recipes:
-            load(
-                recipe, dict(setting.split("=", 1) for setting in command.set if setting.startswith("data."))
-            )
+            load(recipe)
 
 
 def test_lines_are_found() -> None:
