@@ -1,10 +1,11 @@
 # make demo: environment, then the main job on the built-in corpus. make test: environment, then the tests.
+# make docs: generated pages and pictures, then the documentation site into site/.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 demo: $(STAMP)
 	$(BIN)/lowrise train
 
@@ -16,6 +17,12 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	$(BIN)/python docs/make_architecture.py
+	$(BIN)/python docs/make_reference.py
+	$(BIN)/mkdocs build
+
 # torch first and by its pin, so that no later requirement picks another build.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,4 +32,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache

@@ -1,9 +1,13 @@
 """lowrise: pretrain language models from scratch in low rank.
 
+```python
+import lowrise
+from lowrise.optim import Spectron
+
 model = lowrise.Llama(lowrise.LlamaConfig.preset("60m"))  # or any torch or Hugging Face model
 lowrise.factorize(model, layer="lowrank", rank=128)
-groups = lowrise.param_groups(model, lr=0.01, other_lr=1e-3)
-optimizer = lowrise.optim.Spectron(groups, lr=0.01)
+optimizer = Spectron.from_model(model, lr=0.01, other_lr=1e-3)
+```
 """
 
 __version__ = "0.1.0"

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 from rich.table import Table
-from tyro.conf import FlagConversionOff, Positional, arg
+from tyro.conf import FlagConversionOff, FlagCreatePairsOff, Positional, arg
 
 from lowrise import __version__
 from lowrise.allocator import keep_freed_memory
@@ -89,6 +89,16 @@ class DataInfo:
     """Folder of a prepared corpus, or of a run."""
     verify: bool = False
     """Read every shard and compare it with its checksums."""
+
+
+@dataclass(kw_only=True)
+class Methods:
+    """The table of methods; with a name, the configuration that it starts from, as TOML."""
+
+    name: Positional[str | None] = None
+    """A method."""
+    cite: bool = False
+    """Print the BibTeX of its papers instead."""
 
 
 def train(arguments: Arguments, console: Console) -> int:
@@ -205,11 +215,17 @@ def data(arguments: Arguments, console: Console) -> int:
 
 
 def methods(arguments: Arguments, console: Console) -> int:
-    if arguments:
-        row = lookup(METHODS, arguments[0], "method", "lowrise methods")
+    command = _parse(Methods, arguments, "methods", style=(FlagCreatePairsOff,))
+    if command.name is not None:
+        row = lookup(METHODS, command.name, "method", "lowrise methods")
+        if command.cite:
+            print(row.bibtex())
+            return 0
         print(f"# {row.name}: {row.summary}\n# {row.source}\n")
         print(load(None, {"method": row.name}).to_toml(), end="")
         return 0
+    if command.cite:
+        raise UsageError("lowrise methods --cite: name a method, for example lowrise methods muon --cite.")
     table = Table("method", "layer", "optimizer", "what", "source", box=None, header_style="bold")
     for row in METHODS.values():
         table.add_row(row.name, row.layer, row.optimizer, row.summary, row.source)
@@ -245,9 +261,9 @@ COMMANDS: dict[str, tuple[Callable[[Arguments, Console], int], str]] = {
     ),
     "import": (import_, "make a run out of a Hugging Face folder, dense or factored"),
     "factorize": (factorize, "split the maps of a dense Hugging Face folder into two factors each"),
-    "compare": (compare, "methods side by side at one budget, learning rates tuned alike, several seeds"),
+    "compare": (compare, "methods side by side at one budget, tuned on one grid, over several seeds"),
     "data": (data, "prepare a corpus, or look into one"),
-    "methods": (methods, "the table of methods; with a name, its defaults"),
+    "methods": (methods, "the table of methods; with a name, its defaults, or with --cite its papers"),
 }
 
 
@@ -304,11 +320,13 @@ def _print_commands(console: Console) -> None:
     console.print("\nlowrise COMMAND --help shows a command's options.", highlight=False)
 
 
-def _parse(kind: type, arguments: Arguments, name: str, default: Any = None) -> Any:
+def _parse(
+    kind: type, arguments: Arguments, name: str, default: Any = None, style: tuple[Any, ...] = _STYLE
+) -> Any:
     """Arguments as `kind`; a wrong one ends the process with code 2 and names the nearest."""
     words = _with_values(kind, [{"true": "True", "false": "False"}.get(word, word) for word in arguments])
     options: dict[str, Any] = {} if default is None else {"default": default}
-    return tyro.cli(kind, args=words, prog=f"lowrise {name}", use_underscores=True, config=_STYLE, **options)
+    return tyro.cli(kind, args=words, prog=f"lowrise {name}", use_underscores=True, config=style, **options)
 
 
 def _with_values(kind: type, words: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The two kinds of error that a user may see as a sentence instead of a traceback.
+"""The two kinds of error that a user may see as a message instead of a traceback.
 
 A message names the value, the place (file and line for data) and the remedy.
 """
@@ -17,7 +17,7 @@ class UsageError(LowriseError, ValueError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: the nearest known one, or all of them."""
+    """The end of a message about an unknown name: the nearest known one, or all of them."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(known)}."

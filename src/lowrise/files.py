@@ -71,7 +71,7 @@ def is_count(value: object) -> TypeGuard[int]:
 
 
 def is_known(value: object) -> TypeGuard[float]:
-    """True for a finite int or float; False for ``None``, NaN, infinities, booleans and anything else."""
+    """True for a finite int or float; False for `None`, NaN, infinities, booleans and anything else."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

@@ -1,7 +1,7 @@
 """The table of methods: a named pair of layer and optimizer with the defaults that `lowrise train` starts
 from.
 
-The table names defaults, not limits: any layer may be combined with any optimizer that can move it
+The table names defaults, not limits: any layer may be combined with any optimizer that can update it
 (`--layer.name`, `--optimizer.name`). Defaults are for the tiny presets on a CPU; recipes carry the
 published sizes.
 """
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from lowrise.citations import CITATIONS
 from lowrise.errors import UsageError
 
 
@@ -26,8 +27,18 @@ class Method:
     """Name in `optim.OPTIMIZERS`."""
     summary: str
     source: str
+    cites: tuple[str, ...] = ()
+    """Keys in `citations.CITATIONS`, the method's own paper first."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Dotted configuration keys; each value's origin is a comment in the table."""
+
+    def bibtex(self) -> str:
+        """BibTeX of its sources; `UsageError` where the row names none."""
+        if not self.cites:
+            raise UsageError(
+                f"The method {self.name} has no citation on record; its source: {self.source}. Cite that."
+            )
+        return "\n\n".join(CITATIONS[key].bibtex() for key in self.cites)
 
 
 # Released scripts (alvin-zyl/CoLA): torch's betas, decay on all parameters, the others' rate of the smallest
@@ -53,6 +64,7 @@ _ROWS = (
         optimizer="adamw",
         summary="dense weights, AdamW: the baseline that every paper quotes",
         source="Loshchilov & Hutter 2019, arXiv 1711.05101",
+        cites=("loshchilov2019decoupled",),
         defaults={"optimizer.lr": 4e-4, "other.lr": 3e-3},
     ),
     Method(
@@ -61,6 +73,7 @@ _ROWS = (
         optimizer="muon",
         summary="dense weights, orthogonalized momentum: the strongest full-rank baseline",
         source="Jordan et al. 2024 (KellerJordan/Muon); Moonlight, arXiv 2502.16982",
+        cites=("jordan2024muon", "liu2025muon"),
         defaults={"optimizer.lr": 3e-3, "other.lr": 3e-3},
     ),
     Method(
@@ -69,6 +82,7 @@ _ROWS = (
         optimizer="adamw",
         summary="factorized weights W = A B^T, AdamW tuned like the others",
         source="Kamalakara et al. 2022, arXiv 2209.13569; the tuned form of the published straw man",
+        cites=("kamalakara2022exploring",),
         defaults={"optimizer.lr": 1e-3, "other.lr": 3e-3},
     ),
     Method(
@@ -77,6 +91,7 @@ _ROWS = (
         optimizer="loro",
         summary="factorized weights, Adam with a Riemannian step, resets and restarts every K updates",
         source="Mo, Huang & Pan 2025, ICLR (OpenReview i0zzO7Hslk)",
+        cites=("mo2025parameter",),
         defaults={
             "layer.init": "xavier",  # the authors' scripts
             "optimizer.lr": 4e-3,  # benchmarks/results; lazy steps have r / d = 1/4 of it
@@ -91,6 +106,7 @@ _ROWS = (
         optimizer="spectron",
         summary="factorized weights, orthogonalized momenta, update norm bounded by the learning rate",
         source="Janson, Oyallon & Belilovsky 2026, arXiv 2602.12429",
+        cites=("janson2026stabilizing",),
         defaults={"optimizer.lr": 0.02, "other.lr": 3e-3},
     ),
     Method(
@@ -99,6 +115,7 @@ _ROWS = (
         optimizer="adamw",
         summary="an activation between the factors: low-rank activations, AdamW",
         source="Liu et al. 2025, arXiv 2502.10940 (EMNLP 2025), released code",
+        cites=("liu2025cola",),
         defaults=_COLA,
     ),
     Method(
@@ -107,6 +124,7 @@ _ROWS = (
         optimizer="adamw",
         summary="CoLA that keeps the latents alone and recomputes the rest: same bits, less memory",
         source="Liu et al. 2025, arXiv 2502.10940, CoLA-M",
+        cites=("liu2025cola",),
         defaults={**_COLA, "model.recompute": "latents"},
     ),
     Method(
@@ -115,6 +133,7 @@ _ROWS = (
         optimizer="adamw",
         summary="factorized weights, led by a dense guide that fades out over the first half, AdamW",
         source="Wei et al. 2024, arXiv 2406.16450; the baseline of Spectron's paper",
+        cites=("wei2024building", "janson2026stabilizing"),
         defaults={"optimizer.lr": 1.2e-3, "other.lr": 3e-3},
     ),
     Method(
@@ -123,14 +142,16 @@ _ROWS = (
         optimizer="adamw",
         summary="frozen random W0 plus a trained product A B^T, the baseline of the literature",
         source="Hu et al. 2021, arXiv 2106.09685; from scratch: Lialin et al. 2023, arXiv 2307.05695",
+        cites=("hu2021lora", "lialin2023relora"),
         defaults={"optimizer.lr": 1e-3, "other.lr": 3e-3},
     ),
     Method(
         name="relora",
         layer="lora",
         optimizer="relora",
-        summary="LoRA, its product merged into W0 and begun anew every cycle, moments reset, jagged cosine",
+        summary="LoRA, its product merged into W0 and begun again every cycle, moments reset, jagged cosine",
         source="Lialin et al. 2023, arXiv 2307.05695",
+        cites=("lialin2023relora",),
         defaults={
             "optimizer.lr": 1e-3,  # benchmarks/results: about twice the full-rank rate, as in the README
             "other.lr": 3e-3,
@@ -146,6 +167,7 @@ _ROWS = (
         optimizer="adamw",
         summary="A B^T plus a sparse matrix with a random fixed support",
         source="Han et al. 2024, arXiv 2406.02214",
+        cites=("han2024sltrain",),
         defaults={"optimizer.lr": 1.2e-3, "other.lr": 3e-3},
     ),
     Method(
@@ -154,6 +176,7 @@ _ROWS = (
         optimizer="tsvd",
         summary="W = U diag(s) V^T, U and V orthonormal throughout, rank chosen by energy during training",
         source="after Kamali et al. 2026, arXiv 2605.28573; the algorithm is ours (docs/methods/tsvd.md)",
+        cites=("kamali2026efficient",),
         # ours: the threshold is that of the toy comparison in the docs page
         defaults={"optimizer.lr": 7.5e-3, "other.lr": 3e-3, "layer.energy": 0.97},
     ),
@@ -163,6 +186,7 @@ _ROWS = (
         optimizer="galore",
         summary="dense weights, Adam in the leading singular subspace of the gradient",
         source="Zhao et al. 2024, arXiv 2403.03507; released code",
+        cites=("zhao2024galore",),
         defaults={**_PROJECTED, "optimizer.lr": 4e-3},  # benchmarks/results
     ),
     Method(
@@ -171,6 +195,7 @@ _ROWS = (
         optimizer="fira",
         summary="GaLore plus the rest of the gradient, scaled as Adam scales the inside",
         source="Chen et al. 2024, arXiv 2410.01623; released code",
+        cites=("chen2024fira",),
         defaults={**_PROJECTED, "optimizer.lr": 1.6e-3},  # benchmarks/results
     ),
     Method(
@@ -179,6 +204,7 @@ _ROWS = (
         optimizer="apollo",
         summary="the gradient, scaled per channel by what Adam does in a random projection",
         source="Zhu et al. 2024, arXiv 2412.05270 (MLSys 2025)",
+        cites=("zhu2024apollo",),
         defaults={**_PROJECTED, "optimizer.lr": 4e-3},  # benchmarks/results
     ),
     Method(
@@ -187,6 +213,7 @@ _ROWS = (
         optimizer="apollo",
         summary="the gradient, scaled as a whole by what Adam does in one random direction",
         source="Zhu et al. 2024, arXiv 2412.05270 (MLSys 2025)",
+        cites=("zhu2024apollo",),
         defaults={
             **_PROJECTED,
             "optimizer.lr": 1.6e-3,  # benchmarks/results
@@ -201,6 +228,7 @@ _ROWS = (
         optimizer="gwt",
         summary="dense weights, Adam on Haar approximations of the gradient: a quarter of the moments",
         source="Wen et al. 2025, arXiv 2501.07237; released code",
+        cites=("wen2025breaking",),
         defaults={"optimizer.lr": 4e-3, "other.lr": 3e-3},  # benchmarks/results; as in the other rows
     ),
     Method(
@@ -209,6 +237,7 @@ _ROWS = (
         optimizer="swan",
         summary="dense weights, gradients normalized and whitened: no state for matrices",
         source="Ma et al. 2024, arXiv 2412.13148 (ICML 2025); no code is public",
+        cites=("ma2024swan",),
         defaults={"optimizer.lr": 2.5e-3, "other.lr": 3e-3},  # benchmarks/results; as in the other rows
     ),
     Method(
@@ -217,6 +246,7 @@ _ROWS = (
         optimizer="sinkgd",
         summary="dense weights, rows and columns of gradients normalized in turn: no state for matrices",
         source="Scetbon et al. 2025, arXiv 2502.06742 (NeurIPS 2025); no code is public",
+        cites=("scetbon2025gradient",),
         defaults={"optimizer.lr": 4e-4, "other.lr": 3e-3},  # benchmarks/results; as in the other rows
     ),
     Method(
@@ -225,6 +255,7 @@ _ROWS = (
         optimizer="scale",
         summary="dense weights, gradients normalized once, momentum for the head alone",
         source="Glentis et al. 2025, arXiv 2506.16659; released code",
+        cites=("glentis2025minimalist",),
         defaults={"optimizer.lr": 4e-4, "other.lr": 3e-3},  # benchmarks/results; as in the other rows
     ),
 )

@@ -253,7 +253,7 @@ def test_resume_per_layer_is_exact(method, text_folder, tmp_path) -> None:
 
 
 def test_clipping_is_refused_with_the_reason(text_folder) -> None:
-    with pytest.raises(UsageError, match=r"train.grad_clip = 0.5 cannot be: train.per_layer moves the first"):
+    with pytest.raises(UsageError, match=r"train.grad_clip = 0.5 cannot be: train.per_layer updates"):
         config_for(text_folder, "adamw", **PER_LAYER | {"train.grad_clip": 0.5})
     plain, other = (config_for(text_folder, "adamw", **s) for s in ({"train.grad_clip": 0.0}, PER_LAYER))
     assert plain.hash != other.hash

@@ -14,7 +14,7 @@ import lowrise
 
 SOURCE = Path(lowrise.__file__).parent
 FLOORS = (
-    ("errors", "signals", "rng", "allocator"),
+    ("errors", "signals", "rng", "allocator", "citations"),
     ("files",),
     ("linalg", "distributed"),
     ("layers", "data"),

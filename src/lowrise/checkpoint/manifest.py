@@ -44,7 +44,7 @@ def read_manifest(path: Path, step: int | None = None) -> dict[str, Any]:
     try:
         manifest = read_json(file)
         _require(isinstance(manifest, dict), "it is not an object")
-        _require(type(manifest.get("format")) is int, "its format is not a whole number")
+        _require(type(manifest.get("format")) is int, "its format is not an integer")
         if manifest["format"] in READS:
             _check(manifest)
     except (OSError, ValueError) as error:

@@ -1,10 +1,10 @@
-"""``lowrise compare``: recipes x learning rates x seeds at an equal budget, in parallel workers, one table.
+"""`lowrise compare`: recipes x learning rates x seeds at an equal budget, in parallel workers, one table.
 
     recipes -> plan (plan.py) -> runs still to do (tuning.py) -> workers (workers.py) -> summary.json of each
             -> outcomes (here) -> table (table.py) -> files (compare_report.py)
 
-``DIR/runs/NAME`` is a run directory like any other; its name ends with the hash of its configuration, so
-that the same run serves several tables. ``DIR/tables/BUDGET`` holds each table, and ``DIR`` itself a copy
+`DIR/runs/NAME` is a run directory like any other; its name ends with the hash of its configuration, so
+that the same run serves several tables. `DIR/tables/BUDGET` holds each table, and `DIR` itself a copy
 of the newest one.
 """
 
@@ -67,7 +67,7 @@ def compare(
 
     Returns 0 when every run has a result (a diverged run has one: it diverged), and 1 when a run failed or
     the comparison was interrupted; the table is written either way, and a second start does what is
-    missing. Raises ``UsageError`` for a request that cannot be right, before anything is run.
+    missing. Raises `UsageError` for a request that cannot be right, before anything is run.
     """
     plan = build_plan(config, load_recipe, plan_run)
     specs = {key: resolve(plan, key, load_recipe) for key in required_runs(plan, {})}
@@ -281,7 +281,7 @@ def _version(package: str) -> str:
 
 
 def write_plan(table_dir: Path, plan: Plan, specs: Sequence[RunSpec], environment: dict[str, Any]) -> int:
-    """Write ``plan.json`` before any run; a different earlier plan is kept beside it. Returns how many
+    """Write `plan.json` before any run; a different earlier plan is kept beside it. Returns how many
     there are.
     """
     table_dir.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ _MARKS = {"completed": "[green]done[/]", "diverged": "[yellow]diverged[/]", "fai
 
 
 class Display:
-    """Progress of all runs, read from their ``metrics.jsonl``; a context manager around the pool's loop."""
+    """Progress of all runs, read from their `metrics.jsonl`; a context manager around the pool's loop."""
 
     def __init__(self, console: Console, runs_dir: Path) -> None:
         self._console = console

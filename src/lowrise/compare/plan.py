@@ -1,6 +1,6 @@
 """The plan of a comparison: recipes, budget, seeds and rules, all fixed before the first result.
 
-The search itself, which runs follow from which results, is in ``lowrise.compare.tuning``.
+The search itself, which runs follow from which results, is in `lowrise.compare.tuning`.
 """
 
 from __future__ import annotations
@@ -72,12 +72,12 @@ PlanRun = Callable[[Any], RunPlan]
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig:
-    """What ``lowrise compare`` was asked to do."""
+    """What `lowrise compare` was asked to do."""
 
     recipes: Positional[tuple[str, ...]]
     """Recipe files (TOML). The first one is what the others are measured against."""
     budget: str
-    """What every run may use: ``tokens=2M`` or ``flops=1e15``. Suffixes k, M, G (or B), T."""
+    """What every run may use: `tokens=2M` or `flops=1e15`. Suffixes k, M, G (or B), T."""
     out: str
     """Directory of the comparison. The same directory continues it, and may hold tables at several budgets.
     """
@@ -106,7 +106,7 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """``tokens=2M`` or ``flops=1e15``. Raises ``UsageError`` with the remedy for anything else."""
+        """`tokens=2M` or `flops=1e15`. Raises `UsageError` with the remedy for anything else."""
         unit, _, amount_text = text.partition("=")
         if unit in ("bytes", "seconds"):
             raise UsageError(
@@ -126,7 +126,7 @@ class Budget:
 
     @property
     def name(self) -> str:
-        """For people and file names: ``tokens-2M``, ``flops-1e15``."""
+        """For people and file names: `tokens-2M`, `flops-1e15`."""
         if self.unit == "flops":
             return f"flops-{self.amount:g}".replace("+", "")
         return f"tokens-{self.amount:g}" if self.amount < 1e6 else f"tokens-{self.amount / 1e6:.12g}M"
@@ -151,7 +151,7 @@ class RunKey:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One recipe at the comparison's budget. ``config`` is its resolved dictionary before learning rate and
+    """One recipe at the comparison's budget. `config` is its resolved dictionary before learning rate and
     seed are set.
     """
 
@@ -200,7 +200,7 @@ def step_flops(run_plan: RunPlan) -> float:
 
 
 def parse_amount(text: str) -> float | None:
-    """``"2M"`` -> 2e6, ``"1e15"`` -> 1e15; None for what is no finite number."""
+    """`"2M"` -> 2e6, `"1e15"` -> 1e15; None for what is no finite number."""
     text = text.strip().replace("_", "")
     scale = _SUFFIXES.get(text[-1:].lower() if text[-1:].isalpha() else "")
     try:
@@ -211,7 +211,7 @@ def parse_amount(text: str) -> float | None:
 
 
 def parse_factors(text: str, option: str) -> tuple[float, ...]:
-    """``"0.5,1,2"`` -> (0.5, 1.0, 2.0), ascending, each once. Raises ``UsageError`` for anything but
+    """`"0.5,1,2"` -> (0.5, 1.0, 2.0), ascending, each once. Raises `UsageError` for anything but
     positive numbers.
     """
     try:
@@ -226,9 +226,9 @@ def parse_factors(text: str, option: str) -> tuple[float, ...]:
 
 
 def parse_settings(settings: Sequence[str]) -> tuple[tuple[str, Any], ...]:
-    """``("train.steps=3", "data.corpus=wiki")`` -> pairs with TOML values; what is no TOML value is a string.
+    """`("train.steps=3", "data.corpus=wiki")` -> pairs with TOML values; what is no TOML value is a string.
 
-    Raises ``UsageError`` where there is no ``=``, and for the keys that the comparison itself decides.
+    Raises `UsageError` where there is no `=`, and for the keys that the comparison itself decides.
     """
     pairs = []
     for setting in settings:
@@ -248,7 +248,7 @@ def parse_settings(settings: Sequence[str]) -> tuple[tuple[str, Any], ...]:
 
 
 def build_plan(config: CompareConfig, load_recipe: LoadRecipe, plan_run: PlanRun) -> Plan:
-    """Check the request, resolve every recipe, and turn the budget into steps. Raises ``UsageError``."""
+    """Check the request, resolve every recipe, and turn the budget into steps. Raises `UsageError`."""
     if not config.recipes:
         raise UsageError("There is nothing to compare. Name at least one recipe (a TOML file).")
     for option, value, least in (
@@ -295,7 +295,7 @@ def build_plan(config: CompareConfig, load_recipe: LoadRecipe, plan_run: PlanRun
 
 
 def unique_labels(paths: Sequence[str]) -> tuple[str, ...]:
-    """File stems; where two are equal, with the folder before. Raises ``UsageError`` for one file named
+    """File stems; where two are equal, with the folder before. Raises `UsageError` for one file named
     twice.
     """
     resolved = [Path(path).resolve() for path in paths]
@@ -337,7 +337,7 @@ def resolve(plan: Plan, key: RunKey, load_recipe: LoadRecipe) -> RunSpec:
 
 
 def scaled(base: float, factor: float) -> float:
-    """``base * factor`` without the last digits of binary arithmetic: 0.01 x 3 is 0.03, in names and in
+    """`base * factor` without the last digits of binary arithmetic: 0.01 x 3 is 0.03, in names and in
     hashes.
     """
     return float(f"{base * factor:.12g}")

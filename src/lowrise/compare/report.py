@@ -29,7 +29,7 @@ Curve = tuple[np.ndarray, np.ndarray]  # tokens or FLOPs, validation loss
 def write_comparison(
     directory: Path, comparison: Comparison, runs_dir: Path, environment: dict[str, Any]
 ) -> None:
-    """Write ``compare.json``, ``compare.md`` and ``report.html`` into ``directory``."""
+    """Write `compare.json`, `compare.md` and `report.html` into `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
     document = without_nan({"format": 1, **asdict(comparison), "environment": environment})
     write_whole(directory / "compare.json", json.dumps(document, indent=1, allow_nan=False) + "\n")

@@ -40,7 +40,7 @@ _COSTS = (
 
 @dataclass(frozen=True)
 class Statistic:
-    """``n`` values, their mean, and their sample standard deviation (None below two values)."""
+    """`n` values, their mean, and their sample standard deviation (None below two values)."""
 
     values: tuple[float, ...]
     mean: float | None
@@ -62,7 +62,7 @@ class Statistic:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean validation loss against the first recipe's, with its Welch interval; ``verdict`` by ``RULES``."""
+    """Mean validation loss against the first recipe's, with its Welch interval; `verdict` by `RULES`."""
 
     verdict: str
     mean: float | None = None
@@ -120,7 +120,7 @@ def welch(a: Statistic, b: Statistic) -> tuple[float, float, float]:
 
 
 def compare_losses(row: Row, first: Row) -> Difference:
-    """The verdict on ``row`` against the first recipe: better, worse, no difference shown, or undecided and
+    """The verdict on `row` against the first recipe: better, worse, no difference shown, or undecided and
     why.
     """
     if row.label == first.label:

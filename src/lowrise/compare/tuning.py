@@ -1,6 +1,6 @@
 """Which runs a comparison needs: pure functions of the plan and of the outcomes so far.
 
-1. Each recipe has a grid of learning rates: the plan's factors x its own ``optimizer.lr`` (and ``other.lr``).
+1. Each recipe has a grid of learning rates: the plan's factors x its own `optimizer.lr` (and `other.lr`).
 2. All grids are run with the first seed at the full budget. The lowest validation loss is the choice.
 3. If the choice lies at an end of its grid and extensions are left, the grid grows by one factor there (with
    the ratio of the last two), and 2 repeats.
@@ -20,8 +20,8 @@ from lowrise.compare.plan import Plan, RunKey, scaled
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one run ended. ``completed`` has a finite validation loss; ``diverged`` ran and has none;
-    ``failed`` tells nothing.
+    """How one run ended. `completed` has a finite validation loss; `diverged` ran and has none;
+    `failed` tells nothing.
     """
 
     status: Literal["completed", "diverged", "failed"]
@@ -35,7 +35,7 @@ Outcomes = Mapping[RunKey, Outcome]
 
 @dataclass(frozen=True)
 class Tuning:
-    """The state of one recipe's search. ``best`` is None while ``done`` is false, and where no run of the
+    """The state of one recipe's search. `best` is None while `done` is false, and where no run of the
     grid completed.
     """
 
@@ -70,7 +70,7 @@ def _best(keys: Sequence[RunKey], outcomes: Outcomes) -> RunKey | None:
 
 
 def _extend(best: RunKey, lrs: list[float], others: list[float]) -> bool:
-    """Add a factor, in place, at each end of a grid where ``best`` lies. False where it lies inside both."""
+    """Add a factor, in place, at each end of a grid where `best` lies. False where it lies inside both."""
     extended = False
     for factors, value in ((lrs, best.lr_factor), (others, best.other_lr_factor)):
         if len(factors) < 2 or factors[0] < value < factors[-1]:

@@ -33,8 +33,8 @@ _TAIL_BYTES, _TAIL_LINES = 8192, 20
 
 @dataclass(frozen=True)
 class Job:
-    """A command, run in the current folder, with its logs in ``directory``: ``train.log`` and
-    ``stderr.log``.
+    """A command, run in the current folder, with its logs in `directory`: `train.log` and
+    `stderr.log`.
     """
 
     name: str
@@ -64,10 +64,10 @@ class _Worker:
 
 
 class Pool:
-    """At most ``size`` processes at once; with ``gpus``, slot k sees only ``gpus[k % len(gpus)]``.
+    """At most `size` processes at once; with `gpus`, slot k sees only `gpus[k % len(gpus)]`.
 
-    ``inherit`` are file descriptors that the workers keep open (a lock that must outlive this process).
-    Leaving the ``with`` block kills what still runs: it is reached with running workers only when something
+    `inherit` are file descriptors that the workers keep open (a lock that must outlive this process).
+    Leaving the `with` block kills what still runs: it is reached with running workers only when something
     went wrong.
     """
 
@@ -99,7 +99,7 @@ class Pool:
         return self._workers[name].process.pid
 
     def start(self, job: Job) -> None:
-        """Start ``job`` in the lowest free slot. Raises ``LowriseError`` if its command cannot be started."""
+        """Start `job` in the lowest free slot. Raises `LowriseError` if its command cannot be started."""
         assert self.free > 0, "the pool is full"
         slot = min(set(range(self.size)) - {worker.slot for worker in self._workers.values()})
         environment = {**os.environ, **THREAD_LIMITS}
@@ -150,7 +150,7 @@ def _append(path: Path) -> BinaryIO:
 
 
 def read_tail(path: Path, start: int = 0) -> str:
-    """The last lines of a log from byte ``start`` on."""
+    """The last lines of a log from byte `start` on."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(start, size - _TAIL_BYTES))
@@ -171,10 +171,10 @@ def default_slots() -> tuple[int, tuple[str, ...]]:
 
 @contextmanager
 def hold_directory(directory: Path) -> Iterator[int]:
-    """Hold ``directory`` for one comparison; yields the lock's file descriptor, for the workers to inherit.
+    """Hold `directory` for one comparison; yields the lock's file descriptor, for the workers to inherit.
 
     Workers that outlive a killed comparison hold the lock too, so a run directory never has two writers.
-    Raises ``LowriseError`` if it is held.
+    Raises `LowriseError` if it is held.
     """
 
     def refuse(lock: IO[str]) -> None:

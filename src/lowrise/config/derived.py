@@ -56,11 +56,12 @@ def optimizer_section(name: str) -> type[OptimizerSection]:
     target = OPTIMIZERS[name]
     section = _section_of(target, OptimizerSection, skip=set())
     lr = field(default=inspect.signature(target).parameters["lr"].default)
-    return dataclasses.make_dataclass(section.__name__, [("lr", float, lr)], bases=(section,), kw_only=True)
+    kind = _with_help(float, argument_help(target).get("lr"))
+    return dataclasses.make_dataclass(section.__name__, [("lr", kind, lr)], bases=(section,), kw_only=True)
 
 
 def _section_of(target: Callable[..., Any], base: type, skip: set[str]) -> type:
-    hints, help_texts = typing.get_type_hints(target.__init__), _argument_help(target)
+    hints, help_texts = typing.get_type_hints(target.__init__), argument_help(target)
     options = [
         (p.name, _with_help(_writable(hints[p.name]), help_texts.get(p.name)), field(default=p.default))
         for p in inspect.signature(target).parameters.values()
@@ -95,19 +96,22 @@ def _field_help(cls: type) -> dict[str, str]:
     return texts
 
 
-def _argument_help(target: Callable[..., Any]) -> dict[str, str]:
-    """The entries `name: text` or `name, name: text` of a constructor's docstring, over as many lines."""
+def argument_help(target: Callable[..., Any]) -> dict[str, str]:
+    """Option -> text of the section `Args:` of a class's docstring (entries `name: text`, indented once; what
+    is indented further continues an entry).
+    """
+    _, _, section = (inspect.getdoc(target) or "").partition("\nArgs:\n")
     texts: dict[str, str] = {}
-    names: list[str] = []
-    for line in (inspect.getdoc(target.__init__) or "").splitlines():
-        entry = re.match(r"(\w+(?:, \w+)*): (.+)", line)
+    name = ""
+    for line in section.splitlines():
+        entry = re.match(r" {4}(\w+): (.+)", line)
         if entry:
-            names = entry[1].split(", ")
-            texts |= dict.fromkeys(names, entry[2])
-        elif line.startswith(" "):
-            texts |= {name: f"{texts[name]} {line.strip()}" for name in names}
+            name = entry[1]
+            texts[name] = entry[2]
+        elif line.startswith(" " * 5):
+            texts[name] += f" {line.strip()}"
         else:
-            names = []
+            break
     return texts
 
 

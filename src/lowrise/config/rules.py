@@ -14,7 +14,7 @@ from lowrise.model.config import PRESETS
 
 
 def validate(config: RunConfig) -> None:
-    """Refuse what cannot be right, whatever the data and the machine; sentences name the key and the
+    """Refuse what cannot be right, whatever the data and the machine; messages name the key and the
     value."""
 
     def require(condition: bool, key: str, value: Any, rule: str) -> None:
@@ -46,7 +46,7 @@ def validate(config: RunConfig) -> None:
         not (train.per_layer and train.grad_clip),
         "train.grad_clip",
         train.grad_clip,
-        "train.per_layer moves the first matrices before the norm of all gradients is known; set "
+        "train.per_layer updates the first matrices before the norm of all gradients is known; set "
         "train.grad_clip = 0 (grad_norm is measured all the same), or train.per_layer = false",
     )
     require(train.nonfinite_limit >= 1, "train.nonfinite_limit", train.nonfinite_limit, "at least one")
@@ -108,7 +108,7 @@ def validate(config: RunConfig) -> None:
         )
 
 
-# Largest absolute values of whole numbers: of seeds and of counts of bytes and tokens, and of all else.
+# Largest absolute values of integers: of seeds and of counts of bytes and tokens, and of all else.
 LARGEST_COUNT, LARGEST_NUMBER = 2**63 - 1, 2**31 - 1
 
 

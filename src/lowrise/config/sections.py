@@ -29,7 +29,7 @@ class FactorizedSection(LayerSection):
     """How the matrices of the blocks are stored."""
 
     rank: int | float | dict[str, int | float] = 0.25
-    """Rank (1 or more), ratio of min(rows, columns) (below 1), or a table of name patterns to either."""
+    """Rank as an integer, or as a fraction of min(rows, columns) in (0, 1], or a table of patterns."""
     targets: tuple[str, ...] = ()
     """Patterns of module names to factorize; empty: every linear layer but the head."""
     skip: tuple[str, ...] = ()
@@ -38,7 +38,7 @@ class FactorizedSection(LayerSection):
 
 @dataclass(kw_only=True)
 class OptimizerSection:
-    """The rule that moves the matrices."""
+    """The rule that updates the matrices."""
 
     name: str = "adamw"
     """Optimizer class."""
@@ -71,11 +71,11 @@ class ScheduleSection:
     name: Literal["cosine", "wsd", "linear", "constant"] = "cosine"
     """Shape after the warm-up."""
     warmup: float = 0.05
-    """Warm-up: a share of all updates (below 1) or a number of updates."""
+    """Warm-up: a fraction of all updates (below 1) or a number of updates."""
     min_lr_ratio: float = 0.1
     """Multiplier at the last update."""
     decay: float = 0.2
-    """wsd: share of the updates (or number of updates) of the final linear decay."""
+    """wsd: fraction of the updates (or number of updates) of the final linear decay."""
     cycle: int = 0
     """Restart the warm-up every so many updates; 0: never."""
     restart_warmup: int = 0
@@ -102,16 +102,16 @@ class TrainSection:
     steps: int = 1000
     """Updates of the weights."""
     global_batch_size: int = 16
-    """Sequences an update (the global batch)."""
+    """Sequences per update (the global batch)."""
     micro_batch_size: int = 0
-    """Sequences a forward pass (on one rank); gradients are accumulated over the passes of an update. 0: all
-    at once."""
+    """Sequences per forward pass (on one rank); gradients are accumulated over the passes of an update. 0:
+    all in one pass."""
     seq_len: int = 128
-    """Predicted tokens a sequence."""
+    """Predicted tokens per sequence."""
     grad_clip: float = 1.0
     """Largest global gradient norm; 0: no clipping."""
     per_layer: bool = False
-    """Move every matrix within the backward pass and free its gradient at once; goes without clipping."""
+    """Update every matrix within the backward pass and free its gradient at once; goes without clipping."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

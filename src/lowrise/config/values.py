@@ -1,4 +1,4 @@
-"""Plain values into typed ones, with a sentence for what does not fit."""
+"""Plain values into typed ones, with an error message for what does not fit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lowrise.errors import UsageError
 
 
 def lookup(table: Mapping[str, Any], name: Any, kind: str, source: str) -> Any:
-    """`table[name]`, or a sentence with the nearest name and all of them."""
+    """`table[name]`, or an error message with the nearest name and all of them."""
     if name not in table:
         raise UsageError(
             f"{source}: there is no {kind} {name!r}{nearest(str(name), table)}. "
@@ -22,7 +22,7 @@ def lookup(table: Mapping[str, Any], name: Any, kind: str, source: str) -> Any:
 
 
 def coerce(value: Any, kind: Any, source: str, where: str) -> Any:
-    """`value` as `kind`: whole numbers pass as floats and lists as tuples, nothing else is converted."""
+    """`value` as `kind`: integers pass as floats and lists as tuples, nothing else is converted."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin in (Union, types.UnionType):
         for option in inner:
@@ -57,9 +57,9 @@ def _describe(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return "one of " + ", ".join(repr(v) for v in typing.get_args(kind))
     names = {
-        int: "a whole number",
+        int: "an integer",
         float: "a number",
-        str: "a text",
+        str: "a string",
         bool: "true or false",
         types.NoneType: "unset",
     }

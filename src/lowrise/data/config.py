@@ -22,7 +22,7 @@ class DataConfig:
     """
 
     source: tuple[str, ...] = ("builtin",)
-    """Where the text is: "builtin", files, globs, directories, "hf:NAME[:config][:split]" (docs/data.md)."""
+    """Where the text is: "builtin", files, globs, directories, "hf:NAME:config:split" (docs/data.md)."""
 
     weights: tuple[float, ...] = ()
     """Share of the training sequences from each entry of `source`, in any unit; empty: all text in order."""

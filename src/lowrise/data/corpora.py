@@ -13,7 +13,7 @@ import glob
 import os
 import sysconfig
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ BUILTIN_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-package
 class SourceFile:
     """One file (or dataset) of a corpus."""
 
-    kind: str  # "text" | "jsonl" | "parquet" | "dataset"
+    kind: str  # a key of READERS
     name: str  # what messages and the index call it
     size: int  # stored bytes
     paths: tuple[Path, ...]  # what holds its content: one file, or the Arrow files of a dataset
@@ -53,14 +53,8 @@ class SourceFile:
     limits: Limits = LIMITS
 
     def chunks(self, text_key: str) -> Iterator[Chunk]:
-        """The documents, as the readers give them."""
-        if self.kind == "dataset":
-            return read_dataset(self.dataset, self.name, self.size, text_key, self.limits)
-        if self.kind == "jsonl":
-            return read_json_lines(self.paths[0], text_key, self.limits)
-        if self.kind == "parquet":
-            return read_parquet(self.paths[0], text_key, self.limits)
-        return read_text(self.paths[0], self.separator, self.limits)
+        """The documents, as the reader of its kind gives them."""
+        return READERS[self.kind](self, text_key)
 
     def identity(self, sha256: str, text_key: str) -> list[object]:
         """All that decides which documents the file gives, and nothing else: not its place, not its date."""
@@ -69,6 +63,18 @@ class SourceFile:
         key = None if self.kind == "text" else text_key
         tail = [] if self.tail_from is None else [self.tail_from]
         return [self.kind, compression, sha256, self.split, self.split_key, self.separator, key, rows, *tail]
+
+
+READERS: dict[str, Callable[[SourceFile, str], Iterator[Chunk]]] = {
+    "text": lambda file, text_key: read_text(file.paths[0], file.separator, file.limits),
+    "jsonl": lambda file, text_key: read_json_lines(file.paths[0], text_key, file.limits),
+    "parquet": lambda file, text_key: read_parquet(file.paths[0], text_key, file.limits),
+    "dataset": lambda file, text_key: read_dataset(file.dataset, file.name, file.size, text_key, file.limits),
+}
+"""Kind -> (file, text_key) -> its documents."""
+
+KIND_OF_SUFFIX: dict[str, str] = {**dict.fromkeys(JSON_LINES, "jsonl"), ".parquet": "parquet"}
+"""Suffix of a file's name, without that of a compression -> its kind; every other is text."""
 
 
 def find_sources(config: DataConfig) -> list[SourceFile]:
@@ -210,7 +216,7 @@ def _file(path: Path, split: str | None, separator: str | None) -> SourceFile:
     suffix = bare.suffix.lower()
     if suffix == ".parquet" and bare != path:
         raise UsageError(f"{path} is a compressed Parquet file: decompress it, Parquet compresses by itself.")
-    kind = "jsonl" if suffix in JSON_LINES else "parquet" if suffix == ".parquet" else "text"
+    kind = KIND_OF_SUFFIX.get(suffix, "text")
     return SourceFile(
         kind, str(path), path.stat().st_size, (path,), split, separator=separator if kind == "text" else None
     )

@@ -179,7 +179,7 @@ def digest_of_block(data: bytes) -> str:
 def damaged(path: Path, state: str) -> LowriseError:
     """The sentence about a file of a prepared corpus that is not as it was written."""
     return LowriseError(
-        f"{path} {state}: delete the directory {path.parent} and start again, it is then prepared anew."
+        f"{path} {state}: delete the directory {path.parent} and start again, it is then prepared again."
     )
 
 

@@ -61,10 +61,21 @@ class FactoredForm:
 
 
 class LowRankLayer(nn.Module, ABC):
-    """A linear map of `in_features` (n) to `out_features` (m) whose weight is stored in low rank.
+    """A linear map of `in_features` (n) to `out_features` (m) whose weight is stored in low rank: base class
+    of all layers.
 
     A subclass sets `role`, creates its parameters in `__init__` (an `init` keyword is its own business), and
-    does not initialize them on the meta device: after `to_empty`, `reset_parameters` does.
+    does not initialize them on the meta device: after `to_empty`, `reset_parameters` does. What it must write
+    is abstract here: `reset_parameters`, `dense`, `role_parameters`, `spectral_factors`, `ledger`,
+    `from_dense` and `forward`.
+
+    Args:
+        in_features: n, width of the input.
+        out_features: m, width of the output.
+        rank: Rank r, an integer of 1 to min(m, n), or more where the class's `rank_above` says so.
+
+    Raises:
+        UsageError: An impossible rank.
     """
 
     role: ClassVar[str]
@@ -206,10 +217,20 @@ class LowRankLayer(nn.Module, ABC):
 
 
 class LatentLayer(LowRankLayer):
-    """A layer that passes through an r-wide latent: x (tokens x n) -> encode -> tokens x r -> decode ->
-    tokens x m.
+    """A layer that passes through an r-wide latent: base class of those that can be recomputed from it.
+
+    1. latent = encode(x)      tokens x n -> tokens x r
+    2. y = decode(latent)      tokens x r -> tokens x m
 
     Recomputation may keep the latents alone (`model.llama.Block.forward_from_latents`).
+
+    Args:
+        in_features: n, width of the input.
+        out_features: m, width of the output.
+        rank: Width r of the latent.
+
+    Raises:
+        UsageError: An impossible rank.
     """
 
     @abstractmethod

@@ -1,24 +1,4 @@
-"""`CoLALinear`: two factors with an activation between them (CoLA, Liu et al. 2025, arXiv 2502.10940;
-authors' `ColaLayer`, alvin-zyl/CoLA).
-
-1. z = x @ B              (tokens x n) (n x r) -> tokens x r
-2. h = silu(z)
-3. y = h @ A.T + bias     (tokens x r) (r x m) -> tokens x m
-
-Backward, with s the logistic function: dL/dA = g_y.T @ h, g_z = (g_y @ A) * s(z) (1 + z (1 - s(z))),
-dL/dB = x.T @ g_z, g_x = g_z @ B.T.
-
-The authors keep `cola_a` (n x r) = our B and `cola_b` (r x m) = our A.T.
-
-The claim is that activations, not weights, are of low rank: the map has inner width r and is not linear, so
-no m x n matrix equals it and it cannot be merged. Since |silu(z)| <= |z| and the slope of silu is at most
-1.0999, a step of the factors by dA, dB changes the output by at most
-1.0999 (||dA|| ||B + dB|| + ||A|| ||dB||) ||x||: under Spectron, by at most 1.0999 lr ||x||.
-
-Where we differ from the authors' code: a fresh bias is 0 as in the rest of this project (theirs is uniform in
-+-1/sqrt(m); no configuration of theirs has one), and `activation` is used (their `lr_act_type` is read and
-ignored).
-"""
+"""`CoLALinear`: two factors with an activation between them."""
 
 from __future__ import annotations
 
@@ -38,11 +18,43 @@ Activation = Literal["silu", "none"]
 
 
 class CoLALinear(LatentLayer):
-    """Map in_features -> out_features through `rank` activated latents.
+    """Map in_features -> out_features through `rank` activated latents (CoLA, Liu et al. 2025, arXiv
+    2502.10940; authors' `ColaLayer`, alvin-zyl/CoLA).
 
-    Parameters: `A` (out x r), `B` (in x r), `bias` (out) or None. `activation="none"` is the plain low-rank
-    map. `init` names an entry of `lowrise.layers.inits.INITS`, "cola" being the authors'; `init_std` is for
-    those that stand for a dense weight. Raises `UsageError` for an impossible rank, activation or init.
+    1. z = x @ B              (tokens x n) (n x r) -> tokens x r
+    2. h = silu(z)
+    3. y = h @ A.T + bias     (tokens x r) (r x m) -> tokens x m
+
+    Backward, with s the logistic function: dL/dA = g_y.T @ h, g_z = (g_y @ A) * s(z) (1 + z (1 - s(z))),
+    dL/dB = x.T @ g_z, g_x = g_z @ B.T.
+
+    The authors keep `cola_a` (n x r) = our B and `cola_b` (r x m) = our A.T.
+
+    The claim is that activations, not weights, are of low rank: the map has inner width r and is not linear,
+    so no m x n matrix equals it and it cannot be merged. Since |silu(z)| <= |z| and the slope of silu is at
+    most 1.0999, a step of the factors by dA, dB changes the output by at most
+    1.0999 (||dA|| ||B + dB|| + ||A|| ||dB||) ||x||: under Spectron, by at most 1.0999 lr ||x||.
+
+    Where we differ from the authors' code: a fresh bias is 0 as in the rest of this project (theirs is
+    uniform in +-1/sqrt(m); no configuration of theirs has one), and `activation` is used (their `lr_act_type`
+    is read and ignored).
+
+    Parameters: `A` (m x r), `B` (n x r), `bias` (m) or None; r (m + n) elements.
+
+    Args:
+        in_features: n, width of the input.
+        out_features: m, width of the output.
+        rank: Number of latents r, an integer; above min(m, n) too, as the activation makes use of it.
+        bias: Whether a bias (m) is added; it starts at 0.
+        activation: Activation between the factors. silu: as published; none: the plain low-rank map.
+        init: How the factors are drawn, an entry of `lowrise.layers.INITS`. cola: the authors', std (r (m +
+            n))^(-1/4); spectral, xavier, auto, kaiming, orthogonal as for the layer "lowrank".
+        init_std: Standard deviation of an entry of the dense weight, for inits that stand for one.
+        device: Where parameters are created; on "meta" they are not initialized.
+        dtype: Of the parameters.
+
+    Raises:
+        UsageError: An impossible rank or option.
     """
 
     role: ClassVar[str] = "factors"

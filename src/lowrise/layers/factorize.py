@@ -33,20 +33,29 @@ def factorize(
 ) -> Model:
     """Replace dense linear maps (m x n) by low-rank layers, in place, and return the model.
 
-    - `rank`: an integer; a float in (0, 1], the share of min(m, n), rounded down
-      (`linalg.rank.resolve_rank`); or a dict pattern -> either, whose first matching pattern
-      decides (a layer that none matches stays dense).
-    - `targets`, `skip`: patterns of module names (`lowrise.layers.patterns`). Without `targets`: every
-      `nn.Linear` and Hugging Face `Conv1D` except the output head and anything whose weight is shared.
-    - `from_weights`: False draws fresh factors by the layer's init from torch's generator, in module order;
-      True keeps the weights as well as the rank allows (the layer's `from_dense`). A bias keeps its values
-      only if True.
-    - `options` go to the layer's constructor (`init="xavier"`, ...).
-
     The new layer has the device, dtype, train/eval mode and `requires_grad` of the weight it replaces; on the
-    meta device nothing is initialized. Raises `UsageError` for an unknown layer or option, a pattern without
-    effect, a rank that a layer cannot have, a shared or unsupported target, and a model with nothing to
-    replace.
+    meta device nothing is initialized.
+
+    Args:
+        model: Any module that has `nn.Linear` or Hugging Face `Conv1D` inside.
+        layer: Name in `lowrise.layers.LAYERS`.
+        rank: An integer; a float in (0, 1], the fraction of min(m, n), rounded down
+            (`linalg.rank.resolve_rank`); or a dict pattern -> either, whose first matching pattern decides (a
+            layer that none matches stays dense).
+        targets: Patterns of module names (`lowrise.layers.patterns`). None: every `nn.Linear` and `Conv1D`
+            except the output head and anything whose weight is shared.
+        skip: Patterns of module names that stay dense.
+        from_weights: False draws fresh factors by the layer's init from torch's generator, in module order;
+            True keeps the weights as well as the rank allows (the layer's `from_dense`). A bias keeps its
+            values only if True.
+        **options: For the layer's constructor (`init="xavier"`, ...).
+
+    Returns:
+        The same model.
+
+    Raises:
+        UsageError: An unknown layer or option, a pattern without effect, a rank that a layer cannot have, a
+            shared or unsupported target, or a model with nothing to replace.
     """
     new_class = layer_class(layer)
     _check_options(layer, new_class, options)

@@ -1,25 +1,4 @@
-"""`LoRALinear`: W = W0 + s A @ B.T with a frozen dense W0, and ReLoRA's merge of the product into it.
-
-Sources: LoRA (Hu et al. 2021, arXiv 2106.09685) as a pretraining baseline; ReLoRA (Lialin et al. 2023, arXiv
-2307.05695; code Guitaricet/relora, `peft_pretraining/relora.py`). Their letters: B A there is A @ B.T here.
-
-Shapes: W0 m x n, A m x r, B n x r, s = alpha / r.
-
-1. start:    W0 ~ N(0, init_std^2), the very matrix of the dense model; A = 0; B uniform in +-1/sqrt(n)
-2. forward:  y = x @ W0.T + bias + (s x @ B) @ A.T
-   (tokens x n) (n x m), (tokens x n) (n x r) (r x m); backward forms no dL/dW0
-3. merge, after updates merge_every, 2 merge_every, ... before the last:
-   W0 <- W0 + s A @ B.T;  A <- 0;  B drawn anew as in 1. The function stays as it was, to rounding.
-   Sums of j such products have rank up to min(j r, m, n).
-
-Where we differ from the released code:
-- it also zeroes the random factor when it wraps a layer; with A = B = 0 both gradients are exactly 0 and
-  nothing moves before the first merge (its issue #18). Here B is random from the start;
-- no `train_scaling` (a merge would set the scalar to 0 and kill the layer) and no dropout on the product
-  (0.1 in its script);
-- the merge is computed in float32 at least, with TF32 and autocast off, and rounded once to W0's dtype. In
-  bfloat16 W0 that still loses what is below 2^-9 of an entry: keep float32 weights.
-"""
+"""`LoRALinear`: W = W0 + s A @ B.T with a frozen dense W0, and ReLoRA's merge of the product into it."""
 
 from __future__ import annotations
 
@@ -38,13 +17,48 @@ from lowrise.rng import name_seed
 
 
 class LoRALinear(LowRankLayer):
-    """Linear map in_features -> out_features: a frozen dense weight and a trained product of rank `rank`.
+    """Linear map in_features -> out_features: a frozen dense weight and a trained product of rank `rank`,
+    W = W0 + s A @ B.T, and ReLoRA's merge of the product into W0.
 
-    Parameters: `W0` (out x in, frozen), `A` (out x r), `B` (in x r), `bias` (out) or None; m n + r (m + n)
-    elements, of which the factors and the bias are trained. `merge_every` is the number of updates between
-    merges, 0 for never (LoRA); a training loop must call `after_update`. The factor drawn at a merge depends
-    on the saved `merge_seed` and the update's number alone. Raises `UsageError` for an impossible rank or
-    option.
+    Sources: LoRA (Hu et al. 2021, arXiv 2106.09685) as a pretraining baseline; ReLoRA (Lialin et al. 2023,
+    arXiv 2307.05695; code Guitaricet/relora, `peft_pretraining/relora.py`). Their letters: B A there is A @
+    B.T here.
+
+    Shapes: W0 m x n, A m x r, B n x r, s = alpha / r.
+
+    1. start:    W0 ~ N(0, init_std^2), the very matrix of the dense model; A = 0; B uniform in +-1/sqrt(n)
+    2. forward:  y = x @ W0.T + bias + (s x @ B) @ A.T
+       (tokens x n) (n x m), (tokens x n) (n x r) (r x m); backward forms no dL/dW0
+    3. merge, after steps merge_every, 2 merge_every, ... before the last:
+       W0 <- W0 + s A @ B.T;  A <- 0;  B drawn again as in 1. The function stays as it was, to rounding.
+       Sums of j such products have rank up to min(j r, m, n).
+
+    Where we differ from the released code:
+
+    - it also zeroes the random factor when it wraps a layer; with A = B = 0 both gradients are exactly 0 and
+      nothing is trained before the first merge (its issue #18). Here B is random from the start;
+    - no `train_scaling` (a merge would set the scalar to 0 and kill the layer) and no dropout on the product
+      (0.1 in its script);
+    - the merge is computed in float32 at least, with TF32 and autocast off, and rounded once to W0's dtype.
+      In bfloat16 W0 that still loses what is below 2^-9 of an entry: keep float32 weights.
+
+    Parameters: `W0` (m x n, frozen), `A` (m x r), `B` (n x r), `bias` (m) or None; m n + r (m + n) elements,
+    of which the factors and the bias are trained. The factor drawn at a merge depends on the saved
+    `merge_seed` and the step's number alone.
+
+    Args:
+        in_features: n, width of the input.
+        out_features: m, width of the output.
+        rank: Rank r, an integer of 1 to min(m, n) (`factorize` also takes a fraction).
+        bias: Whether a bias (m) is added; it starts at 0.
+        alpha: Scale of the product, s = alpha / r; 32 is ReLoRA's code.
+        merge_every: Steps between two merges (a training loop must call `after_update`); 0: never (LoRA).
+        init_std: Standard deviation of an entry of W0.
+        device: Where parameters are created; on "meta" they are not initialized.
+        dtype: Of the parameters.
+
+    Raises:
+        UsageError: An impossible rank or option.
     """
 
     role: ClassVar[str] = "factors"

@@ -1,11 +1,4 @@
-"""`LowRankLinear`: W = A @ B.T, stored and applied as two factors.
-
-1. z = x @ B          (tokens x n) (n x r) -> tokens x r
-2. y = z @ A.T + bias (tokens x r) (r x m) -> tokens x m
-
-Backward, with G = dL/dW = g_y.T @ x: dL/dA = g_y.T @ z = G @ B, dL/dB = x.T @ (g_y @ A) = G.T @ A. W and G
-are never formed.
-"""
+"""`LowRankLinear`: W = A @ B.T, stored and applied as two factors."""
 
 from __future__ import annotations
 
@@ -21,11 +14,30 @@ from lowrise.layers.inits import INITS, balanced_factors, check_init, normal
 
 
 class LowRankLinear(LatentLayer):
-    """Linear map in_features -> out_features of rank at most `rank`.
+    """Linear map in_features -> out_features of rank at most `rank`: W = A @ B.T, never formed.
 
-    Parameters: `A` (out x r), `B` (in x r), `bias` (out) or None; r (m + n) elements against m n of the dense
-    map. `init` names an entry of `lowrise.layers.inits.INITS`; `init_std` is the entry std of the dense
-    weight it stands for. Raises `UsageError` for an impossible rank or an unknown init.
+    1. z = x @ B          (tokens x n) (n x r) -> tokens x r
+    2. y = z @ A.T + bias (tokens x r) (r x m) -> tokens x m
+
+    Backward, with G = dL/dW = g_y.T @ x: dL/dA = g_y.T @ z = G @ B, dL/dB = x.T @ (g_y @ A) = G.T @ A. W and
+    G are never formed.
+
+    Parameters: `A` (m x r), `B` (n x r), `bias` (m) or None; r (m + n) elements against m n of the dense map.
+
+    Args:
+        in_features: n, width of the input.
+        out_features: m, width of the output.
+        rank: Rank r, an integer of 1 to min(m, n) (`factorize` also takes a fraction).
+        bias: Whether a bias (m) is added; it starts at 0.
+        init: How the factors are drawn, an entry of `lowrise.layers.INITS`. spectral (Khodak et al., arXiv
+            2105.01029): truncated SVD of the dense model's draw; xavier: LORO's; auto, kaiming, orthogonal,
+            cola.
+        init_std: Standard deviation of an entry of the dense weight that the factors stand for.
+        device: Where parameters are created; on "meta" they are not initialized.
+        dtype: Of the parameters.
+
+    Raises:
+        UsageError: An impossible rank or option.
     """
 
     role: ClassVar[str] = "factors"

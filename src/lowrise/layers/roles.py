@@ -1,4 +1,4 @@
-"""Parameter roles: which rule may move which parameter, declared by the model and not guessed from shapes.
+"""Parameter roles: which rule updates which parameter, declared by the model and not guessed from shapes.
 
 | role | parameters |
 |---|---|
@@ -8,7 +8,7 @@ out); `guide_parameters()` of low-rank layers |
 | embedding, head | weights that map tokens in or out; a tied weight is an embedding |
 | other | all else: norms, biases, convolutions, bare parameters |
 
-`parameter_roles` tells these; `param_groups` gives an optimizer those that it can move by its own rule (most
+`parameter_roles` tells these; `param_groups` gives an optimizer those that it updates by its own rule (most
 take "factors", "svd" or "matrix"; SCALE also "embedding" and "head"), and "other" for the rest. Tensors of
 three dimensions and more become "matrix" only where `views` says how.
 """
@@ -118,31 +118,43 @@ def param_groups(
 
     As in torch, what a group lacks is filled in by the optimizer's constructor, in the group "other" too:
     `AdamW(param_groups(model), lr=1e-3, weight_decay=0.1)` decays every parameter, and
-    `other_weight_decay=0.0` leaves norms, biases and embeddings out. `lr` and `weight_decay` here are of the
-    groups of the optimizer's own rule (`lr` also of "other", unless `other_lr` says another).
+    `other_weight_decay=0.0` leaves norms, biases and embeddings out.
 
-    `roles` are the roles that the optimizer moves by its own rule (its class attribute `roles`); None means
-    "factors" and "svd" if the model has such layers, else "matrix". All other parameters form the group
-    "other", which carries `other_lr` (None: `lr`), `other_weight_decay`, `other_betas` and `other_eps`, where
-    given, for the built-in AdamW rule. Layers stay whole and in module order: "factors" holds A0, B0, A1, B1,
-    ... and "svd" U0, s0, V0, .... A weight that is embedding and head at once is "embedding". Empty groups
-    are left out.
+    Layers stay whole and in module order: "factors" holds A0, B0, A1, B1, ... and "svd" U0, s0, V0, .... A
+    weight that is embedding and head at once is "embedding". Empty groups are left out.
 
-    `state_format` is how the moments of all groups are stored ("float32", "bfloat16", "8bit"; None: the
-    optimizer's own default), `other_state_format` that of the group "other" (None: the same).
+    Args:
+        model: Any module.
+        lr: Learning rate of the groups of the optimizer's own rule, and of "other" unless `other_lr` says
+            another.
+        other_lr: Learning rate of the group "other", which the built-in AdamW updates.
+        weight_decay: Weight decay of the groups of the optimizer's own rule.
+        other_weight_decay: Weight decay of the group "other".
+        other_betas: Decay rates of AdamW's moments in the group "other".
+        other_eps: AdamW's eps in the group "other".
+        roles: The roles that the optimizer updates by its own rule (its class attribute `roles`); None means
+            "factors" and "svd" if the model has such layers, else "matrix". All other parameters form the
+            group "other".
+        targets: Which of the linear maps (low-rank and dense, no head) the optimizer updates by its own rule,
+            by module name; the weights of the rest go to "other". Patterns as in `factorize`, and the forms
+            of Hugging Face's `optim_target_modules`: a list of names, parts of names or regular expressions,
+            one regular expression, or "all-linear", which is also what None means.
+        skip: Which of them it does not; the same forms.
+        state_format: How the moments of all groups are stored ("float32", "bfloat16", "8bit"); None: the
+            optimizer's own default.
+        other_state_format: That of the group "other"; None: the same.
+        views: Makes matrices of tensors with three dimensions or more: patterns of parameter names ->
+            "flatten" (convolutions, out x the rest) or "stack" (experts, each p[e]). The first pattern that
+            matches decides; what none matches stays "other". They form "matrix" groups of their own, one for
+            each view.
 
-    `views` makes matrices of tensors with three dimensions or more: patterns of parameter names -> "flatten"
-    (convolutions, out x the rest) or "stack" (experts, each p[e]). The first pattern that matches decides;
-    what none matches stays "other". They form "matrix" groups of their own, one for each view.
+    Returns:
+        The groups; `str()` of them is a table.
 
-    `targets` and `skip` choose by module name among the linear maps (low-rank and dense, no head) those that
-    the optimizer moves by its own rule; the weights of the rest go to "other". They take patterns as
-    `factorize` does, and the forms of Hugging Face's `optim_target_modules`: a list of names, parts of names
-    or regular expressions, one regular expression, or "all-linear", which is also what None means.
-
-    Raises `UsageError` for an unknown role, a model without trainable parameters, a pattern that matches
-    nothing, and a low-rank layer that cannot be moved as a whole (half frozen, or sharing a factor with
-    another layer).
+    Raises:
+        UsageError: An unknown role, a model without trainable parameters, a pattern that matches nothing, or
+            a low-rank layer that cannot be updated as a whole (half frozen, or sharing a factor with another
+            layer).
     """
     wanted = _wanted_roles(model, roles)
     left_out = _left_out(model, targets, skip)
@@ -189,7 +201,7 @@ def _viewed(
     if views and "matrix" not in wanted:
         raise UsageError(
             f"views = {dict(views)!r} makes matrices, and the roles here are {', '.join(sorted(wanted))}; "
-            "give the roles of an optimizer that moves matrices, for example roles=Muon.roles."
+            "give the roles of an optimizer that updates matrices, for example roles=Muon.roles."
         )
     candidates = {
         name: p

@@ -1,24 +1,4 @@
-"""`SelfGuidedLinear`: factors whose training is guided by a dense weight that fades out (Wei et al. 2024,
-arXiv 2406.16450; authors' CLAIRE-Labo/StructuredFFN; the baseline of Spectron's paper).
-
-With W the guide (m x n), at update k of T, H = floor(T / 2):
-
-1. alpha_k = (1 + cos(pi (k - 1) / H)) / 2 for k <= H: 1 at the first update, nearly 0 at the last of the half
-2. y = alpha_k x @ W.T + (1 - alpha_k) (x @ B) @ A.T + bias
-3. before update H + 1 the guide is dropped: the parameter is gone, and with it its gradient, its optimizer
-   state and its time. From there on y = (x @ B) @ A.T + bias.
-
-At the start W = A B^T, so that the function does not depend on alpha. (1 - alpha) is folded into the latent
-(tokens x r), not into the output.
-
-The fade is a matter of training: a layer that nobody has told the time (`before_update`) is the plain
-low-rank map. So is the result, and a checkpoint after the half has no guide in it. The number of the update
-is all that the layer depends on; a run that continues from a checkpoint of update N tells the layer N first.
-
-Where we differ from the authors' code: all attention and MLP matrices, not the MLP's alone; no random
-skipping of the guide (their `reduce_flop`, off in their configuration), which would make runs depend on a
-generator.
-"""
+"""`SelfGuidedLinear`: factors whose training is guided by a dense weight that fades out."""
 
 from __future__ import annotations
 
@@ -37,11 +17,43 @@ from lowrise.layers.inits import INITS, balanced_factors, check_init, normal
 
 class SelfGuidedLinear(LowRankLayer):
     """Linear map in_features -> out_features of rank at most `rank`, with a dense guide in the first half of
-    training.
+    training (Wei et al. 2024, arXiv 2406.16450; authors' CLAIRE-Labo/StructuredFFN; the baseline of
+    Spectron's paper).
 
-    Parameters: `A` (out x r), `B` (in x r), `guide` (out x in; None after the half), `bias` (out) or None.
-    `init` and `init_std` are those of `LowRankLinear`. Raises `UsageError` for an impossible rank or an
-    unknown init.
+    With W the guide (m x n), at step k of T, H = floor(T / 2):
+
+    1. alpha_k = (1 + cos(pi (k - 1) / H)) / 2 for k <= H: 1 at the first step, nearly 0 at the last of the
+       half
+    2. y = alpha_k x @ W.T + (1 - alpha_k) (x @ B) @ A.T + bias
+    3. before step H + 1 the guide is dropped: the parameter is gone, and with it its gradient, its optimizer
+       state and its time. From there on y = (x @ B) @ A.T + bias.
+
+    At the start W = A B^T, so that the function does not depend on alpha. (1 - alpha) is folded into the
+    latent (tokens x r), not into the output.
+
+    The fade belongs to training: a layer whose `before_update` was not called is the plain low-rank map. So
+    is the result, and a checkpoint after the half has no guide in it. The number of the step is all that the
+    layer depends on; a run that continues from a checkpoint of step N calls `before_update` with N first.
+
+    Where we differ from the authors' code: all attention and MLP matrices, not the MLP's alone; no random
+    skipping of the guide (their `reduce_flop`, off in their configuration), which would make runs depend on a
+    generator.
+
+    Parameters: `A` (m x r), `B` (n x r), `guide` (m x n; None after the half), `bias` (m) or None.
+
+    Args:
+        in_features: n, width of the input.
+        out_features: m, width of the output.
+        rank: Rank r, an integer of 1 to min(m, n) (`factorize` also takes a fraction).
+        bias: Whether a bias (m) is added; it starts at 0.
+        init: How the factors are drawn, an entry of `lowrise.layers.INITS`. spectral: truncated SVD of the
+            dense model's draw; xavier, auto, kaiming, orthogonal, cola as for the layer "lowrank".
+        init_std: Standard deviation of an entry of the dense weight that the factors stand for.
+        device: Where parameters are created; on "meta" they are not initialized.
+        dtype: Of the parameters.
+
+    Raises:
+        UsageError: An impossible rank or option.
     """
 
     role: ClassVar[str] = "factors"
@@ -110,7 +122,7 @@ class SelfGuidedLinear(LowRankLayer):
         if self.guide is None:
             raise UsageError(
                 f"Update {number} of {total} lies in the half with a guide, but this layer has dropped its "
-                "guide already; build the model anew to train again."
+                "guide already; build the model again to train it again."
             )
         alpha = guide_share(number, half)
         self.mix[0].fill_(alpha)

@@ -1,23 +1,4 @@
-"""`SparseLowRankLinear`: W = s A @ B.T + S, S sparse with a random fixed support (SLTrain).
-
-Source: Han et al. 2024, NeurIPS, arXiv 2406.02214; code andyjm3/SLTrain. Their letters: B A there is A @ B.T
-here.
-
-Shapes: A m x r, B n x r, values (z,), index (z,) flat positions row by row; s = alpha / r,
-z = floor(delta m n).
-
-1. start:    A = 0; B and values uniform in +-1/sqrt(n); index = z of the m n positions, drawn without
-             replacement, sorted
-2. forward:  W = A @ (s B).T;  W.flat[index] += values;  y = x @ W.T + bias
-3. backward, with dW = g_y.T @ x (m x n):  g_A = dW @ (s B);  g_B = dW.T @ (s A);
-             g_values = dW.flat[index];  g_x = g_y @ W, with W formed again
-
-Between the passes x, the factors, values and index are kept, never W: SLTrain saves memory, not FLOPs. Per
-token it costs what a dense layer costs, and per pass 2 m n r to form W, twice, and 4 m n r for g_A and g_B.
-
-Where we differ from the released code: `index` is int32 where m n <= 2^31 (theirs is int64, 8 bytes for each
-value).
-"""
+"""`SparseLowRankLinear`: W = s A @ B.T + S, S sparse with a random fixed support (SLTrain)."""
 
 from __future__ import annotations
 
@@ -33,11 +14,44 @@ from lowrise.layers.inits import balanced_factors, uniform
 
 
 class SparseLowRankLinear(LowRankLayer):
-    """Linear map in_features -> out_features: a product of rank `rank` plus a share `delta` of entries.
+    """Linear map in_features -> out_features: a product of rank `rank` plus a fraction `delta` of entries,
+    W = s A @ B.T + S with a random fixed support of S (SLTrain).
 
-    Parameters: `A` (out x r), `B` (in x r), `values` (z), `bias` (out) or None; r (m + n) + z elements, and z
-    indices in the buffer `index`. The factors have the role "factors"; the values are moved with "other".
-    Raises `UsageError` for an impossible rank or option.
+    Source: Han et al. 2024, NeurIPS, arXiv 2406.02214; code andyjm3/SLTrain. Their letters: B A there is A @
+    B.T here.
+
+    Shapes: A m x r, B n x r, values (z,), index (z,) flat positions row by row; s = alpha / r,
+    z = floor(delta m n).
+
+    1. start:    A = 0; B and values uniform in +-1/sqrt(n); index = z of the m n positions, drawn without
+                 replacement, sorted
+    2. forward:  W = A @ (s B).T;  W.flat[index] += values;  y = x @ W.T + bias
+    3. backward, with dW = g_y.T @ x (m x n):  g_A = dW @ (s B);  g_B = dW.T @ (s A);
+                 g_values = dW.flat[index];  g_x = g_y @ W, with W formed again
+
+    Between the passes x, the factors, values and index are kept, never W: SLTrain saves memory, not FLOPs.
+    Per token it costs what a dense layer costs, and per pass 2 m n r to form W, twice, and 4 m n r for g_A
+    and g_B.
+
+    Where we differ from the released code: `index` is int32 where m n <= 2^31 (theirs is int64, 8 bytes for
+    each value).
+
+    Parameters: `A` (m x r), `B` (n x r), `values` (z), `bias` (m) or None; r (m + n) + z elements, and z
+    indices in the buffer `index`. The factors have the role "factors"; the values are updated with "other".
+
+    Args:
+        in_features: n, width of the input.
+        out_features: m, width of the output.
+        rank: Rank r, an integer of 1 to min(m, n) (`factorize` also takes a fraction).
+        bias: Whether a bias (m) is added; it starts at 0.
+        delta: Fraction of the m n entries that are stored beside the product; 0.03 is the authors' scripts'
+            (0.05 at 7B).
+        alpha: Scale of the product, s = alpha / r; 32 is the authors' at 60M (16 at 130M and 350M, 8 above).
+        device: Where parameters are created; on "meta" they are not initialized.
+        dtype: Of the parameters.
+
+    Raises:
+        UsageError: An impossible rank or option.
     """
 
     role: ClassVar[str] = "factors"
@@ -165,7 +179,7 @@ def form_weight(A: Tensor, B: Tensor, values: Tensor, index: Tensor, scale: floa
 
 
 class _FormedLinear(torch.autograd.Function):
-    """y = x @ W.T for the W of `form_weight`, formed once a pass and not kept; numbers as in the module."""
+    """y = x @ W.T for the W of `form_weight`, formed once per pass and not kept; numbers as in the layer."""
 
     @staticmethod
     def forward(x: Tensor, A: Tensor, B: Tensor, values: Tensor, index: Tensor, scale: float) -> Tensor:

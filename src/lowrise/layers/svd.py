@@ -1,27 +1,4 @@
-"""`SVDLinear`: W = U diag(s) V^T with orthonormal U and V, stored and applied as three factors (TSVD).
-
-1. h = x V               (tokens x n) (n x r) -> tokens x r
-2. y = (h * s) U^T + b   (tokens x r) (r x m) -> tokens x m
-
-Backward, with a = g_y U: g_s = sum over tokens of a * h, g_U = g_y^T (h * s), g_V = x^T (a * s),
-g_x = (a * s) V^T. Only x and h are saved; W and dL/dW are never formed.
-
-Start (our choice; the paper, Kamali et al. 2026, arXiv 2605.28573, does not publish its own):
-1. U = qf(N(0, 1)^(m x r)), V = qf(N(0, 1)^(n x r)), uniformly distributed, in float64.
-2. "gaussian": s = the r largest singular values of an m x n draw of N(0, std^2), descending;
-   "constant": equal.
-   Either is scaled by std sqrt(m n) / ||s||_2, so that ||W||_F^2 = m n std^2 as in the dense model.
-   Equal singular values are a singular point: symmetric off-diagonal changes of U^T W V are out of
-   first-order reach, and descending order is what the QR retraction wants. Hence "gaussian" by default.
-
-U and V stay orthonormal only under an optimizer that keeps them so (`TSVD`). Store them in float32: bfloat16
-storage alone costs 1e-3.
-
-**Cache.** Where x is narrower than the factors (autocast), the narrow copies are made once after each change
-of the factors and shared by all micro-batches and by forward and backward. Changes are recognized by the
-tensors' versions, which writes through `.data` do not raise. Inside `torch.compile` the cast is part of the
-graph.
-"""
+"""`SVDLinear`: W = U diag(s) V^T with orthonormal U and V, stored and applied as three factors (TSVD)."""
 
 from __future__ import annotations
 
@@ -73,10 +50,56 @@ class _Apply(torch.autograd.Function):
 
 
 class SVDLinear(LowRankLayer):
-    """Linear map in_features -> out_features, W = U diag(s) V^T, of a rank that may change with training.
+    """Linear map in_features -> out_features, W = U diag(s) V^T with orthonormal U and V, of a rank that may
+    change with training (TSVD).
 
-    Parameters: `U` (out x r), `s` (r), `V` (in x r), `bias` (out) or None; r (m + n + 1) elements. Raises
-    `UsageError` for an impossible rank or option; warns where r (m + n) >= m n, as many as the dense one.
+    1. h = x V               (tokens x n) (n x r) -> tokens x r
+    2. y = (h * s) U^T + b   (tokens x r) (r x m) -> tokens x m
+
+    Backward, with a = g_y U: g_s = sum over tokens of a * h, g_U = g_y^T (h * s), g_V = x^T (a * s),
+    g_x = (a * s) V^T. Only x and h are saved; W and dL/dW are never formed.
+
+    Start (our choice; the paper, Kamali et al. 2026, arXiv 2605.28573, does not publish its own):
+
+    1. U = qf(N(0, 1)^(m x r)), V = qf(N(0, 1)^(n x r)), uniformly distributed, in float64.
+    2. "gaussian": s = the r largest singular values of an m x n draw of N(0, std^2), descending;
+       "constant": equal.
+       Either is scaled by std sqrt(m n) / ||s||_2, so that ||W||_F^2 = m n std^2 as in the dense model.
+       Equal singular values are a singular point: symmetric off-diagonal changes of U^T W V are out of
+       first-order reach, and descending order is what the QR retraction wants. Hence "gaussian" by default.
+
+    U and V stay orthonormal only under an optimizer that keeps them so (`TSVD`). Store them in float32:
+    bfloat16 storage alone costs 1e-3. How columns change at a rank event: `layers/ranks.py`.
+
+    **Cache.** Where x is narrower than the factors (autocast), the narrow copies are made once after each
+    change of the factors and shared by all micro-batches and by forward and backward. Changes are recognized
+    by the tensors' versions, which writes through `.data` do not raise. Inside `torch.compile` the cast is
+    part of the graph.
+
+    Parameters: `U` (m x r), `s` (r), `V` (n x r), `bias` (m) or None; r (m + n + 1) elements. Warns where
+    r (m + n) >= m n, as many as the dense weight has.
+
+    Args:
+        in_features: n, width of the input.
+        out_features: m, width of the output.
+        rank: Rank r, an integer of 1 to min(m, n) (`factorize` also takes a fraction).
+        bias: Whether a bias (m) is added; it starts at 0.
+        init: Singular values at the start. gaussian: the largest of a Gaussian matrix, descending; constant:
+            equal, a singular point.
+        init_std: Standard deviation of an entry of the dense weight that the factors stand for.
+        energy: Fraction of the sum of s^2 that a rank event keeps; 0: the rank is fixed, and the next five
+            are without effect.
+        rank_events: Fractions of all steps after which the rank is chosen again. Thresholds compound: after k
+            events energy^k is what is sure to be left.
+        rank_multiple: Ranks that are chosen are multiples of it; 8 suits matrix units.
+        min_rank: Never below this rank; 0: max(8, a quarter of the rank at the start).
+        max_rank: Rank up to which a layer may grow; 0: it never grows.
+        max_drop: Largest fraction of the columns that one event drops.
+        device: Where parameters are created; on "meta" they are not initialized.
+        dtype: Of the parameters.
+
+    Raises:
+        UsageError: An impossible rank or option.
     """
 
     role: ClassVar[str] = "svd"
@@ -99,15 +122,6 @@ class SVDLinear(LowRankLayer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """energy: share of the sum of s^2 that an event keeps; 0: the rank is fixed, and the next five are
-            without effect.
-        rank_events: shares of all updates after which the rank is chosen anew. Thresholds compound: after k
-            events `energy`^k is what is sure to be left.
-        rank_multiple: ranks that are chosen are multiples of it.
-        min_rank: never below; 0: max(8, a quarter of the rank at the start).
-        max_rank: up to where a layer may grow; 0: it never grows.
-        max_drop: the largest share of the columns that one event drops.
-        """
         super().__init__(in_features, out_features, rank)
         _check(init, init_std, energy, rank_events, rank_multiple, min_rank, max_rank, max_drop)
         if rank * (in_features + out_features) >= in_features * out_features:

@@ -39,7 +39,7 @@ def build_model(
             "A dense model has no rank and no layer options; leave them out or choose a low-rank layer."
         )
     if layer != "dense" and rank is None:
-        raise UsageError(f"The layer {layer!r} needs a rank: a whole number or a ratio such as 0.25.")
+        raise UsageError(f"The layer {layer!r} needs a rank: an integer or a fraction such as 0.25.")
     with torch.device("meta"):
         model = Llama(config).to(dtype)
     if layer != "dense" and rank is not None:

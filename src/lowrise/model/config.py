@@ -68,7 +68,7 @@ class LlamaConfig:
         ):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UsageError(f"model.{name} must be a whole number of at least 1, not {value!r}.")
+                raise UsageError(f"model.{name} must be an integer of at least 1, not {value!r}.")
         for name in ("rope_theta", "norm_eps", "init_std"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"model.{name} must be positive, not {getattr(self, name)!r}.")

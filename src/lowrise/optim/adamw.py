@@ -1,8 +1,4 @@
-"""AdamW, for every role: the full-rank baseline, and the optimizer of the "lowrank" method.
-
-The rule and its source are in `rules/adamw.py`; factors and singular values are moved as plain tensors.
-State per parameter, all of its shape: `exp_avg`, `exp_avg_sq` (2 elements an element), and `step`.
-"""
+"""AdamW for every role, as a class; the arithmetic is shared by all optimizers."""
 
 from __future__ import annotations
 
@@ -17,10 +13,31 @@ from lowrise.optim.rules.adamw import ADAMW_FLOPS_PER_ELEMENT, adamw_layout
 
 
 class AdamW(Optimizer):
-    """AdamW with decoupled weight decay, equal to torch.optim.AdamW to rounding.
+    """AdamW with decoupled weight decay, for every role: the full-rank baseline, and what trains plain
+    factors.
 
-    betas (0.9, 0.95) are those of the language models in the papers we compare with (torch's default is
-    0.999); weight decay is off unless asked for. FLOPs of a step: 14 an element.
+    Source: Loshchilov and Hutter, arXiv 1711.05101, Algorithm 2. Per parameter p with gradient g, all
+    elementwise, t = number of this step from 1:
+
+    1. p <- p (1 - lr wd)
+    2. m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g g
+    3. p <- p - lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps)
+
+    Equal to torch.optim.AdamW to rounding. Factors and singular values are updated as plain tensors.
+
+    State per parameter, all of its shape: `exp_avg` (m), `exp_avg_sq` (v), 2 elements per element, and
+    `step`. Roles: all. FLOPs per step: 14 per element.
+
+    Args:
+        params: Groups of `lowrise.param_groups`, or parameters; `from_model` makes the groups by itself.
+        lr: Learning rate; 1e-3 is torch's default.
+        betas: Decay rates b1, b2 of the two moments; (0.9, 0.95) are those of the language models in the
+            papers that we compare with, torch has (0.9, 0.999).
+        eps: Added to the root of the second moment, after its bias correction.
+        weight_decay: Decoupled weight decay wd of all parameters; off unless asked for (torch: 0.01).
+
+    Raises:
+        UsageError: A group holds an option, role, shape or dtype that the rule cannot run with.
     """
 
     roles: ClassVar[frozenset[str]] = frozenset({"matrix", "factors", "svd", "other"})

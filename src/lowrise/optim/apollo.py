@@ -1,27 +1,4 @@
-"""APOLLO and APOLLO-Mini (Zhu et al. 2024, arXiv 2412.05270, Algorithm 1), from the paper and from what the
-authors' code computes.
-
-Steps 1 to 4 and 6 of `projected.py`, where P (m x r for "left") has entries N(0, 1/r), not orthonormal. The
-raw gradient is the direction, and Adam in the projection only says how much to scale it. Step 5:
-
-a. phi: scale_type "channel": ||N_j|| / (||R_j|| + 1e-8) per column for "left", per row for "right";
-   "tensor": ||N||_F / (||R||_F + 1e-8), one number
-b. U = G phi
-c. U <- U / f, f from the norm-growth limiter (`growth_limit.py`) on ||U||_F
-d. U <- U sqrt(scale)
-
-`scale_front` makes d before c; with a constant scale both give the same weights to rounding. APOLLO-Mini is
-rank = 1, scale_type = "tensor", scale = 128.
-
-||R_j|| is about ||G_j|| while ||N_j|| is about sqrt(r), where full Adam has sqrt(d), d = min(m, n): a factor
-is sqrt(r / d) times that of full rank. `relative_scale` multiplies `scale` by d / r, so that a step keeps its
-size when the rank changes (the published recipes do not).
-
-P is a function of (seed, parameter name, update of its last renewal) and is made anew at every update, so
-nothing is stored: 2 r L + 1 elements (`norm`) per matrix, L = max(m, n), and `step`. `store_projection` keeps
-it, r d elements more, for a faster update. projection = "svd" and the like use GaLore's bases, and keep them.
-FLOPs of a step: 2 m n r + 14 r L + 8 m n, and 20 r d for the normal numbers.
-"""
+"""APOLLO and APOLLO-Mini: the scaled gradient; the algorithm is in the class's docstring."""
 
 from __future__ import annotations
 
@@ -48,7 +25,69 @@ from lowrise.optim.rules.projection import Projection, ProjType, sides_of
 
 
 class APOLLO(ProjectedAdam):
-    """The gradient, scaled per channel or as a whole by what Adam does in a random projection."""
+    """APOLLO and APOLLO-Mini: the gradient, scaled per channel or as a whole by what Adam does in a random
+    projection (Zhu et al. 2024, arXiv 2412.05270, Algorithm 1), from the paper and from what the authors'
+    code computes.
+
+    Per matrix W (m x n) with gradient G, t = number of this step from 1, projection P on one side (written
+    here for "left", P m x r with entries N(0, 1/r), not orthonormal; "right": P n x r, R = G P, rows):
+
+    1. refresh P if it is due
+    2. R = P^T G                                            (r x n)
+    3. M <- b1 M + (1 - b1) R;  V <- b2 V + (1 - b2) R R    (moments are kept when P is refreshed)
+    4. N = M / (sqrt(V) + eps)                              (eps on the uncorrected root)
+    5. the direction U (m x n): the raw gradient, for which Adam in the projection only says how much to scale
+       it
+       a. phi: scale_type "channel": ||N_j|| / (||R_j|| + 1e-8) per column for "left", per row for "right";
+          "tensor": ||N||_F / (||R||_F + 1e-8), one number
+       b. U = G phi
+       c. U <- U / f, f from the norm-growth limiter on ||U||_F
+       d. U <- U sqrt(scale)
+    6. W <- (W - s U)(1 - lr wd),  s = lr sqrt(1 - b2^t) / (1 - b1^t)   (s = lr without `correct_bias`)
+
+    APOLLO-Mini is rank = 1, scale_type = "tensor", scale = 128.
+
+    ||R_j|| is about ||G_j|| while ||N_j|| is about sqrt(r), where full Adam has sqrt(d), d = min(m, n): a
+    factor is sqrt(r / d) times that of full rank. `relative_scale` multiplies `scale` by d / r, so that a
+    step keeps its size when the rank changes (the published recipes do not).
+
+    P is a function of (seed, parameter name, step of its last refresh) and is computed again at every step,
+    so nothing is stored: 2 r L + 1 elements (`exp_avg`, `exp_avg_sq`, `norm`) per matrix, L = max(m, n), and
+    `step`. `store_projection` keeps it, r d elements more, for a faster step. projection = "svd" and the like
+    use GaLore's bases, and keep them. Role: "matrix"; all other parameters by built-in AdamW of the form "hf"
+    (steps 3, 4 and 6 with R = G, U = N).
+    FLOPs per step: 2 m n r + 14 r L + 8 m n, and 20 r d for the normal numbers.
+
+    Args:
+        params: Groups of `lowrise.param_groups`, or parameters; `from_model` makes the groups by itself.
+        lr: Learning rate; 0.01 is the released scripts' for 60M to 1B.
+        rank: Rank r of the projection, clipped to min(m, n); a float in (0, 1] is a fraction of min(m, n),
+            rounded down. 128 is the released scripts' at 60M, 1 that of APOLLO-Mini.
+        update_proj_gap: Steps between two refreshes of a projection; 200 as published.
+        scale: The update is multiplied by its root; 1 as published, 128 for APOLLO-Mini. Groups may also call
+            it `alpha`.
+        scale_type: One factor per channel, or one for the whole tensor (APOLLO-Mini).
+        scale_front: Apply the scale before the limiter; the same weights to rounding.
+        relative_scale: Multiply the scale by min(m, n) / rank, so that the rank does not change the step.
+        proj_type: Side that is projected away. std: the smaller dimension (of a square matrix: the right);
+            reverse_std: the larger; left, right: that side; full is refused.
+        projection: How a projection is made. random: normal numbers; svd: leading singular vectors of G;
+            range_finder: the same, randomized and cheaper; warm: exact at first, then one block power step
+            from the basis before; in Python also a callable (G, rank, side, step) that returns a basis.
+        store_projection: Keep random projections in the state instead of computing them at every step.
+        limiter: Limiter of the growth of the update, per matrix. safe: zero and non-finite updates do not
+            count; reference: the authors' code; off: none.
+        gamma: Factor by which the update may grow in one step; 1.01 is the authors'.
+        stagger: Refresh the matrices' projections one after the other over the period.
+        seed: Seed of random projections; none: 0, and in `lowrise train` the run's.
+        betas: Decay rates b1, b2 of the two moments; the released code's.
+        eps: Added to the root of the second moment, before bias correction.
+        weight_decay: Decoupled weight decay wd, after the update; off as in the released scripts.
+        correct_bias: Adam's correction of the moments for their start at zero.
+
+    Raises:
+        UsageError: A group holds an option, role, shape or dtype that the rule cannot run with.
+    """
 
     def __init__(
         self,
@@ -73,21 +112,6 @@ class APOLLO(ProjectedAdam):
         weight_decay: float = 0.0,
         correct_bias: bool = True,
     ) -> None:
-        """rank: of the projection; a float up to 1.0 is a share of min(m, n), rounded down.
-        update_proj_gap: updates between two renewals of the projection.
-        scale: the update is multiplied by its root.
-        scale_type: one factor a channel, or one a matrix.
-        scale_front: apply the scale before the limiter; the same weights to rounding.
-        relative_scale: multiply the scale by min(m, n) / rank, so that the rank does not change the step.
-        proj_type: the side that is projected away; std takes the smaller dimension.
-        projection: how a projection is made, or a callable.
-        store_projection: keep random projections in the state instead of making them at every update.
-        limiter: of the growth of the update, per matrix.
-        gamma: by which the update may grow from one to the next.
-        stagger: renew the matrices' projections one after the other over the period.
-        seed: of random projections; None is 0, in `lowrise train` the run's.
-        correct_bias: Adam's correction of the moments' start at zero.
-        """
         options: dict[str, Any] = {"lr": lr, "rank": rank, "update_proj_gap": update_proj_gap}
         options |= {"scale": scale}
         options |= {"scale_type": scale_type, "scale_front": scale_front, "relative_scale": relative_scale}

@@ -1,29 +1,4 @@
-"""Fira (Chen et al. 2024, arXiv 2410.01623, Algorithm 1; the form and defaults of github.com/xichen-fy/Fira).
-
-Steps 1 to 4 and 6 of `projected.py`. Step 5, for "left" (columns; "right": rows):
-
-a. phi_j = ||N_j|| / (||R_j|| + 1e-8) per column: how much Adam scaled that column of R
-b. S = (G - a P R) diag(phi)         what GaLore throws away, scaled alike
-c. S <- S / f, f from the norm-growth limiter (`growth_limit.py`) on ||S||_F
-d. U = alpha P N + b S
-
-computed without S, in one product with P:
-
-c'. ||S||_F^2 = sum over j of phi_j^2 (||G_j||^2 - a (2 - a) ||R_j||^2), as P^T P = I
-d'. U = (b / f) G diag(phi) + P (alpha N - (a b / f) R diag(phi))
-
-(A callable's basis need not be orthonormal: there c' forms S for its norm.)
-
-`residual` "reference" (the authors' code): a = alpha, b = 1. "orthogonal" (the paper): a = 1, b = alpha. With
-alpha = 1 they agree. With the recipes' alpha = 0.25 the reference leaves three quarters of the in-subspace
-gradient in S, so ||S|| is several times the paper's (docs/methods/fira.md). Default: the reference, to which
-the published recipes and results belong.
-
-`limiter` "safe" (default) is without the trap of zero gradients, "reference" is the authors'.
-
-State per matrix for d = min(m, n), L = max(m, n): r d + 2 r L + 1 elements (`norm`), and `step`.
-FLOPs of a step: 4 m n r + 22 r L + 8 m n, and GaLore's renewals.
-"""
+"""Fira: GaLore plus the rest of the gradient; the algorithm is in the class's docstring."""
 
 from __future__ import annotations
 
@@ -49,7 +24,69 @@ from lowrise.optim.rules.projection import Projection, ProjType, back, sides_of
 
 
 class Fira(ProjectedAdam):
-    """GaLore plus the rest of the gradient, scaled and limited; see the module's docstring."""
+    """Fira: GaLore plus the rest of the gradient, scaled and limited (Chen et al. 2024, arXiv 2410.01623,
+    Algorithm 1; the form and defaults of github.com/xichen-fy/Fira).
+
+    Per matrix W (m x n) with gradient G, t = number of this step from 1, basis P on one side (written here
+    for "left", P m x r, and its columns j; "right": P n x r, R = G P, rows):
+
+    1. refresh P if it is due: the r leading singular vectors of G, signs aligned with the old ones
+    2. R = P^T G                                            (r x n)
+    3. M <- b1 M + (1 - b1) R;  V <- b2 V + (1 - b2) R R    (moments are kept when P is refreshed)
+    4. N = M / (sqrt(V) + eps)                              (eps on the uncorrected root)
+    5. the direction U (m x n):
+       a. phi_j = ||N_j|| / (||R_j|| + 1e-8) per column: how much Adam scaled that column of R
+       b. S = (G - a P R) diag(phi), what GaLore throws away, scaled by the same factors
+       c. S <- S / f, f from the norm-growth limiter on ||S||_F
+       d. U = alpha P N + b S
+    6. W <- (W - s U)(1 - lr wd),  s = lr sqrt(1 - b2^t) / (1 - b1^t)   (s = lr without `correct_bias`)
+
+    Step 5 is computed without S, in one product with P:
+
+    c'. ||S||_F^2 = sum over j of phi_j^2 (||G_j||^2 - a (2 - a) ||R_j||^2), as P^T P = I
+    d'. U = (b / f) G diag(phi) + P (alpha N - (a b / f) R diag(phi))
+
+    (A callable's basis need not be orthonormal: there c' forms S for its norm.)
+
+    `residual` "reference" (the authors' code): a = alpha, b = 1. "orthogonal" (the paper): a = 1, b = alpha.
+    With alpha = 1 they agree. With the recipes' alpha = 0.25 the reference leaves three quarters of the
+    in-subspace gradient in S, so ||S|| is several times the paper's (docs/methods/fira.md). Default: the
+    reference, to which the published recipes and results belong.
+
+    State per matrix for d = min(m, n), L = max(m, n): the basis `left` or `right` (r d elements), `exp_avg`
+    and `exp_avg_sq` (2 r L), `norm` (1), and `step`. Role: "matrix"; all other parameters by built-in AdamW
+    of the form "hf" (steps 3, 4 and 6 with R = G, U = N).
+    FLOPs per step: 4 m n r + 22 r L + 8 m n, and GaLore's for the refreshed bases.
+
+    Args:
+        params: Groups of `lowrise.param_groups`, or parameters; `from_model` makes the groups by itself.
+        lr: Learning rate; 0.01 is the released scripts' for 60M to 1B.
+        rank: Rank r of the basis, clipped to min(m, n); a float in (0, 1] is a fraction of min(m, n), rounded
+            down. 128 is the released scripts' at 60M.
+        update_proj_gap: Steps between two refreshes of a basis; 200 as published.
+        alpha: Factor of the part inside the subspace (groups may also call it `scale`); 0.25 as published.
+        proj_type: Side of the basis. std: the smaller dimension is projected away (of a square matrix: the
+            right); reverse_std: the larger; left, right: that side; full is refused.
+        projection: How a basis is made. svd: leading singular vectors of G; range_finder: the same,
+            randomized and cheaper; warm: exact at first, then one block power step from the basis before;
+            random: orthonormalized normal numbers; in Python also a callable (G, rank, side, step) that
+            returns a basis.
+        residual: Which part of the gradient counts as outside of the subspace. reference: as in the authors'
+            code; orthogonal: as in the paper.
+        limiter: Limiter of the growth of the outside part, per matrix. safe: zero and non-finite updates do
+            not count; reference: the authors' code; off: none.
+        gamma: Factor by which that part may grow in one step; 1.01 is the authors'.
+        stagger: Refresh the matrices' bases one after the other over the period, so that no step pays for
+            all.
+        seed: Seed of random bases; none: 0, and in `lowrise train` the run's.
+        betas: Decay rates b1, b2 of the two moments; the released code's.
+        eps: Added to the root of the second moment, before bias correction.
+        weight_decay: Decoupled weight decay wd, after the update; off as in the released scripts.
+        correct_bias: Adam's correction of the moments for their start at zero.
+
+    Raises:
+        UsageError: A group holds an option, role, shape or dtype that the rule cannot run with.
+    """
 
     alias = ("scale", "alpha")
 
@@ -73,18 +110,6 @@ class Fira(ProjectedAdam):
         weight_decay: float = 0.0,
         correct_bias: bool = True,
     ) -> None:
-        """rank: of the basis; a float up to 1.0 is a share of min(m, n), rounded down.
-        update_proj_gap: updates between two renewals of the basis.
-        alpha: factor of the part inside the subspace.
-        proj_type: the side of the basis; std projects the smaller dimension away.
-        projection: how a basis is made, or a callable.
-        residual: which part of the gradient counts as outside, as coded or as published.
-        limiter: of the growth of the outside part, per matrix.
-        gamma: by which that part may grow in one update.
-        stagger: renew the matrices' bases one after the other over the period.
-        seed: of random bases; None is 0, in `lowrise train` the run's.
-        correct_bias: Adam's correction of the moments' start at zero.
-        """
         options: dict[str, Any] = {"lr": lr, "rank": rank, "update_proj_gap": update_proj_gap}
         options |= {"alpha": alpha}
         options |= {"proj_type": proj_type, "projection": projection, "stagger": stagger, "seed": seed}

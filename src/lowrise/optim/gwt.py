@@ -1,34 +1,4 @@
-"""GWT: Adam on the Haar approximations of the gradient; the details pass through without state (arXiv
-2501.07237; code zqOuO/GWT, waveadamw.py).
-
-Per matrix W (m x n, out x in) with gradient G, learning rate lr, level l, w = 2^l, K = ceil(n / w), t = the
-number of this update from 1. The transform runs along the n inputs (`linalg/haar.py`):
-
-1. A (m x K), [D_l, ..., D_1] = haar(G, l)
-2. M <- b1 M + (1 - b1) A;  V <- b2 V + (1 - b2) A o A                                  (m x K)
-3. E = sqrt(V) + eps, the root uncorrected;  N = M / E                                  (m x K)
-4. f = the growth limiter's divisor of ||N||_F (`growth_limit.py`, gamma = 1.01);  N <- N / f
-5. D_k <- D_k / (E f), E repeated over the columns that an entry stands for: no momentum for details
-6. U = the inverse transform of N and the details                                      (m x n)
-7. W <- (1 - lr wd) (W - lr scale sqrt(1 - b2^t) / (1 - b1^t) U)
-
-Every detail over one block of w columns has one divisor, so 5 and 6 need no transform: U is (G - mean of the
-block) / (E f) + N / sqrt(w) (`linalg.replace_coefficients`; the published form is its `_reference`).
-
-`correct_details`. In 7 the bias correction 1 / (1 - b1^t) of the momentum also multiplies the details, which
-have none: at t = 1, ten times too much, and E holds a single sample then, so a ratio of two Gaussians comes
-out. On white noise (64 x 256, l = 2, scale 1, three draws) the RMS of an update is 600 to 4,300 at t = 1,
-12 to 26 at t = 2, 5.2 to 5.6 at t = 3 and 0.88 from t = 100. The release's schedule begins with a rate of
-exactly 0, lowrise's with 1 / warm-up. True, the default, leaves that factor out for the details, which are
-then divided by the bias-corrected denominator: 60 to 430, 2.3 to 4.9, 1.4 to 1.5, 0.88. False is as
-published. Use a warm-up in either case.
-
-Limiter: "safe" ignores zero and non-finite norms, "reference" is the authors', "off" is none. It sees the
-approximations alone, as published.
-
-State per matrix: `exp_avg`, `exp_avg_sq` (2 m K elements), `update_norm` (1), and `step`. Role: "matrix".
-FLOPs of a step: 6 m n + 18 m K.
-"""
+"""GWT: Adam on Haar approximations of the gradient; the algorithm is in the class's docstring."""
 
 from __future__ import annotations
 
@@ -48,8 +18,53 @@ from lowrise.optim.rules.growth_limiter import Limiter, check_limiter, limit_gro
 
 
 class GWT(Optimizer):
-    """Adam on Haar approximations; see the module's docstring. Other roles by built-in AdamW in the release's
-    form "hf" (betas, eps).
+    """GWT: Adam on the Haar approximations of the gradient; the details pass through without state (Wen et
+    al. 2025, arXiv 2501.07237; code zqOuO/GWT, waveadamw.py).
+
+    Per matrix W (m x n, out x in) with gradient G, learning rate lr, level l, w = 2^l, K = ceil(n / w), t =
+    the number of this step from 1. The transform runs along the n inputs (`linalg/haar.py`):
+
+    1. A (m x K), (D_l, ..., D_1) = haar(G, l)
+    2. M <- b1 M + (1 - b1) A;  V <- b2 V + (1 - b2) A o A                                  (m x K)
+    3. E = sqrt(V) + eps, the root uncorrected;  N = M / E                                  (m x K)
+    4. f = the growth limiter's divisor of ||N||_F (gamma = 1.01);  N <- N / f
+    5. D_k <- D_k / (E f), E repeated over the columns that an entry stands for: no momentum for details
+    6. U = the inverse transform of N and the details                                      (m x n)
+    7. W <- (1 - lr wd) (W - lr scale sqrt(1 - b2^t) / (1 - b1^t) U)
+
+    Every detail over one block of w columns has one divisor, so 5 and 6 need no transform: U is (G - mean of
+    the block) / (E f) + N / sqrt(w) (`linalg.replace_coefficients`; the paper's form is its `_reference`).
+
+    `correct_details`. In 7 the bias correction 1 / (1 - b1^t) of the momentum also multiplies the details,
+    which have none: at t = 1, ten times too much, and E holds a single sample then, so a ratio of two
+    Gaussians comes out. On white noise (64 x 256, l = 2, scale 1, three draws) the RMS of an update is 600 to
+    4,300 at t = 1, 12 to 26 at t = 2, 5.2 to 5.6 at t = 3 and 0.88 from t = 100. The release's schedule
+    begins with a rate of exactly 0, lowrise's with 1 / warm-up. True, the default, leaves that factor out for
+    the details, which are then divided by the bias-corrected denominator: 60 to 430, 2.3 to 4.9, 1.4 to 1.5,
+    0.88. False is the paper's. Use a warm-up in either case.
+
+    The limiter sees the approximations alone, as in the paper.
+
+    State per matrix: `exp_avg`, `exp_avg_sq` (2 m K elements), `update_norm` (1), and `step`. Role: "matrix";
+    all other parameters by built-in AdamW in the release's form "hf" (betas, eps).
+    FLOPs per step: 6 m n + 18 m K.
+
+    Args:
+        params: Groups of `lowrise.param_groups`, or parameters; `from_model` makes the groups by itself.
+        lr: Learning rate; 0.01 is the release's.
+        level: Haar levels l; moments are kept for one of 2^level neighbouring inputs. 2 as published.
+        scale: Factor on the update of the matrices, not on their weight decay; 0.25 is the release's.
+        betas: Decay rates b1, b2 of the first and second moment of the approximations; the release's.
+        eps: Added to the root of the second moment, before bias correction; must be above 0.
+        correct_bias: Adam's correction of both moments for their start at zero.
+        correct_details: Divide the details by the bias-corrected denominator. False: as published, where the
+            first updates are much larger.
+        limiter: Limiter of the growth of the approximations' norm. safe: zero and non-finite updates do not
+            count; reference: the authors' code; off: none.
+        weight_decay: Decoupled weight decay wd, after the update; 0 as published.
+
+    Raises:
+        UsageError: A group holds an option, role, shape or dtype that the rule cannot run with.
     """
 
     roles: ClassVar[frozenset[str]] = frozenset({"matrix"})
@@ -69,19 +84,6 @@ class GWT(Optimizer):
         limiter: Limiter = "safe",
         weight_decay: float = 0.0,
     ) -> None:
-        """Raises `UsageError`.
-
-        level: Haar levels; moments are kept for one of 2^level neighbouring inputs.
-        scale: Factor on the update of the matrices, not on their weight decay.
-        betas: Decay of the first and second moment of the approximations.
-        eps: Added to the root of the second moment, before bias correction.
-        correct_bias: Adam's correction of both moments for their start at zero.
-        correct_details: Divide the details by the bias-corrected denominator; false: as published, where the
-            first updates are much larger.
-        limiter: Of the growth of the approximations' norm. safe: zero and non-finite updates do not count;
-            reference: as published; off: none.
-        weight_decay: Decoupled weight decay, after the update.
-        """
         defaults = {
             "lr": lr,
             "level": level,

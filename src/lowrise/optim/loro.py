@@ -1,47 +1,4 @@
-"""LORO (Mo, Huang, Pan, "Parameter and Memory Efficient Pretraining via Low-rank Riemannian Optimization",
-ICLR 2025; authors' code: LORO-main at 4da57b6, loro_torch/loro_optim.py).
-
-A weight is stored as W = A B^T, A (m x r), B (n x r), and never formed. (The paper's B is our A and its A
-our B.) Per pair, u = number of this update, K = `exact_every`:
-
-1. Moments and directions of both factors by Adam (`loro_step.py`), as if they were unrelated parameters.
-2. u mod K != 0, the lazy step: A <- A - s c D_A, B <- B - s c D_B, c = `lr_scaler`, or r / `hidden_size`
-   where that is given (the authors' rule, d being the model's width for every matrix); then A <- (1 - s wd)
-   A, B likewise.
-3. u mod K = 0, the exact step: W moves along the tangent space of the rank-r matrices and comes back to
-   rank r, W <- svd_r(W - s xi), and A, B are balanced, A^T A = B^T B (`linalg/fixed_rank.py`). No c, no
-   decay.
-4. After update u with u mod `reset_every` = 0 (0: K), the moments of the groups named by `reset` are
-   dropped, and t of the bias corrections starts again. `schedule.restart_warmup` dips the learning rate
-   after it (`resets`).
-
-Everything else (role "other") takes Adam's step 1 with the unscaled lr, then p <- (1 - lr wd) p.
-
-The direction of the exact step. "authors" hands Adam's D_A, D_B to it, as all published runs do. Divided
-entry by entry, they are not derivatives by the two factors of any one function: the two versions of the
-core U^T G V differ by as much as their norm (the code takes the one of D_B), the step is not steepest
-descent, and it depends on the split into A and B. "consistent" divides the first moments of a pair by one
-number, takes the mean of the cores, and gives the tangent vector the length that Adam would give it
-(`consistent_direction`): for one gradient it is the steepest descent of all unit tangent directions,
-whatever the split.
-
-Moments and the basis. An exact step, and a rebalancing, replace the columns of A and B by others with
-arbitrary signs; moments of the old columns mean nothing there. So one of these with K > 0 is refused unless
-the factors' moments are dropped at the same update, or `transport` carries them over: with the change of
-basis T_A = A^+ A', T_B = B^+ B', G B becomes G B T_B, so m_A <- m_A T_B, m_B <- m_B T_A, and v by the
-squared entries of T, as a variance of uncorrelated entries. For signs and permutations that is exact, for
-rebalancing it is exact for m.
-
-Each ingredient can be had alone: `kth_update` "exact", "rebalance" (lazy step, then the balanced gauge) or
-"lazy"; `reset` "none"; no `schedule.restart_warmup`; `schedule.cycle` for restarts without resets.
-
-`stagger` spreads the exact steps of the pairs evenly over the K updates. A pair's reset and the return of its
-learning rate over `restart_warmup` updates then come with its own exact step.
-
-State per parameter: `exp_avg`, `exp_avg_sq` of its shape in float32, and `step`.
-FLOPs of a step: 15 an element; an exact step has 10 (m + n) r^2 + 90 r^3 more, a rebalancing 6 (m + n) r^2
-+ 30 r^3, counted here by their share 1 / K.
-"""
+"""LORO: Adam with Riemannian steps on factored weights; the algorithm is in the class's docstring."""
 
 from __future__ import annotations
 
@@ -104,7 +61,77 @@ class Member(NamedTuple):
 
 
 class LORO(Optimizer):
-    """LORO for factored weights, with Adam for all other parameters; see the module's docstring."""
+    """LORO for factored weights, with Adam for all other parameters (Mo, Huang, Pan, "Parameter and Memory
+    Efficient Pretraining via Low-rank Riemannian Optimization", ICLR 2025; authors' code: LORO-main at
+    4da57b6, loro_torch/loro_optim.py).
+
+    A weight is stored as W = A B^T, A (m x r), B (n x r), and never formed. (The paper's B is our A and its A
+    our B.) Per pair, u = number of this step, K = `exact_every`:
+
+    1. Moments and directions D_A, D_B of both factors by Adam, as if they were unrelated
+       parameters.
+    2. u mod K != 0, the lazy step: A <- A - s c D_A, B <- B - s c D_B, s Adam's step size, c = `lr_scaler`,
+       or r / `hidden_size` where that is given (the authors' rule, d being the model's width for every
+       matrix); then A <- (1 - s wd) A, B likewise.
+    3. u mod K = 0, the exact step: W moves along the tangent space of the rank-r matrices and comes back to
+       rank r, W <- svd_r(W - s xi), and A, B are balanced, A^T A = B^T B (`linalg/fixed_rank.py`). No c, no
+       decay.
+    4. After step u with u mod `reset_every` = 0 (0: K), the moments of the groups named by `reset` are
+       dropped, and t of the bias corrections starts again. `schedule.restart_warmup` lowers the learning rate
+       after it (`resets`).
+
+    Everything else (role "other") takes Adam's step 1 with the unscaled lr, then p <- (1 - lr wd) p.
+
+    The direction of the exact step. "authors" gives Adam's D_A, D_B to it, as all published runs do. Divided
+    entry by entry, they are not derivatives by the two factors of any one function: the two versions of the
+    core U^T G V differ by as much as their norm (the code takes the one of D_B), the step is not steepest
+    descent, and it depends on the split into A and B. "consistent" divides the first moments of a pair by one
+    number, takes the mean of the cores, and gives the tangent vector the length that Adam would give it
+    (`consistent_direction`): for one gradient it is the steepest descent of all unit tangent directions,
+    whatever the split.
+
+    Moments and the basis. An exact step, and a rebalancing, replace the columns of A and B by others with
+    arbitrary signs; moments of the old columns mean nothing there. So one of these with K > 0 is refused
+    unless the factors' moments are dropped at the same step, or `transport` carries them over: with the
+    change of basis T_A = A^+ A', T_B = B^+ B', G B becomes G B T_B, so m_A <- m_A T_B, m_B <- m_B T_A, and v
+    by the squared entries of T, as a variance of uncorrelated entries. For signs and permutations that is
+    exact, for rebalancing it is exact for m.
+
+    Each ingredient can be had alone: `kth_update` "exact", "rebalance" (lazy step, then balanced factors) or
+    "lazy"; `reset` "none"; no `schedule.restart_warmup`; `schedule.cycle` for restarts without resets.
+
+    State per parameter: `exp_avg`, `exp_avg_sq` of its shape in float32, and `step`. Roles: "factors",
+    "other". FLOPs per step: 15 per element; an exact step has 10 (m + n) r^2 + 90 r^3 more, a rebalancing
+    6 (m + n) r^2 + 30 r^3, each counted here as 1 / K of that.
+
+    Args:
+        params: Groups of `lowrise.param_groups`, or parameters; `from_model` makes the groups by itself.
+        lr: Learning rate of exact steps and of other parameters; lazy steps have c times it. Defaults are
+            those of the published runs (scripts/loro_c4).
+        betas: Decay rates b1, b2 of the two moments.
+        eps: Added to the root of the second moment.
+        eps_placement: before: on the root before its bias correction, as in the authors' code; after: as in
+            Adam's paper and torch.
+        weight_decay: Decoupled weight decay wd, after the step; an exact step has none.
+        exact_every: Steps K between two exact steps; 500 as published (200 at 1B), 0: never.
+        kth_update: What happens at steps K, 2K, .... exact: the Riemannian step; rebalance: a lazy step, then
+            balanced factors; lazy: nothing else.
+        exact_direction: Direction of the exact step. authors: as published; consistent: independent of the
+            split into A and B.
+        retraction: Way back to rank r. svd: the nearest such matrix; orthographic: needs no iteration.
+        reset: Whose moments are dropped every `reset_every` steps. all, factors, other or none.
+        reset_every: Steps between two resets; 0: K.
+        transport: Carry the factors' moments over into the new basis where they are not dropped.
+        lr_scaler: Factor c of lazy steps; 0.25 is r / d of the published runs.
+        hidden_size: The model's width d, to have c = r / d per pair; 0: c is `lr_scaler`.
+        stagger: Spread the exact steps of the pairs evenly over the K steps; resets and the return of the
+            learning rate then come with each pair's own exact step.
+        restart_warmup: Steps over which the learning rate of a staggered pair returns after its reset;
+            without stagger, `schedule.restart_warmup` does this.
+
+    Raises:
+        UsageError: A group holds an option, role, shape or dtype that the rule cannot run with.
+    """
 
     roles: ClassVar[frozenset[str]] = frozenset({"factors", "other"})
     by_rows: ClassVar[frozenset[str]] = frozenset({"other"})
@@ -130,15 +157,6 @@ class LORO(Optimizer):
         stagger: bool = False,
         restart_warmup: int = 5,
     ) -> None:
-        """Defaults are those of the published runs (scripts/loro_c4). Raises `UsageError`.
-
-        exact_every: K, 0 for never.  kth_update: what happens at update K, 2K, ....
-        retraction: "svd", the nearest matrix of rank r, or "orthographic", which needs no iteration.
-        reset: whose moments are dropped every `reset_every` updates (0: every K).
-        transport: carry the factors' moments over into the new basis where they are not dropped.
-        lr_scaler: c of the lazy step; with hidden_size > 0 it is r / hidden_size instead.
-        stagger, restart_warmup: see the module's docstring; restart_warmup is used with stagger only.
-        """
         defaults = {
             "lr": lr,
             "betas": betas,

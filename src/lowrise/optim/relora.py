@@ -1,30 +1,4 @@
-"""ReLoRA's optimizer: AdamW whose moments of the factors are dropped when the product is merged.
-
-Source: Lialin et al. 2023, arXiv 2307.05695; code Guitaricet/relora, `peft_pretraining/training_utils.py`
-(`optimizer_reset`) and `torchrun_main.py`.
-
-1. every update: AdamW (`rules/adamw.py`) for all roles
-2. after updates reset_every, 2 reset_every, ... before the last, for the moments m, v of every parameter of
-   the role "factors" (shapes m x r, n x r); embeddings, norms and head are never reset:
-   "zero"       m <- 0, v <- 0
-   "joint"      m, v <- 0 where |m| <= the `prune`-quantile of |m| of this tensor
-   "magnitude"  m <- 0 where |m| <= the `prune`-quantile of |m|, v <- 0 where |v| <= that of |v|
-   The step counters go on: there is no new bias correction, and after "zero" the first update of an entry
-   has size lr (1 - b1) / sqrt(1 - b2), 3.16 lr with (0.9, 0.999). A schedule must dip there.
-
-Which one. "magnitude" is the released code's, kept for comparison: an entry may keep its m and lose its v.
-Right after a merge A = 0, so the gradient of B is exactly 0, its v stays 0, and the step is lr m / eps. With
-gradients of order 1 that throws the weights away (a toy regression went from 12 to 1e11); tiny gradients and
-the restart warm-up hide it. "joint" cannot do so, and "zero" (our default) leaves nothing of the old product.
-The code's own default, to keep each entry of m and of v at random with probability 0.001, has the same hazard
-and is not offered.
-
-Time: the number of an update is the loop's. Whoever trains by hand calls `after_update(number, total)` after
-`step()`, as for `LoRALinear.after_update`; then merge and reset fall on the same update, also when updates
-were skipped. The released code resets after its updates k c + 1, counted from 1, whose multiplier is 0; its
-first multiplier is 0 too. lowrise counts the same points of the schedule from 1, so that here they are the
-updates k c, with multiplier 0 from `schedule.cycle = c`.
-"""
+"""ReLoRA's optimizer: AdamW that drops the moments of factors; the algorithm is in the class's docstring."""
 
 from __future__ import annotations
 
@@ -43,10 +17,50 @@ RESETS = ("zero", "joint", "magnitude")
 
 
 class ReLoRAAdamW(AdamW):
-    """AdamW that drops the moments of factors every `reset_every` updates (0: never); see the module.
+    """ReLoRA's optimizer: AdamW whose moments of the factors are dropped when their product is merged.
 
-    `prune` is the share of entries that "joint" and "magnitude" drop; 0.9 "usually performs well" (README),
-    0.99 in the paper, 0.8 in the 1B configuration. Betas are the README's. State and FLOPs are AdamW's.
+    Source: Lialin et al. 2023, arXiv 2307.05695; code Guitaricet/relora, `peft_pretraining/training_utils.py`
+    (`optimizer_reset`) and `torchrun_main.py`.
+
+    1. every step: `AdamW` for all roles
+    2. after steps reset_every, 2 reset_every, ... before the last, for the moments m, v of every parameter of
+       the role "factors" (shapes m x r, n x r); embeddings, norms and head are never reset:
+       "zero":      m <- 0, v <- 0
+       "joint":     m, v <- 0 where |m| <= the `prune`-quantile of |m| of this tensor
+       "magnitude": m <- 0 where |m| <= the `prune`-quantile of |m|, v <- 0 where |v| <= that of |v|
+       The step counters go on: there is no new bias correction, and after "zero" the first update of an entry
+       has size lr (1 - b1) / sqrt(1 - b2), 3.16 lr with (0.9, 0.999). A schedule must dip there.
+
+    Which one. "magnitude" is the released code's, kept for comparison: an entry may keep its m and lose its
+    v. Right after a merge A = 0, so the gradient of B is exactly 0, its v stays 0, and the step is lr m /
+       eps.
+    With gradients of order 1 that throws the weights away (a toy regression went from 12 to 1e11); tiny
+    gradients and the restart warm-up hide it. "joint" cannot do so, and "zero" (our default) leaves nothing
+    of the old product. The code's own default, to keep each entry of m and of v at random with probability
+    0.001, has the same hazard and is not offered.
+
+    Time: the number of a step is the loop's. Whoever trains by hand calls `after_update(number, total)` after
+    `step()`, as for `LoRALinear.after_update`; then merge and reset fall on the same step, also when steps
+    were skipped. The released code resets after its updates k c + 1, counted from 1, whose multiplier is 0;
+    its first multiplier is 0 too. lowrise counts the same points of the schedule from 1, so that here they
+    are the steps k c, with multiplier 0 from `schedule.cycle = c`.
+
+    State, roles and FLOPs are AdamW's.
+
+    Args:
+        params: Groups of `lowrise.param_groups`, or parameters; `from_model` makes the groups by itself.
+        lr: Learning rate.
+        betas: Decay rates b1, b2 of the two moments; the README's.
+        eps: Added to the root of the second moment, after its bias correction.
+        weight_decay: Decoupled weight decay of all parameters.
+        reset_every: Steps between two resets, the layer's `merge_every`; 0: never.
+        reset: What a reset drops. zero: all; joint: small entries of m, with their v; magnitude: small
+            entries of m and of v each, the released code's.
+        prune: Fraction of entries that joint and magnitude drop; 0.9 "usually performs well" (README), 0.99
+            in the paper, 0.8 in the 1B configuration.
+
+    Raises:
+        UsageError: A group holds an option, role, shape or dtype that the rule cannot run with.
     """
 
     def __init__(

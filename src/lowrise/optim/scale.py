@@ -1,24 +1,4 @@
-"""SCALE: SGD with normalized lines, and momentum for the output head alone (arXiv 2506.16659; code
-OptimAI-Lab/Minimalist_LLM_Pretraining).
-
-Per weight W (m x n, out x in; an embedding is vocabulary x width) with gradient G, learning rate lr:
-
-1. head only: M <- beta M + (1 - beta) G, and M in place of G below                    (m x n)
-2. U = G / max(RMS of the line, norm_eps), where a line is
-     a row, the n inputs of one output         for matrices and the head
-     a column, one coordinate of all tokens    for the embedding
-3. W <- W (1 - lr wd)
-4. W <- W - lr U                                                                       an update of RMS lr
-
-The paper calls 2 column normalization, for its W is in x out. `norm_eps` is absolute, as in the code: lines
-quieter than 1e-8, such as the head's rows of tokens that are never meant, are not blown up to RMS 1.
-A weight that is embedding and head at once is an embedding: no momentum. A weight stored in x out (Hugging
-Face's `Conv1D`) has its lines the other way round.
-
-State: `momentum` (m n) for the head, none for the rest, and `step`. Roles: "matrix", "embedding", "head"; so
-groups come from `param_groups(model, roles=SCALE.roles, ...)`. Norms and biases: built-in AdamW.
-FLOPs of a step: 7 m n, for the head 10 m n.
-"""
+"""SCALE: SGD with normalized rows or columns; the algorithm is in the class's docstring."""
 
 from __future__ import annotations
 
@@ -32,8 +12,36 @@ from lowrise.optim.engine.matrix import MatrixOptimizer
 
 
 class SCALE(MatrixOptimizer):
-    """Line-normalized steps, momentum on the head; see the module's docstring. Other roles by built-in
-    AdamW.
+    """SCALE: SGD with normalized rows or columns, and momentum for the output head alone (Glentis et al.
+    2025, arXiv 2506.16659; code OptimAI-Lab/Minimalist_LLM_Pretraining).
+
+    Per weight W (m x n, out x in; an embedding is vocabulary x width) with gradient G, learning rate lr:
+
+    1. head only: M <- beta M + (1 - beta) G, and M in place of G below                    (m x n)
+    2. U = G / max(RMS of the slice, norm_eps), where a slice is
+       a row, the n inputs of one output, for matrices and the head;
+       a column, one coordinate of all tokens, for the embedding
+    3. W <- W (1 - lr wd)
+    4. W <- W - lr U                                                                       an update of RMS lr
+
+    The paper calls 2 column normalization, for its W is in x out. `norm_eps` is absolute, as in the code:
+    slices quieter than 1e-8, such as the head's rows of tokens that never occur, are not blown up to RMS 1.
+    A weight that is embedding and head at once is an embedding: no momentum. A weight stored in x out
+    (Hugging Face's `Conv1D`) has its slices the other way round.
+
+    State: `momentum` (m n elements) for the head, none for the rest, and `step`. Roles: "matrix",
+    "embedding", "head"; norms and biases by built-in AdamW. FLOPs per step: 7 m n, for the head 10 m n.
+
+    Args:
+        params: Groups of `lowrise.param_groups`, or parameters; `from_model` makes the groups by itself.
+            Without it, pass `roles=SCALE.roles` to `param_groups`.
+        lr: Learning rate, the RMS of an update; 1e-3 is the released code's.
+        momentum: Decay rate beta of the average of the head's gradients; 0.9 as published.
+        norm_eps: Least RMS that a row or column is divided by; 1e-8 is the released code's.
+        weight_decay: Decoupled weight decay wd; 0 as published.
+
+    Raises:
+        UsageError: A group holds an option, role, shape or dtype that the rule cannot run with.
     """
 
     roles: ClassVar[frozenset[str]] = frozenset({"matrix", "embedding", "head"})
@@ -48,12 +56,6 @@ class SCALE(MatrixOptimizer):
         norm_eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        """Raises `UsageError`.
-
-        momentum: Decay of the average of the head's gradients.
-        norm_eps: Least RMS that a line is divided by.
-        weight_decay: Decoupled weight decay.
-        """
         super().__init__(params, self.options(locals()))
 
     def _check_options(self, group: Mapping[str, Any]) -> None:

@@ -1,23 +1,4 @@
-"""SinkGD: SGD with the gradient's rows and columns scaled to RMS 1 (arXiv 2502.06742, NeurIPS 2025,
-Algorithms 3 and 4).
-
-Per matrix W (m x n) with gradient G (m x n), learning rate lr:
-
-1. r (m), c (n) <- `iters` square-root Sinkhorn iterations on G o G      (`linalg/sinkhorn.py`)
-2. X = Diag(r) G Diag(c): columns of norm sqrt(m), rows nearly of norm sqrt(n), ||X||_F = sqrt(m n)
-3. W <- W (1 - lr wd)                                                    (ours; the paper has no decay)
-4. W <- W - lr X                                                         an update of RMS lr
-
-No authors' code is public; steps 1 and 2 are what five re-implementations agree on, in vector form: G is
-touched for its squares and once at the end. Others guard denominators by 1e-8; we take lines below 1e-12 of
-G's largest entry for zero, so the update does not depend on the scale of G.
-`lr` is that of the matrices, 1e-3 as the sources multiply it out (0.02 x 0.05). Packages that leave out
-sqrt(m) and sqrt(n) have updates of RMS 1/sqrt(m): their rates do not compare.
-
-Not for embeddings: where most rows of G are zero, the others are blown up to refill the columns.
-
-State: none besides `step`. Role: "matrix". FLOPs of a step: 4 iters m n + 7 m n.
-"""
+"""SinkGD: SGD with rows and columns normalized in turn; the algorithm is in the class's docstring."""
 
 from __future__ import annotations
 
@@ -31,8 +12,36 @@ from lowrise.optim.engine.units import Layout, Shape, Unit, buckets, decay_and_s
 
 
 class SinkGD(Optimizer):
-    """Stateless steps along the Sinkhorn-normalized gradient; see the module's docstring. Other roles by
-    built-in AdamW.
+    """SinkGD: SGD with the gradient's rows and columns scaled to RMS 1 (Scetbon et al. 2025, arXiv
+    2502.06742, NeurIPS 2025, Algorithms 3 and 4).
+
+    Per matrix W (m x n) with gradient G (m x n), learning rate lr:
+
+    1. r (m), c (n) <- `iters` square-root Sinkhorn iterations on G o G      (`linalg/sinkhorn.py`)
+    2. X = Diag(r) G Diag(c): columns of norm sqrt(m), rows nearly of norm sqrt(n), ||X||_F = sqrt(m n)
+    3. W <- W (1 - lr wd)                                                    (ours; the paper has no decay)
+    4. W <- W - lr X                                                         an update of RMS lr
+
+    No authors' code is public; steps 1 and 2 are what five re-implementations agree on, in vector form: G is
+    read for its squares and once at the end. Others guard denominators by 1e-8; we take rows and columns
+    below 1e-12 of G's largest entry for zero, so the update does not depend on the scale of G.
+
+    Not for embeddings: where most rows of G are zero, the others are blown up to refill the columns.
+
+    State: none besides `step`. Role: "matrix"; all other parameters by built-in AdamW.
+    FLOPs per step: 4 iters m n + 7 m n.
+
+    Args:
+        params: Groups of `lowrise.param_groups`, or parameters; `from_model` makes the groups by itself.
+        lr: Learning rate of the matrices, the RMS of an update; 1e-3 as the sources multiply it out (0.02 x
+            0.05). Packages that leave out sqrt(m) and sqrt(n) have updates of RMS 1/sqrt(m): their rates do
+            not compare.
+        iters: Normalizations of rows and columns; 5 as published, 1 is said to lose little.
+        rows_first: Normalize the rows first; then the columns are exact at the end, else the rows.
+        weight_decay: Decoupled weight decay wd; 0 as published.
+
+    Raises:
+        UsageError: A group holds an option, role, shape or dtype that the rule cannot run with.
     """
 
     roles: ClassVar[frozenset[str]] = frozenset({"matrix"})
@@ -46,12 +55,6 @@ class SinkGD(Optimizer):
         rows_first: bool = True,
         weight_decay: float = 0.0,
     ) -> None:
-        """Raises `UsageError`.
-
-        iters: Normalizations of rows and columns; 1 is said to lose little.
-        rows_first: Which side is normalized first; the other one is exact at the end.
-        weight_decay: Decoupled weight decay.
-        """
         defaults = {"lr": lr, "iters": iters, "rows_first": rows_first, "weight_decay": weight_decay}
         super().__init__(params, defaults)
 

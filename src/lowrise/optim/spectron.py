@@ -1,34 +1,4 @@
-"""Spectron (Janson, Oyallon, Belilovsky, "Stabilizing Native Low-Rank LLM Pretraining", arXiv 2602.12429).
-
-A weight is stored as W = A B^T and never formed. The step bounds the spectral norm of the change of W,
-whatever the split into A and B. Algorithm 1, per pair A (m x r), B (n x r), momenta M_A, M_B of the same
-shapes from zero:
-
-1. M <- beta M + (1 - beta) G       for A and for B; no Nesterov, no bias correction
-2. sigma_A, sigma_B = ||A||_2, ||B||_2 of the factors as they enter the step
-3. rho = eta / (sigma_A + sigma_B + 1)
-4. O_A = Ortho(M_A), O_B = Ortho(M_B)                    (m x r), (n x r)
-5. A <- (1 - eta wd) A - rho O_A;   B <- (1 - eta wd) B - rho O_B
-
-If ||O|| <= 1, the norms are exact and rho <= 1, then without the decay
-||dW||_2 <= rho (sigma_A + sigma_B) + rho^2 <= eta (Eqs. 12-16). Two variants:
-
-- `published`: Ortho is the quintic of Algorithm 2 (five steps from M / (||M||_F + 1e-7)), the norms come
-  from one warm-started power iteration each (Algorithm 3). Then ||O|| may reach 1.2024 and the norms are
-  estimates from below: a good margin, not a theorem. It reproduces the golden fixtures.
-- `certified`: ||dW||_2 <= eta for any gradients. Ortho is Polar Express (seven steps, ||O|| <= 1); the norms
-  are bounds from above, s <- s + rho c with c >= ||O||, refreshed every `norm_refresh` steps by
-  `spectral_norm_upper`. `certified_step_size` deals with the rounding of the stored weights;
-  docs/methods/spectron.md says what holds in bfloat16 and with decay.
-
-The authors' code was not public when this was written; docs/methods/spectron.md names the sources.
-
-State per factor X (k x r): `momentum` (k r elements), `step`, and `u` (k; norms by power iteration) or
-`norm_bound` (1; norms from above).
-FLOPs of a step, per factor, p = min(k, r), q = max(k, r): i (4 p^2 q + 2 p^3) with i = ns_steps or 7 (the
-plain form, which is what is counted; the Gram form of linalg/polar.py needs half of it for q >= 4 p); plus
-(2 + 4 power_iters) k r for power iteration or (2 p^2 q + 24 p^3) / norm_refresh for the bound; plus 7 k r.
-"""
+"""Spectron: orthogonalized momenta of factors, bounded updates; the algorithm is in the class's docstring."""
 
 from __future__ import annotations
 
@@ -80,7 +50,68 @@ class Factor(NamedTuple):
 
 
 class Spectron(Optimizer):
-    """Spectron for factored weights; see the module's docstring. Other roles by built-in AdamW."""
+    """Spectron for factored weights (Janson, Oyallon, Belilovsky, "Stabilizing Native Low-Rank LLM
+    Pretraining", arXiv 2602.12429).
+
+    A weight is stored as W = A B^T and never formed. The step bounds the spectral norm of the change of W,
+    whatever the split into A and B. Algorithm 1, per pair A (m x r), B (n x r), momenta M_A, M_B of the same
+    shapes from zero:
+
+    1. M <- beta M + (1 - beta) G       for A and for B; no Nesterov, no bias correction
+    2. sigma_A, sigma_B = ||A||_2, ||B||_2 of the factors as they enter the step
+    3. rho = eta / (sigma_A + sigma_B + 1)
+    4. O_A = Ortho(M_A), O_B = Ortho(M_B)                    (m x r), (n x r)
+    5. A <- (1 - eta wd) A - rho O_A;   B <- (1 - eta wd) B - rho O_B
+
+    If ||O|| <= 1, the norms are exact and rho <= 1, then without the decay
+    ||dW||_2 <= rho (sigma_A + sigma_B) + rho^2 <= eta (Eqs. 12-16). Two variants:
+
+    - `published`: Ortho is the quintic of Algorithm 2 (five steps from M / (||M||_F + 1e-7)), the norms come
+      from one warm-started power iteration each (Algorithm 3). Then ||O|| may reach 1.2024 and the norms are
+      estimates from below: a good margin, not a theorem. It reproduces the golden fixtures.
+    - `certified`: ||dW||_2 <= eta for any gradients. Ortho is Polar Express (seven steps, ||O|| <= 1); the
+      norms are bounds from above, s <- s + rho c with c >= ||O||, refreshed every `norm_refresh` steps by
+      `spectral_norm_upper`. `certified_step_size` deals with the rounding of the stored weights;
+      docs/methods/spectron.md says what holds in bfloat16 and with decay.
+
+    The authors' code was not public when this was written; docs/methods/spectron.md names the sources.
+
+    State per factor X (k x r): `momentum` (k r elements), `step`, and `u` (k; norms by power iteration) or
+    `norm_bound` (1; norms from above). Role: "factors"; all other parameters by built-in AdamW.
+    FLOPs per step and factor, p = min(k, r), q = max(k, r): i (4 p^2 q + 2 p^3) with i = ns_steps or 7; plus
+    (2 + 4 power_iters) k r for power iteration or (2 p^2 q + 24 p^3) / norm_refresh for the bound; plus
+    7 k r.
+
+    Args:
+        params: Groups of `lowrise.param_groups`, or parameters; `from_model` makes the groups by itself.
+        lr: eta, in units of the spectral norm of a change of W; 0.01 is shown stable in the paper.
+        momentum: Decay rate beta of the momenta; 0.95 as published.
+        weight_decay: Decoupled weight decay wd of the factors, as `decay` says; off by default.
+        variant: published: the paper's algorithm; certified: the norm of an update is at most lr, proved.
+        decay: How the factors decay. factor: A (1 - lr wd), as published; wd_scaled: A (1 - rho wd);
+            wd_split: A sqrt(1 - lr wd), so that W itself decays by 1 - lr wd.
+        step_size: paper: rho = lr / (s + 1) with s = sigma_A + sigma_B; tight: all of the bound, the root of
+            c rho s + c^2 rho^2 = lr.
+        ortho: How momenta are orthogonalized. auto: ns5 for published, pe for certified; ns5: the quintic of
+            the paper; pe: Polar Express; svd: the slow reference.
+        norms: Where sigma comes from. auto: power for published, bound for certified; power: power iteration;
+            bound: bounds from above; exact: the slow reference.
+        ns_steps: Iterations of ns5; 5 as published.
+        ns_coefficients: The a, b, c of ns5; the published ones.
+        ns_eps: Added to the Frobenius norm before ns5 divides by it; 1e-7 as published.
+        ns_dtype: Dtype of ns5. auto: bfloat16 on CUDA for published, else float32, and float64 for float64
+            weights; fast: as in Muon.
+        power_iters: Power iterations per step and factor; 1 as published, warm-started.
+        norm_refresh: Steps between two refreshes of the bounds (norms = bound only; below float32 every
+            step).
+        rebalance_every: Steps between two changes to balanced factors, A^T A = B^T B; 0: never.
+        orthogonalize: False, for ablations (published only): the momentum itself instead of Ortho(M).
+        renormalize: False, for ablations (published only): rho = lr instead of lr / (s + 1).
+        seed: Seed of the start vectors of the power iteration.
+
+    Raises:
+        UsageError: A group holds an option, role, shape or dtype that the rule cannot run with.
+    """
 
     roles: ClassVar[frozenset[str]] = frozenset({"factors"})
 
@@ -107,21 +138,6 @@ class Spectron(Optimizer):
         renormalize: bool = True,
         seed: int = 0,
     ) -> None:
-        """lr is eta, in units of the spectral norm of a change of W. Raises `UsageError`.
-
-        decay: "factor" A <- (1 - eta wd) A, as published; "wd_scaled" (1 - rho wd) A; "wd_split"
-            sqrt(1 - eta wd) A, so that W itself decays by 1 - eta wd.
-        step_size: "paper" rho = eta / (s + 1); "tight" uses all of the bound, c rho s + c^2 rho^2 = eta.
-        ortho: "auto" is "ns5" for published and "pe" for certified; "svd" is the slow reference. The options
-            ns_* concern "ns5" only; ns_dtype "auto" is bfloat16 on CUDA for published, else at least float32;
-            "fast" as in Muon.
-        norms: "auto" is "power" for published and "bound" for certified; "exact" is the slow reference.
-        norm_refresh: steps between two refreshes of the bounds ("bound" only; below float32 every step).
-        rebalance_every: steps between two changes to the balanced gauge, 0 for never.
-        orthogonalize, renormalize: switch half of the method off, for ablations (published only): the
-            momentum itself instead of Ortho(M); rho = eta instead of eta / (s + 1).
-        seed: of the start vectors of the power iteration.
-        """
         defaults = {
             "lr": lr,
             "momentum": momentum,

@@ -1,29 +1,4 @@
-"""SWAN: SGD with the gradient normalized and whitened (arXiv 2412.13148, ICML 2025).
-
-Per matrix W (m x n, out x in) with gradient G (m x n), learning rate lr, p = min(m, n), q = max(m, n):
-
-1. N = (G - mean) / std, per line along `axis`; without `center`, G / RMS          ||N||_F = sqrt(m n)
-2. O = (N N^T)^(-1/2) N, on the smaller side, by `method`:
-     "ns"      coupled Newton-Schulz, `steps` times with `beta`                     (`linalg/whitening.py`)
-     "nsds"    the same with diagonals: no p x p product in the loop; experimental
-     "exact"   by SVD; waits for the device
-3. D = O ||N||_F / ||O||_F, if `rescale`                                            RMS 1
-4. W <- W (1 - lr wd)                                                               (the paper has no decay)
-5. W <- W - lr D
-
-No authors' code is public and the texts leave points open. We take: lines are the rows, one output over its
-inputs (three of four re-implementations; `axis` = 0 for the columns); centered, as in the first versions of
-the paper; simultaneous Newton-Schulz with beta = 0.8, ten steps, from S / ||N||_F^2; NSDS beta = 0.4, two
-steps, from trace p. `lr` is that of the matrices, 1e-3 as the sources multiply it out (0.02 x 0.05).
-
-Steps 1 to 3 are done in float32 (float64 for float64 weights) without TF32 whatever the dtype of weights and
-autocast: in bfloat16 the coupled iteration explodes. The map for beta = 0.8 does not converge, and enlarges
-rounding: bits differ between devices. Lines that are zero (or constant, if centered) stay zero.
-
-It is Muon without momentum, behind a row normalization. State: none besides `step`. Role: "matrix".
-FLOPs of a step: 15 m n, and "ns" 4 p^2 q + 6 (steps - 1) p^3, "nsds" 4 p^2 q + 8 steps p^2, "exact"
-6 p^2 q + 8 p^3 (an estimate for LAPACK).
-"""
+"""SWAN: SGD with the gradient normalized and whitened; the algorithm is in the class's docstring."""
 
 from __future__ import annotations
 
@@ -56,8 +31,47 @@ ITERATION: dict[str, tuple[int, float]] = {
 
 
 class SWAN(MatrixOptimizer):
-    """Stateless steps along the whitened, standardized gradient; see the module's docstring. Other roles by
-    built-in AdamW.
+    """SWAN: SGD with the gradient normalized and whitened (Ma et al. 2024, arXiv 2412.13148, ICML 2025).
+
+    Per matrix W (m x n, out x in) with gradient G (m x n), learning rate lr, p = min(m, n), q = max(m, n):
+
+    1. N = (G - mean) / std, per row or column along `axis`; without `center`, G / RMS     ||N||_F = sqrt(m n)
+    2. O = (N N^T)^(-1/2) N, on the smaller side, by `method`:
+       "ns": coupled Newton-Schulz, `steps` times with `beta` (`linalg/whitening.py`);
+       "nsds": the same with diagonals, no p x p product in the loop, experimental;
+       "exact": by SVD, with a host-device synchronization
+    3. D = O ||N||_F / ||O||_F, if `rescale`                                               RMS 1
+    4. W <- W (1 - lr wd)                                                                  (not in the paper)
+    5. W <- W - lr D
+
+    It is Muon without momentum, behind a row normalization. No authors' code is public and the texts leave
+    points open. We take: rows, one output over its inputs (three of four re-implementations); centered, as in
+    the first versions of the paper; simultaneous Newton-Schulz with beta = 0.8, ten steps, from S /
+    ||N||_F^2; NSDS beta = 0.4, two steps, from trace p.
+
+    Steps 1 to 3 are done in float32 (float64 for float64 weights) without TF32 whatever the dtype of weights
+    and autocast: in bfloat16 the coupled iteration explodes. The map for beta = 0.8 does not converge, and
+    enlarges rounding: bits differ between devices. Rows that are zero (or constant, if centered) stay zero.
+
+    State: none besides `step`. Role: "matrix"; all other parameters by built-in AdamW.
+    FLOPs per step: 15 m n, and "ns" 4 p^2 q + 6 (steps - 1) p^3, "nsds" 4 p^2 q + 8 steps p^2, "exact"
+    6 p^2 q + 8 p^3 (an estimate for LAPACK).
+
+    Args:
+        params: Groups of `lowrise.param_groups`, or parameters; `from_model` makes the groups by itself.
+        lr: Learning rate of the matrices, the RMS of an update; 1e-3 as the sources multiply it out (0.02 x
+            0.05).
+        axis: What is standardized, of a weight stored out x in. 1: rows; 0: columns.
+        center: Subtract the mean of each row (or column) before dividing by its deviation.
+        method: How step 2 is computed. ns: coupled Newton-Schulz; nsds: with diagonals, experimental; exact:
+            by SVD, slow.
+        steps: Newton-Schulz steps; none: 10 for ns, 2 for nsds.
+        beta: Newton-Schulz step size; none: 0.8 for ns, 0.4 for nsds. 0.5 converges to the exact result.
+        rescale: Give every update RMS lr; used in practice.
+        weight_decay: Decoupled weight decay wd; 0 as published.
+
+    Raises:
+        UsageError: A group holds an option, role, shape or dtype that the rule cannot run with.
     """
 
     def __init__(
@@ -73,16 +87,6 @@ class SWAN(MatrixOptimizer):
         rescale: bool = True,
         weight_decay: float = 0.0,
     ) -> None:
-        """Raises `UsageError`.
-
-        axis: Lines that are standardized, of a weight stored out x in: 1 rows, 0 columns.
-        center: Take the mean of each line off.
-        method: ns: coupled Newton-Schulz; nsds: with diagonals, experimental; exact: by SVD, slow.
-        steps: Newton-Schulz steps; none: 10 for ns, 2 for nsds.
-        beta: Newton-Schulz step size; none: 0.8 for ns, 0.4 for nsds. 0.5 converges to the exact result.
-        rescale: Give every update RMS lr.
-        weight_decay: Decoupled weight decay.
-        """
         super().__init__(params, self.options(locals()))
 
     def _check_options(self, group: Mapping[str, Any]) -> None:

@@ -1,39 +1,4 @@
-"""TSVD: Adam on U, s, V of W = U diag(s) V^T, with U and V orthonormal after every step.
-
-After Kamali, Schweighofer, Shahrzad, Francon, Hodjat and Miikkulainen 2026 (arXiv 2605.28573): truncated-SVD
-layers that stay exactly orthonormal through the whole run. Its method section was not available to us and no
-code is public, so everything more precise than that sentence is ours; there is no variant that claims to be
-the paper's.
-
-Per layer U (m x r), s (r), V (n x r), gradients g at the old factors, eta = lr at this update:
-
-1. tau <- tau + 1                                        (r): updates that column j has seen
-2. X in {U, V}, p rows: m <- b1 m + (1 - b1) g; v <- b2 v + (1 - b2) g g;
-   D_ij = [m_ij / (1 - b1^tau_j)] / [sqrt(v_ij / (1 - b2^tau_j)) + eps]                        (p x r)
-3. Z = -eta factor_scale sqrt(reference_rows / p) D      (reference_rows = 0: no such factor)
-   A column of X has length 1, so sqrt(p) eta is an angle: the factor makes the angle of a step
-   eta factor_scale sqrt(reference_rows), 0.034 rad at eta = 3e-3, the same for every width.
-4. X <- qf(X + Z), the Q of its QR with positive diagonal, by Cholesky (`linalg.retract_qr`)
-5. s: the same Adam, eta_s = spectrum_scale eta: s <- s (1 - eta_s wd) - eta_s D_s
-   U and V have no decay: step 4 undoes a radial shrink. Decay of s is decay of W. s may become negative.
-
-Options: project="step": Z <- Z - X sym(X^T Z) before 4; "both": also g <- g - X sym(X^T g) before 2;
-retraction="polar": (X + Z) ((X + Z)^T (X + Z))^(-1/2); transport: m <- m - X' sym(X'^T m) with the new X'.
-
-No projection and QR by default because that trained best (docs/methods/tsvd.md): QR takes the rotation of
-each column against every less dominant one just as Adam asked for it, and lets the less dominant one follow.
-So s must start in descending order.
-
-Orthonormality is that of one retraction, it does not drift: max |X^T X - I| <= 1e-6 in float32 for ever.
-Where lr is 0 the factors are left as they are. Factors narrower than float32 are moved in float32 and
-rounded: then only what their format can hold is kept (4e-3 in bfloat16). The factors are expected orthonormal
-at the start (`SVDLinear`); others become so at the first step, unless their columns are dependent: then they
-never move.
-
-State per layer: `exp_avg`, `exp_avg_sq` of U, s, V (2 r (m + n + 1) elements), `updates` of s (tau, r
-elements), and `step`. FLOPs of a step for a p x r factor: 3 p r^2 + r^3 / 3 + 16 p r, plus 4 p r^2 a
-projection.
-"""
+"""TSVD: Adam on orthonormal factors; the algorithm is in the class's docstring."""
 
 from __future__ import annotations
 
@@ -64,8 +29,56 @@ class Member(NamedTuple):
 
 
 class TSVD(Optimizer):
-    """Adam with orthonormal factors; see the module's docstring. Other roles by built-in AdamW (betas,
-    eps).
+    """TSVD: Adam on U, s, V of W = U diag(s) V^T, with U and V orthonormal after every step.
+
+    After Kamali, Schweighofer, Shahrzad, Francon, Hodjat and Miikkulainen 2026 (arXiv 2605.28573):
+    truncated-SVD layers that stay exactly orthonormal through the whole run. Its method section was not
+    available to us and no code is public, so everything more precise than that sentence is ours; there is no
+    variant that claims to be the paper's.
+
+    Per layer U (m x r), s (r), V (n x r), gradients g at the old factors, eta = lr at this step:
+
+    1. tau <- tau + 1                                        (r): steps that column j has seen
+    2. X in (U, V), p rows: m <- b1 m + (1 - b1) g; v <- b2 v + (1 - b2) g g;
+       D_ij = (m_ij / (1 - b1^tau_j)) / (sqrt(v_ij / (1 - b2^tau_j)) + eps)                        (p x r)
+    3. Z = -eta factor_scale sqrt(reference_rows / p) D      (reference_rows = 0: no such factor)
+       A column of X has length 1, so sqrt(p) eta is an angle: the factor makes the angle of a step
+       eta factor_scale sqrt(reference_rows), 0.034 rad at eta = 3e-3, the same for every width.
+    4. X <- qf(X + Z), the Q of its QR with positive diagonal, by Cholesky (`linalg.retract_qr`)
+    5. s: the same Adam, eta_s = spectrum_scale eta: s <- s (1 - eta_s wd) - eta_s D_s
+       U and V have no decay: step 4 undoes a radial shrink. Decay of s is decay of W. s may become negative.
+
+    No projection and QR by default because that trained best (docs/methods/tsvd.md): QR takes the rotation of
+    each column against every less dominant one just as Adam asked for it, and lets the less dominant one
+    follow. So s must start in descending order.
+
+    Orthonormality is that of one retraction, it does not drift: max |X^T X - I| <= 1e-6 in float32 for ever.
+    Where lr is 0 the factors are not updated. Factors narrower than float32 are updated in float32 and
+    rounded: then only what their format can hold is kept (4e-3 in bfloat16). The factors are expected
+    orthonormal at the start (`SVDLinear`); others become so at the first step, unless their columns are
+    dependent: then they are never updated.
+
+    State per layer: `exp_avg`, `exp_avg_sq` of U, s, V (2 r (m + n + 1) elements), `updates` of s (tau, r
+    elements), and `step`. Role: "svd"; all other parameters by built-in AdamW (betas, eps). FLOPs per step
+    for a p x r factor: 3 p r^2 + r^3 / 3 + 16 p r, plus 4 p r^2 per projection.
+
+    Args:
+        params: Groups of `lowrise.param_groups`, or parameters; `from_model` makes the groups by itself.
+        lr: Learning rate eta; 3e-3 trained a toy model best (docs/methods/tsvd.md).
+        betas: Decay rates b1, b2 of the two moments.
+        eps: Added to the root of the second moment, after its bias correction.
+        weight_decay: Decoupled weight decay wd of the singular values s, and so of W; U and V have none.
+        factor_scale: Factor on the step of U and V; 0.5 and 2 trained worse.
+        spectrum_scale: Learning rate of s as a multiple of lr; 1 and 10 were close to 3.
+        reference_rows: Rows at which U and V take steps of exactly lr; others by the root of the ratio, so
+            that the angle of a step does not depend on the width. 0: no such factor.
+        project: Projection to the tangent space. none; step: of the step, Z - X sym(X^T Z); both: of the
+            gradient too, before the moments.
+        retraction: Way back to orthonormal columns. qr: step 4; polar: (X + Z)((X + Z)^T (X + Z))^(-1/2).
+        transport: Project the first moments to the tangent space at the new factors, m - X sym(X^T m).
+
+    Raises:
+        UsageError: A group holds an option, role, shape or dtype that the rule cannot run with.
     """
 
     roles: ClassVar[frozenset[str]] = frozenset({"svd"})
@@ -86,7 +99,6 @@ class TSVD(Optimizer):
         retraction: Retraction = "qr",
         transport: bool = False,
     ) -> None:
-        """weight_decay acts on s only. Raises `UsageError`."""
         defaults = {
             "lr": lr,
             "betas": betas,

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lowrise.linalg.solvers import svd
+
 # Of the mean diagonal of C: inputs that the text never used keep a little weight, and C is invertible.
 DAMPING = 1e-6
 
@@ -63,10 +65,10 @@ def spectrum_of(weight: Tensor, moment: Tensor | None) -> Spectrum:
     """Decompose a weight (m x n), for inputs of second moment `moment` (n x n) or none in particular."""
     wide = weight.detach().double()
     if moment is None:
-        U, s, Vh = torch.linalg.svd(wide, full_matrices=False)
+        U, s, Vh = svd(wide)
         return Spectrum(weight.detach(), U, s, Vh)
     L = cholesky_of(moment)
-    U, s, Vh = torch.linalg.svd(wide @ L, full_matrices=False)
+    U, s, Vh = svd(wide @ L)
     return Spectrum(weight.detach(), U, s, torch.linalg.solve_triangular(L, Vh, upper=False, left=False))
 
 

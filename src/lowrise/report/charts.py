@@ -32,9 +32,9 @@ Values = Sequence[float] | np.ndarray
 
 @dataclass(frozen=True)
 class Series:
-    """One curve. ``kind``: a ``line``, a thin ``faint`` line behind others, ``points``, or ``both``.
+    """One curve. `kind`: a `line`, a thin `faint` line behind others, `points`, or `both`.
 
-    ``low`` and ``high`` give a band around a line, or error bars on points. Non-finite y values are gaps.
+    `low` and `high` give a band around a line, or error bars on points. Non-finite y values are gaps.
     """
 
     name: str
@@ -81,7 +81,7 @@ def chart(
     y_range: tuple[float, float] | None = None,
     legend: bool = True,
 ) -> str:
-    """An ``<svg>`` element with axes, grid, legend (from two named series on) and the series in the order
+    """An `<svg>` element with axes, grid, legend (from two named series on) and the series in the order
     given.
     """
     drawn = [_clean(one, log_x, log_y) for one in series]
@@ -110,7 +110,7 @@ def chart(
 
 
 def decimate(x: np.ndarray, y: np.ndarray, buckets: int) -> np.ndarray:
-    """Indices of at most ``2 * buckets + 2`` points that keep the lowest and the highest of each bucket,
+    """Indices of at most `2 * buckets + 2` points that keep the lowest and the highest of each bucket,
     and both ends.
     """
     if len(x) <= 2 * buckets:
@@ -127,7 +127,7 @@ def decimate(x: np.ndarray, y: np.ndarray, buckets: int) -> np.ndarray:
 
 
 def smooth(y: Values, fraction: float = 0.02) -> np.ndarray:
-    """Centred moving average over about ``fraction`` of the points: no lag, and a window that shrinks
+    """Centred moving average over about `fraction` of the points: no lag, and a window that shrinks
     towards the ends.
 
     Non-finite values are left out of the averages; where a window holds nothing else, the result is NaN.
@@ -145,7 +145,7 @@ def smooth(y: Values, fraction: float = 0.02) -> np.ndarray:
 
 
 def nice_ticks(low: float, high: float, count: int = 6) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten inside [low, high], about ``count`` of them."""
+    """Multiples of 1, 2 or 5 times a power of ten inside [low, high], about `count` of them."""
     raw = (high - low) / max(count, 1)
     power = 10 ** math.floor(math.log10(raw))
     step = next((m * power for m in (1, 2, 5) if m * power >= raw), 10 * power)
@@ -279,7 +279,7 @@ def _legend(series: Sequence[Series], width: int) -> tuple[str, float]:
 
 
 def _path(x: np.ndarray, y: np.ndarray) -> str:
-    """``M`` at the start and after each gap, ``L`` elsewhere."""
+    """`M` at the start and after each gap, `L` elsewhere."""
     parts, pen_down = [], False
     for a, b in zip(x.tolist(), y.tolist(), strict=True):
         if math.isfinite(b):

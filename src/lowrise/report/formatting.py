@@ -1,6 +1,6 @@
 """Numbers for people: SI prefixes, bytes, durations, values with their uncertainty.
 
-Every function takes ``None`` and NaN as "not known" and returns an en dash, so that a table with holes
+Every function takes `None` and NaN as "not known" and returns an en dash, so that a table with holes
 stays a table.
 """
 
@@ -18,7 +18,7 @@ MINUTE, HOUR, DAY = 60, 3600, 86400  # seconds
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """``value`` in fixed notation with ``digits`` significant digits, trailing zeros kept: 12.3, 0.0450,
+    """`value` in fixed notation with `digits` significant digits, trailing zeros kept: 12.3, 0.0450,
     1230.
     """
     if value == 0:
@@ -28,8 +28,8 @@ def significant(value: float, digits: int = 3) -> str:
 
 
 def si(value: float | None, unit: str = "", digits: int = 3) -> str:
-    """``value`` with an SI prefix: ``si(12_345_678)`` is ``"12.3 M"``, ``si(1.23e9, "tokens")`` is ``"1.23
-    Gtokens"``.
+    """`value` with an SI prefix: `si(12_345_678)` is `"12.3 M"`, `si(1.23e9, "tokens")` is
+    `"1.23 Gtokens"`.
 
     Whole numbers below 1000 stay whole. Beyond the prefixes (1e15 and more, below 1e-9) scientific notation
     is used.
@@ -48,7 +48,7 @@ def si(value: float | None, unit: str = "", digits: int = 3) -> str:
 
 
 def scientific(value: float | None, digits: int = 3) -> str:
-    """``4.56e15`` (no plus sign, no leading zero in the exponent)."""
+    """`4.56e15` (no plus sign, no leading zero in the exponent)."""
     if not is_known(value):
         return UNKNOWN
     mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
@@ -56,7 +56,7 @@ def scientific(value: float | None, digits: int = 3) -> str:
 
 
 def bytes_(count: float | None) -> str:
-    """A number of bytes with a binary prefix: ``bytes_(1_300_000)`` is ``"1.24 MiB"``."""
+    """A number of bytes with a binary prefix: `bytes_(1_300_000)` is `"1.24 MiB"`."""
     if not is_known(count):
         return UNKNOWN
     value, unit = float(count), 0
@@ -66,7 +66,7 @@ def bytes_(count: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """``"0.42 s"``, ``"12 s"``, ``"3 min 20 s"``, ``"2 h 05 min"``, ``"3 d 4 h"``."""
+    """`"0.42 s"`, `"12 s"`, `"3 min 20 s"`, `"2 h 05 min"`, `"3 d 4 h"`."""
     if not is_known(seconds):
         return UNKNOWN
     if seconds < 0:
@@ -84,7 +84,7 @@ def duration(seconds: float | None) -> str:
 
 
 def milliseconds(value: float | None) -> str:
-    """A time given in milliseconds: ``"3.21 ms"``."""
+    """A time given in milliseconds: `"3.21 ms"`."""
     return UNKNOWN if not is_known(value) else f"{significant(value)} ms"
 
 
@@ -94,7 +94,7 @@ def number(value: float | None, decimals: int = 4) -> str:
 
 
 def learning_rate(value: float | None) -> str:
-    """Short and exact enough: ``0.01``, ``0.00025``, ``2.5e-5``."""
+    """Short and exact enough: `0.01`, `0.00025`, `2.5e-5`."""
     if not is_known(value):
         return UNKNOWN
     return (
@@ -105,7 +105,7 @@ def learning_rate(value: float | None) -> str:
 
 
 def with_uncertainty(mean: float | None, sd: float | None) -> str:
-    """``3.457 ± 0.012``: the uncertainty with two significant digits, the mean to the same decimal place.
+    """`3.457 ± 0.012`: the uncertainty with two significant digits, the mean to the same decimal place.
 
     Without an uncertainty (one value only) the mean has four decimals and nothing is pretended.
     """
@@ -120,10 +120,10 @@ def with_uncertainty(mean: float | None, sd: float | None) -> str:
 
 
 def ratio(value: float | None) -> str:
-    """A ratio to a reference: ``"×0.52"``."""
+    """A ratio to a reference: `"×0.52"`."""
     return UNKNOWN if not is_known(value) else f"×{significant(value)}"
 
 
 def percent(value: float | None) -> str:
-    """A fraction as a percentage: ``percent(0.123)`` is ``"12.3 %"``."""
+    """A fraction as a percentage: `percent(0.123)` is `"12.3 %"`."""
     return UNKNOWN if not is_known(value) else f"{significant(100 * value)} %"

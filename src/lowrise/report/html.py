@@ -64,7 +64,7 @@ footer { margin-top:44px; color:var(--soft); font-size:12.5px }
 
 
 def page(title: str, body: Sequence[str], footer: str) -> str:
-    """A whole HTML document. ``body`` holds markup, ``title`` and ``footer`` plain text."""
+    """A whole HTML document. `body` holds markup, `title` and `footer` plain text."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -84,7 +84,7 @@ def section(title: str, *parts: str) -> str:
 
 
 def titled(title: str, figure: str) -> str:
-    """A figure with a small title above it, for use in ``pair``."""
+    """A figure with a small title above it, for use in `pair`."""
     return f"<div><h3>{escape(title)}</h3>{figure}</div>"
 
 
@@ -123,7 +123,7 @@ def tiles(items: Sequence[tuple[str, str, bool]]) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, text: bool = False) -> str:
-    """Numbers to the right, the first column to the left; ``text=True`` sets everything to the left and
+    """Numbers to the right, the first column to the left; `text=True` sets everything to the left and
     wraps.
     """
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)

@@ -1,6 +1,6 @@
-"""``report.html`` of one run: what came out, how it went there, and all that is needed to repeat it.
+"""`report.html` of one run: what came out, how it went there, and all that is needed to repeat it.
 
-Reads files only (``lowrise.runs.history``), so it may be written again at any time, also for a run that
+Reads files only (`lowrise.runs.history`), so it may be written again at any time, also for a run that
 failed or still goes on.
 """
 
@@ -60,10 +60,10 @@ _TELEMETRY: tuple[tuple[str, str, bool], ...] = (  # key, title, logarithmic axi
 
 
 def write_report(run_dir: str | Path) -> Path:
-    """Write ``run_dir/report.html``, self-contained, and return its path.
+    """Write `run_dir/report.html`, self-contained, and return its path.
 
-    Missing files and missing keys leave a dash or a sentence in the page. Raises ``UsageError`` if
-    ``run_dir`` is not a run directory.
+    Missing files and missing keys leave a dash or a sentence in the page. Raises `UsageError` if
+    `run_dir` is not a run directory.
     """
     run = read_run(run_dir)
     target = run.path / "report.html"
@@ -72,7 +72,7 @@ def write_report(run_dir: str | Path) -> Path:
 
 
 def render(run: Run) -> str:
-    """The report of ``run`` as one HTML document."""
+    """The report of `run` as one HTML document."""
     summary = run.summary
     title = f"{summary.get('method', 'run')} · {run.path.resolve().name}"
     figures = [
@@ -192,7 +192,7 @@ def _loss_range(losses: list[float], evaluations: list[float]) -> tuple[float, f
 
 
 def matrix_type(name: str) -> str:
-    """``model.layers.3.mlp.gate_proj.A`` -> ``gate_proj``: the last part that is neither a number nor a
+    """`model.layers.3.mlp.gate_proj.A` -> `gate_proj`: the last part that is neither a number nor a
     parameter's letter.
     """
     parts = [p for p in name.split(".") if not re.fullmatch(r"\d+|weight|[ABUVs]", p)]
@@ -200,7 +200,7 @@ def matrix_type(name: str) -> str:
 
 
 def telemetry_by_type(run: Run) -> dict[str, dict[str, dict[int, list[float]]]]:
-    """quantity -> matrix type -> step -> values over the layers. ``update_over_lr`` is derived with the
+    """quantity -> matrix type -> step -> values over the layers. `update_over_lr` is derived with the
     line's own rate.
     """
     found: dict[str, dict[str, dict[int, list[float]]]] = defaultdict(

@@ -1,7 +1,7 @@
-"""Reading a run directory: ``summary.json``, ``metrics.jsonl``, ``config.toml``, ``environment.json``.
+"""Reading a run directory: `summary.json`, `metrics.jsonl`, `config.toml`, `environment.json`.
 
 A run may be half finished, killed in the middle of a line, or resumed: what can be read is read, and what
-could not is named in ``Run.problems`` instead of raising.
+could not is named in `Run.problems` instead of raising.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _TAIL_BYTES = 1 << 18  # a telemetry line of a large model has some ten thousand
 
 @dataclass(frozen=True)
 class Run:
-    """What a run directory tells. ``metrics`` has one object a step, in the order of steps."""
+    """What a run directory tells. `metrics` has one object a step, in the order of steps."""
 
     path: Path
     summary: dict[str, Any] = field(default_factory=dict)
@@ -33,13 +33,13 @@ class Run:
     problems: tuple[str, ...] = ()
 
     def column(self, *keys: str) -> tuple[list[float], ...]:
-        """The values of ``keys`` at the steps where every one of them is a finite number."""
+        """The values of `keys` at the steps where every one of them is a finite number."""
         rows = [row for row in self.metrics if all(is_known(row.get(key)) for key in keys)]
         return tuple([float(row[key]) for row in rows] for key in keys)
 
 
 def read_run(run_dir: str | Path) -> Run:
-    """Read what there is. Raises ``UsageError`` if ``run_dir`` holds none of a run's files."""
+    """Read what there is. Raises `UsageError` if `run_dir` holds none of a run's files."""
     path = Path(run_dir)
     if not any((path / name).is_file() for name in _FILES):
         raise UsageError(
@@ -55,14 +55,14 @@ def read_run(run_dir: str | Path) -> Run:
 
 
 def read_summary(run_dir: Path) -> dict[str, Any] | None:
-    """``summary.json`` as a dictionary; ``None`` where it is missing or damaged."""
+    """`summary.json` as a dictionary; `None` where it is missing or damaged."""
     problems: list[str] = []
     summary = _read_object(run_dir / "summary.json", problems)
     return None if problems else summary
 
 
 def last_metrics(path: Path) -> dict[str, Any]:
-    """The keys of the last lines of a growing ``metrics.jsonl``, newest value of each; reads its end only."""
+    """The keys of the last lines of a growing `metrics.jsonl`, newest value of each; reads its end only."""
     if not path.is_file():
         return {}
     with path.open("rb") as file:
@@ -147,7 +147,7 @@ def _read_metrics(path: Path, problems: list[str]) -> list[dict[str, Any]]:
 
 
 def _sample(path: Path, summary: dict[str, Any], problems: list[str]) -> str:
-    """The generated text: ``summary.json``'s ``sample``, else ``sample.txt``."""
+    """The generated text: `summary.json`'s `sample`, else `sample.txt`."""
     sample = summary.get("sample")
     if isinstance(sample, str) and sample:
         return sample

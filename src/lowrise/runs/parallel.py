@@ -106,6 +106,6 @@ def check_world(config: RunConfig, world: World) -> None:
         )
     if size > 1 and train.per_layer:
         raise UsageError(
-            f"train.per_layer = true moves a matrix before its gradient is summed over the {size} ranks: set "
-            "it to false, or train on one rank."
+            f"train.per_layer = true updates a matrix before its gradient is summed over the {size} ranks: "
+            "set it to false, or train on one rank."
         )

@@ -71,7 +71,7 @@ def test_the_python_of_a_method_page_runs(page: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     assert blocks
     names = namespace()
-    for statement in ast.parse(small(blocks[0])).body:
+    for statement in ast.parse(small("\n".join(blocks))).body:
         source = ast.unparse(statement)
         if "factorize(model" in source:
             names["model"] = fresh()

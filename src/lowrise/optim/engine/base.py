@@ -85,20 +85,34 @@ from lowrise.optim.rules.adamw import ADAMW_DEFAULTS, Form
 
 
 class Optimizer(Spread):
-    """A torch optimizer whose groups carry a `role`; see the module's docstring for the steps and for
-    subclassing.
+    """A torch optimizer whose groups carry a `role`: base class of all methods.
+
+    A step, for every group:
+
+    1. collect the tuples of parameters that are updated together and have a gradient: a pair (A, B) for the
+       role "factors", a triple (U, s, V) for "svd", one parameter for every other role
+    2. count the step, open moments that are stored in a narrower format, and widen gradients to float32
+    3. call the class's rule if the role is one of its `roles`, else the built-in AdamW; the rule writes in
+       place
+    4. store the moments again
+
+    The module's docstring has the steps in full and says what a subclass writes.
+
+    Args:
+        params: Groups of `lowrise.param_groups`, or parameters.
+        defaults: The constructor's options and their values; each may be overridden by a group. A class
+            without `betas` and `eps` has those of the built-in AdamW. Two options are of groups alone:
+            `state_format` ("float32", "bfloat16", "8bit") and, for the role "matrix", `view` (None,
+            "flatten", "stack").
+
+    Raises:
+        UsageError: A group holds an option, role, shape or dtype that the rule cannot run with.
     """
 
     keeps_orthonormal: ClassVar[bool] = False  # whether U and V of role "svd" stay orthonormal
     adamw_form: ClassVar[Form] = "torch"  # of the built-in AdamW
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
-        """`defaults` are the constructor's options; each may be overridden by a group. Raises `UsageError`.
-
-        A class without `betas` and `eps` of its own has those of the built-in AdamW. Two options are of
-        groups alone: `state_format` ("float32", "bfloat16", "8bit") and, for the role "matrix", `view` (None,
-        "flatten", "stack").
-        """
         self._guard = Guard()
         super().__init__(params, {**ADAMW_DEFAULTS, "state_format": "float32", "view": None, **defaults})
 

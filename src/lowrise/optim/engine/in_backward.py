@@ -1,9 +1,11 @@
 """Per-layer updates: every unit moves within the backward pass, and its gradients are freed at once (Lv et
 al. 2023, LOMO, arXiv 2306.09782; "per-layer weight updates" of GaLore, arXiv 2403.03507).
 
-    with step_in_backward(optimizer) as moved:
-        loss.backward()
-    scheduler.step()
+```python
+with step_in_backward(optimizer) as moved:
+    loss.backward()
+scheduler.step()
+```
 
 For each unit of the optimizer (a parameter, a pair A, B or a triple U, s, V):
 
@@ -139,7 +141,7 @@ def _move_and_free(
 def _check(optimizer: Optimizer) -> None:
     if not isinstance(optimizer, Optimizer):
         raise UsageError(
-            f"step_in_backward moves the optimizers of lowrise.optim unit by unit, not a "
+            f"step_in_backward takes an optimizer of lowrise.optim, not a "
             f"{type(optimizer).__module__}.{type(optimizer).__qualname__}."
         )
     for group in optimizer.param_groups:
@@ -152,6 +154,6 @@ def _check(optimizer: Optimizer) -> None:
     distributed = torch.distributed
     if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
         raise UsageError(
-            f"step_in_backward moves a unit before its gradient is averaged over the "
+            f"step_in_backward updates a parameter before its gradient is averaged over the "
             f"{distributed.get_world_size()} processes of this run: use optimizer.step()."
         )

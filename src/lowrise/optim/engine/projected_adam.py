@@ -96,7 +96,7 @@ class ProjectedAdam(Optimizer):
         gap = group["update_proj_gap"]
         check_rank_value(group["rank"], where=who)
         if gap < 1 or gap != int(gap):
-            raise UsageError(f"{who} has update_proj_gap = {gap}; it must be a whole number of at least 1.")
+            raise UsageError(f"{who} has update_proj_gap = {gap}; it must be an integer of at least 1.")
         if group["proj_type"] not in PROJ_TYPES:
             raise UsageError(
                 f"{who} has proj_type = {group['proj_type']!r}; choose one of {', '.join(PROJ_TYPES)}."
