@@ -32,7 +32,7 @@ from lowrise.data.corpus import Corpus, open_corpus
 from lowrise.data.hashes import HashCache, stamp_of
 from lowrise.data.index import INDEX, make_index, shard_of
 from lowrise.data.parts import SPLITS, PartWriter, Place, Progress, blocks_from, part_path
-from lowrise.data.pieces import WHOLE_CHARS, Cut, with_held_out_tail
+from lowrise.data.pieces import with_held_out_tail
 from lowrise.data.readers import holds
 from lowrise.data.shards import Split, damaged, explained_disk_errors, locked
 from lowrise.data.tokenizer import Tokenizer
@@ -84,7 +84,7 @@ def prepare(config: DataConfig | None = None, *, progress: Progress | None = Non
             split_options(config),
             tokenizer.sha256,
             tokenizer.separator_token,
-            *([] if tokenizer.cut is Cut.LINE else [tokenizer.cut.name, WHOLE_CHARS]),
+            *tokenizer.reads_text_by(),
         )
         directory = root / "corpora" / fingerprint[:32]
         if not (directory / INDEX).exists():
