@@ -63,6 +63,7 @@ class PartWriter:
     total_bytes: int  # of the sources, for progress
     tokenizer: Tokenizer
     report: Progress
+    require_unchanged: Callable[[], None]  # raises if a source is no longer the one that names the corpus
 
     def finished_parts(self) -> list[dict[str, Any]]:
         """Parts that an interrupted preparation has completed, up to the first missing or damaged one, which
@@ -123,6 +124,7 @@ class PartWriter:
                 (self.directory / shard.file).unlink()
             splits[name] = {**asdict(counts[name]), "shard": asdict(shard) if shard.tokens else None}
         flush(self.directory)
+        self.require_unchanged()
         part = sealed({"next": end, "splits": splits})
         write_whole(part_path(self.directory, number), json.dumps(part).encode())
         return part

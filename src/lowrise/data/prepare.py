@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from functools import partial
@@ -31,7 +32,7 @@ from lowrise.data.corpus import Corpus, open_corpus
 from lowrise.data.hashes import HashCache, stamp_of
 from lowrise.data.index import INDEX, make_index, shard_of
 from lowrise.data.parts import SPLITS, PartWriter, Place, Progress, blocks_from, part_path
-from lowrise.data.pieces import WHOLE_CHARS, Cut, with_held_out_tail
+from lowrise.data.pieces import with_held_out_tail
 from lowrise.data.readers import holds
 from lowrise.data.shards import Split, damaged, explained_disk_errors, locked
 from lowrise.data.tokenizer import Tokenizer
@@ -42,7 +43,7 @@ from lowrise.data.tokenizer_choice import (
     split_options,
     tokenizer_for,
 )
-from lowrise.data.verified import bytes_of, is_large, needs_verification, remember_verification
+from lowrise.data.verified import bytes_of, is_large, needs_verification, remember_verification, stamps_of
 from lowrise.errors import LowriseError, UsageError
 from lowrise.files import write_whole
 
@@ -83,7 +84,7 @@ def prepare(config: DataConfig | None = None, *, progress: Progress | None = Non
             split_options(config),
             tokenizer.sha256,
             tokenizer.separator_token,
-            *([] if tokenizer.cut is Cut.LINE else [tokenizer.cut.name, WHOLE_CHARS]),
+            *tokenizer.reads_text_by(),
         )
         directory = root / "corpora" / fingerprint[:32]
         if not (directory / INDEX).exists():
@@ -92,9 +93,9 @@ def prepare(config: DataConfig | None = None, *, progress: Progress | None = Non
                 require_lossless(config, files, tokenizer)
             with locked(directory.with_suffix(".lock"), lambda: report(0, 0, "waiting for another process")):
                 if not (directory / INDEX).exists():
-                    work = _tokenized(directory, config, files, tokenizer, report)
-                    _require_unchanged(files, stamps)
-                    _finish(directory, fingerprint, config, files, hashes, tokenizer, work)
+                    unchanged = partial(_require_unchanged, files, stamps)
+                    parts = _tokenized(directory, config, files, tokenizer, report, unchanged)
+                    _finish(directory, fingerprint, config, files, hashes, tokenizer, parts)
     corpus = _opened(directory, fingerprint, report)
     return corpus.mixed(config.weights, _tokens_by_source(files, corpus)) if config.weights else corpus
 
@@ -121,7 +122,7 @@ def verify(corpus: Corpus, report: Progress = lambda done, total, what: None) ->
 
     Raises `LowriseError` that names the file and the block that is not as it was written.
     """
-    total, done = bytes_of(corpus), 0
+    total, done, files = bytes_of(corpus), 0, stamps_of(corpus)
 
     def add(count: int) -> None:
         nonlocal done
@@ -129,7 +130,7 @@ def verify(corpus: Corpus, report: Progress = lambda done, total, what: None) ->
         report(done, total, "verifying")
 
     corpus.verify(add)
-    remember_verification(corpus)
+    remember_verification(corpus, files)
 
 
 def _tokens_by_source(files: list[SourceFile], corpus: Corpus) -> dict[str, int]:
@@ -206,11 +207,16 @@ def _require_separator(config: DataConfig, files: list[SourceFile], report: Prog
 
 
 def _tokenized(
-    directory: Path, config: DataConfig, files: list[SourceFile], tokenizer: Tokenizer, report: Progress
+    directory: Path,
+    config: DataConfig,
+    files: list[SourceFile],
+    tokenizer: Tokenizer,
+    report: Progress,
+    unchanged: Callable[[], None],
 ) -> list[dict[str, Any]]:
     """All parts, those that an earlier process has finished among them."""
     directory.mkdir(exist_ok=True)
-    work = PartWriter(directory, sum(file.size for file in files), tokenizer, report)
+    work = PartWriter(directory, sum(file.size for file in files), tokenizer, report, unchanged)
     parts = work.finished_parts()
     if not parts or parts[-1]["next"] is not None:
         start = Place(*parts[-1]["next"]) if parts else Place(0, 0)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import tokenizers
 
-from lowrise.data.pieces import Cut
+from lowrise.data.pieces import WHOLE_CHARS, Cut
 from lowrise.data.tokenizer_file import is_of_library, no_tokenizer, try_out
 from lowrise.errors import UsageError
 from lowrise.files import write_whole
@@ -124,26 +124,49 @@ class Tokenizer:
                 f"{self.name} cannot encode the text that begins {texts[0][:40]!r} ({error}): repair the "
                 "tokenizer, or leave data.tokenizer out to train one on the corpus."
             ) from error
-        return [self._without_separators(encoding.ids) for encoding in encodings]
+        return [self._as_text(encoding.ids) for encoding in encodings]
 
-    def _without_separators(self, ids: list[int]) -> list[int]:
-        """A separator that a text quotes, spelled out: models whose own vocabulary holds it (Unigram,
-        WordLevel) find it in plain text, whatever `encode_special_tokens` says.
-        """
-        if self.separator_id not in ids:
+    def _as_text(self, ids: list[int]) -> list[int]:
+        """Special tokens that a text quotes, spelled out."""
+        if self._found_in_text.keys().isdisjoint(ids):
             return ids
-        unknown = self.unknown_id
         spelled: list[int] = []
-        for character in self.separator_token:
-            found = self._encoder.token_to_id(character)
-            entry = unknown if found is None else found
-            if entry is None or entry == self.separator_id:
+        for i in ids:
+            spelling = self._found_in_text.get(i, [i])
+            if not spelling:
                 raise UsageError(
                     f"A text quotes {self.separator_token!r}, which ends documents, and {self.name} cannot "
                     "spell it: choose another data.separator_token, or remove it from the text."
                 )
-            spelled.append(entry)
-        return [i for n in ids for i in (spelled if n == self.separator_id else [n])]
+            spelled += spelling
+        return spelled
+
+    @cached_property
+    def _found_in_text(self) -> dict[int, list[int]]:
+        """The separator, and the special tokens that the model finds in plain text: what its own vocabulary
+        holds (Unigram, WordLevel), whatever `encode_special_tokens` says. With the ids that spell each; none
+        for a separator that cannot be spelled, while another such token stays as it is.
+        """
+        added = self._encoder.get_added_tokens_decoder()
+        special = {i: t.content for i, t in added.items() if t.special and i != self.unknown_id}
+        found = {i: text for i, text in special.items() if i in self._raw_ids(text)}
+        spelled = {i: self._spelling(i, text) for i, text in found.items()}
+        separator = {self.separator_id: self._spelling(self.separator_id, self.separator_token)}
+        return {i: ids for i, ids in spelled.items() if ids} | separator
+
+    def _raw_ids(self, text: str) -> list[int]:
+        try:
+            return list(self._encoder.encode(text, add_special_tokens=False).ids)
+        except BaseException as error:
+            if not is_of_library(error):
+                raise
+            return []
+
+    def _spelling(self, number: int, text: str) -> list[int]:
+        """Entries of the characters, the unknown one where there is none; empty if that is not possible."""
+        found = [self._encoder.token_to_id(character) for character in text]
+        ids = [self.unknown_id if i is None else i for i in found]
+        return [] if None in ids or number in ids else [i for i in ids if i is not None]
 
     @cached_property
     def unknown_id(self) -> int | None:
@@ -224,6 +247,12 @@ class Tokenizer:
         """The id of an entry of the vocabulary; None where it has no such entry."""
         found = self._encoder.token_to_id(token)
         return None if found is None else int(found)
+
+    def reads_text_by(self) -> list[object]:
+        """What decides the ids of a text beside the file itself; nothing for byte-level BPE."""
+        cut = [] if self.cut is Cut.LINE else [self.cut.name, WHOLE_CHARS]
+        spelled = sorted(self._found_in_text.keys() - {self.separator_id})
+        return [*cut, *([spelled] if spelled else [])]
 
     def write(self, path: str | Path) -> None:
         """Write the tokenizer.json, whole or not at all, byte for byte the one that was loaded or trained."""

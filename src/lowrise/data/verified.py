@@ -38,19 +38,19 @@ def needs_verification(corpus: Corpus) -> bool:
         require_seal(record)
         at = record.get("at")
         recent = is_known(at) and 0 <= time.time() - at < WEEK
-        return not recent or record.get("files") != _stamps(corpus)
+        return not recent or record.get("files") != stamps_of(corpus)
     except (OSError, ValueError):
         return True
 
 
-def remember_verification(corpus: Corpus) -> None:
-    """Write down that the shards, as they lie there, were verified now; where nothing can be written they
-    are verified again next time.
+def remember_verification(corpus: Corpus, files: dict[str, Any]) -> None:
+    """Write down that the files, of which `stamps_of` said this before, were verified now; where nothing can
+    be written they are verified again next time.
     """
     if not is_large(corpus):
         return
     try:
-        record = sealed({"at": time.time(), "files": _stamps(corpus)})
+        record = sealed({"at": time.time(), "files": files})
         write_whole(corpus.directory / VERIFIED, json.dumps(record))
     except OSError:
         return
@@ -65,5 +65,6 @@ def _shards(corpus: Corpus) -> list[Path]:
     return [*corpus.train.paths, *corpus.valid.paths]
 
 
-def _stamps(corpus: Corpus) -> dict[str, Any]:
+def stamps_of(corpus: Corpus) -> dict[str, Any]:
+    """What would change if a shard, or the index, were written or replaced."""
     return {path.name: stamp_of(path) for path in [corpus.directory / INDEX, *_shards(corpus)]}

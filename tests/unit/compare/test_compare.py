@@ -252,3 +252,30 @@ def wait_for_worker(out: Path, part: str) -> int:
                 return int(path.parent.name)
         time.sleep(0.02)
     raise AssertionError("no worker was found")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [None, b"\xff\xfe{}", b"[" * 100_000, b"[null]"],
+    ids=["folder", "not UTF-8", "deep", "list"],
+)
+@pytest.mark.parametrize("name", ["plan.json", "summary.json", "metrics.jsonl", "compare.json"])
+def test_damaged_files_of_an_earlier_start_are_no_traceback(
+    name: str, content: bytes | None, tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path, "one")
+    config = request(tmp_path, recipe, seeds=1, lr_factors="1", workers=1)
+    run(config)
+    out = Path(config.out)
+    for path in [*out.glob(f"tables/*/{name}"), *out.glob(f"runs/*/{name}")]:
+        path.unlink()
+        if content is None:
+            path.mkdir()
+        else:
+            path.write_bytes(content)
+    try:
+        code, result, _ = run(config)
+        assert code in (0, 1)
+        assert len(result["runs"]) == 1
+    except (LowriseError, OSError) as error:  # the command makes either a message
+        assert name in str(error)  # noqa: PT017  (going on is right too)

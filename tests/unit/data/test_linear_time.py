@@ -87,6 +87,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 @pytest.mark.usefixtures("small")
+@pytest.mark.filterwarnings("ignore:.* loses .* of the characters")
 @pytest.mark.parametrize("kind", KINDS)
 def test_pieces_have_the_ids_of_whole_documents(kind: str, tmp_path: Path) -> None:
     make, cut = KINDS[kind]

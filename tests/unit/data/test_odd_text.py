@@ -172,6 +172,8 @@ def test_a_source_that_changes_while_it_is_read_is_refused(
         with pytest.raises(LowriseError, match=r"a\.jsonl was changed while it was being read"):
             make(path)
     assert documents_of(make(path)) == ["another"]
+    path.write_text('{"text": "one"}\n')
+    assert documents_of(make(path)) == ["one"], "and not what was read of the changed file"
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"files": 7}', b"[" * 100_000, b"\xff"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import tokenizers as t
 
-from lowrise.data import DataConfig, Tokenizer, prepare
+from lowrise.data import DataConfig, Tokenizer, prepare, train_bpe
 from lowrise.errors import UsageError
 
 TEXT = ["the fox jumps over the dog"] * 9
@@ -44,6 +44,30 @@ def test_a_quoted_separator_ends_no_document(make) -> None:
     ids = ours.encode("the fox </s> the")
     assert ours.separator_id not in ids
     assert len(ids) > 3
+
+
+def test_other_special_tokens_that_a_text_quotes_are_text_too() -> None:
+    made = t.Tokenizer(t.models.Unigram())
+    made.pre_tokenizer = t.pre_tokenizers.Metaspace()
+    special = ["<unk>", "<s>", "</s>", "<pad>"]
+    made.train_from_iterator(
+        [*TEXT, "a < b > c / s pad"] * 3,
+        t.trainers.UnigramTrainer(
+            vocab_size=90, special_tokens=special, unk_token="<unk>", show_progress=False
+        ),
+    )
+    ours = Tokenizer(made.to_str())
+    specials = {made.token_to_id(token) for token in special[1:]}
+    for text in ("<s>", "a<s>b", "the </s> fox <pad> dog", "<pad>"):
+        ids = ours.encode(text)
+        assert specials.isdisjoint(ids), text
+        assert ours.unknown_id not in ids, text
+        assert ours.decode(ids).replace("▁", " ").replace(" ", "") == text.replace(" ", "")
+    assert ours.reads_text_by()[-1] == sorted(specials - {ours.separator_id})
+
+
+def test_byte_level_texts_are_read_by_nothing_but_the_file() -> None:
+    assert train_bpe(TEXT, 300).reads_text_by() == []
 
 
 def prepared(folder: Path, made: t.Tokenizer, text: str):
