@@ -36,7 +36,6 @@ from lowrise.inference.frozen import (
     MapGroup,
     choose_forms,
     frozen_map,
-    packs,
 )
 from lowrise.model.llama import Block, Llama, rope_angles
 
@@ -124,11 +123,8 @@ class FrozenDecoder:
             groups, choices = choose_forms([b[place] for b in blocks], maps, forms, rows)
             columns.append(groups)
             self.choices += choices
-        self.layers = [_Layer(*groups) for groups in zip(*columns, strict=True)]
-        self._packed = rows > 1 and packs(self.head.first)
-        if self._packed:
-            for group in self._all_groups():
-                group.pack()
+        self.layers = [_Layer(*(g.for_rows(rows) for g in groups)) for groups in zip(*columns, strict=True)]
+        self.head = self.head.for_rows(rows)
         # Angles in float32 as in the reference, whatever the dtype.
         cos, sin = rope_angles(0, c.max_seq_len, c.head_dim, c.rope_theta, self.device)
         self._wide = torch.promote_types(self.dtype, torch.float32)
@@ -155,11 +151,8 @@ class FrozenDecoder:
     @property
     def weight_bytes_per_token(self) -> int:
         """Bytes of weights that one decoding step of one sequence reads: all maps and the head."""
-        return sum(g.elements for g in self._all_groups()) * self.dtype.itemsize
-
-    def _all_groups(self) -> list[MapGroup]:
         groups = [g for layer in self.layers for g in (layer.qkv, layer.o, layer.gate_up, layer.down)]
-        return [*groups, self.head]
+        return sum(g.elements for g in (*groups, self.head)) * self.dtype.itemsize
 
     @torch.no_grad()
     def prefill(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> tuple[DecodeState, Tensor]:
@@ -183,7 +176,7 @@ class FrozenDecoder:
         B, L = tokens.shape
         c = self.config
         x = self.embedding[tokens]  # B x L x d
-        if tokens.numel() == 1 and self.device.type == "cpu" and not self._packed:
+        if tokens.numel() == 1 and self.head.takes_vectors:
             x = x.view(-1)  # products of a matrix and a vector have a faster way
         rotation, mask = state.rotation(self._rotations, L), state.mask(L)
         for layer, cache in zip(self.layers, state.caches, strict=True):

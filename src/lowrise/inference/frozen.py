@@ -11,6 +11,7 @@ a CPU one vector takes its 1 / rms as the scale of product 1, which costs nothin
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections.abc import Sequence
@@ -127,16 +128,24 @@ class MapGroup:
         group._norm, group._eps = self._norm, self._eps
         return group
 
-    def pack(self) -> None:
-        """Store the matrices as oneDNN's products of several rows read them fastest, where it has bfloat16
-        ones (on a CPU). Vectors (n,) can no longer be taken, nor maps merged."""
-        if not packs(self.first):
-            return
+    @property
+    def takes_vectors(self) -> bool:
+        """Whether one vector (n,) is faster than one row (1, n), and possible."""
+        return self.first.device.type == "cpu" and not self.first.is_mkldnn
+
+    def for_rows(self, rows: int) -> MapGroup:
+        """The group for so many rows at a time: where these are several and oneDNN has bfloat16 products (on
+        a CPU), a group with its matrices packed for these, which takes no vector (n,) and cannot be merged.
+        """
+        if rows == 1 or not packs(self.first):
+            return self
+        group = copy.copy(self)
         shapes = [torch.empty_like(m.first, device="meta") for m in self.maps]  # the values are in `first`
         ups = [None if m.up is None else _packed(m.up) for m in self.maps]
         parts = zip(self.maps, shapes, ups, strict=True)
-        self.maps = tuple(replace(m, first=shape, up=up) for m, shape, up in parts)
-        self.first = _packed(self.first)
+        group.maps = tuple(replace(m, first=shape, up=up) for m, shape, up in parts)
+        group.first = _packed(self.first)
+        return group
 
     def __call__(self, x: Tensor) -> Tensor:
         """The outputs side by side, (..., sum of m_i), for x (..., n); a single vector (n,) goes the way
@@ -249,7 +258,8 @@ def _choice(groups: Sequence[MapGroup], maps: str, forms: Forms, rows: int) -> C
     stored_us = merged_us = None
     if forms == "measured" and mergeable:
         sample = groups[:_MEASURED_LAYERS]
-        stored_us, merged_us = _microseconds(sample, [g.merged() for g in sample], rows)
+        stored = [g.for_rows(rows) for g in sample]
+        stored_us, merged_us = _microseconds(stored, [g.merged().for_rows(rows) for g in sample], rows)
         merge = merged_us < _GAIN * stored_us
     else:
         merge = mergeable and (forms == "merged" or (forms == "auto" and after <= first.elements))
@@ -270,10 +280,9 @@ def _microseconds(
 ) -> tuple[float, float]:
     """Median time of a call in both forms, measured in turn so that a slow moment hits both."""
     weight = stored[0].first
-    n = weight.shape[1]
-    x = torch.randn(n, device=weight.device).to(weight.dtype)
-    if rows > 1 or weight.device.type != "cpu":
-        x = x.expand(rows, n).contiguous()
+    x = torch.randn(rows, weight.shape[1], device=weight.device).to(weight.dtype)
+    if rows == 1 and stored[0].takes_vectors:
+        x = x[0]
     times: dict[int, list[float]] = {0: [], 1: []}
     for _ in range(rounds + 1):
         for which, groups in enumerate((stored, merged)):

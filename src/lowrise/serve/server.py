@@ -18,9 +18,10 @@ from tyro.conf import Positional
 from lowrise.config import load
 from lowrise.errors import LowriseError, UsageError
 from lowrise.inference.frozen import Forms
-from lowrise.inference.session import load_text_model
+from lowrise.inference.session import TextModel, load_text_model
 from lowrise.runs.directory import open_run
 from lowrise.serve.chat import chat_format
+from lowrise.serve.requests import Limits
 from lowrise.signals import StopRequest
 
 
@@ -62,7 +63,6 @@ def serve(command: ServeConfig, console: Console) -> int:
 
         from lowrise.serve.app import build_app
         from lowrise.serve.engine import Engine
-        from lowrise.serve.requests import Limits
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in ("starlette", "uvicorn"):
             raise
@@ -70,48 +70,36 @@ def serve(command: ServeConfig, console: Console) -> int:
             f"lowrise serve needs the package {error.name}: pip install 'lowrise[serve]'."
         ) from error
     _check(command)
-    with _listening(command.host, command.port) as listener:
-        model = load_text_model(
-            command.run, command.device, console, forms=command.forms, rows=command.concurrency
-        )
-        tokenizer = load(open_run(command.run).config).data.tokenizer
-        folders = [command.run, *([] if tokenizer is None else [_folder(Path(tokenizer).expanduser())])]
+    with _listening(command.host, command.port) as listener, StopRequest() as stop:
+        model = load_text_model(command.run, command.device, console, forms=command.forms)
         name = command.name or command.run.resolve().name
-        limits = Limits(
-            body_bytes=command.max_body,
-            tokens=command.max_tokens,
-            rows=command.max_rows,
-            context=model.decoder.config.max_seq_len,
-        )
         engine = Engine(model, command.concurrency, command.queue)
-        chat = chat_format(model.tokenizer, folders)
-        with StopRequest() as stop:
 
-            @asynccontextmanager
-            async def lifespan(app: Any) -> AsyncIterator[None]:
-                waiting = asyncio.ensure_future(_stop_when_asked(stop, server))
-                host, port = listener.getsockname()[:2]
-                shown = f"[{host}]" if ":" in host else host
-                console.print(
-                    f"Serving {name} at http://{shown}:{port}/v1 (Ctrl-C stops).",
-                    highlight=False,
-                    markup=False,
-                )
-                yield
-                waiting.cancel()
-                engine.close()
+        @asynccontextmanager
+        async def lifespan(app: Any) -> AsyncIterator[None]:
+            asked = asyncio.ensure_future(_stop_when_asked(stop, server))
+            console.print(
+                f"Serving {name} at {_url(listener)} (Ctrl-C stops).", highlight=False, markup=False
+            )
+            yield
+            asked.cancel()
+            engine.close()
 
-            hosts = (
-                frozenset({"127.0.0.1", "localhost", "::1", command.host}) if _local(command.host) else None
-            )
-            app = build_app(model, name, chat, limits, engine, hosts=hosts, lifespan=lifespan)
-            server = uvicorn.Server(
-                uvicorn.Config(
-                    app, log_level="warning", lifespan="on", timeout_graceful_shutdown=command.grace
-                )
-            )
+        app = build_app(
+            model,
+            name,
+            chat_format(model.tokenizer, _folders(command.run)),
+            _limits(command, model),
+            engine,
+            hosts=_hosts(command.host),
+            lifespan=lifespan,
+        )
+        server = uvicorn.Server(
+            uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=command.grace)
+        )
+        if not stop:
             server.run(sockets=[listener])
-        return 128 + stop.signal if stop.signal else 0
+    return 128 + stop.signal if stop.signal else 0
 
 
 async def _stop_when_asked(stop: StopRequest, server: Any) -> None:
@@ -147,14 +135,33 @@ def _listening(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def _local(host: str) -> bool:
-    if host == "localhost":
-        return True
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
+
+
+def _limits(command: ServeConfig, model: TextModel) -> Limits:
+    return Limits(
+        body_bytes=command.max_body,
+        tokens=command.max_tokens,
+        rows=command.max_rows,
+        context=model.decoder.config.max_seq_len,
+    )
+
+
+def _folders(run: Path) -> list[Path]:
+    """Where a chat template may lie: the run, and the tokenizer that its recipe names."""
+    named = load(open_run(run).config).data.tokenizer
+    if named is None:
+        return [run]
+    tokenizer = Path(named).expanduser()
+    return [run, tokenizer if tokenizer.is_dir() else tokenizer.parent]
+
+
+def _hosts(host: str) -> frozenset[str] | None:
+    """The names of a server on the loopback address; None: any name, for addresses that others reach."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        local = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return False
-
-
-def _folder(tokenizer: Path) -> Path:
-    return tokenizer if tokenizer.is_dir() else tokenizer.parent
+        local = False
+    return frozenset({"127.0.0.1", "localhost", "::1", host}) if local else None
