@@ -2,7 +2,8 @@
 
 Two worker processes, one with `keep_freed_memory` as in the command and one without it, train
 the same model with the same tokens; in every round each makes one update, so that a slow minute of the
-machine hits both. Seconds are processor time, user and system. The losses of both are compared to the last bit.
+machine hits both. Seconds are processor time, user and system. The losses of both are compared to the last
+bit.
 
     python benchmarks/allocator.py [--presets nano tiny] [--rounds 15] [--optimizer spectron] [--threads 1]
 """

@@ -170,7 +170,9 @@ def _update_spectra(group: Mapping[str, Any], bucket: Sequence[Member]) -> None:
 
 
 def _adam_direction(group: Mapping[str, Any], bucket: Sequence[Member], grads: list[Tensor]) -> Tensor:
-    """Step 2: update the moments by the gradients and return D (batch, ..., r), each column corrected by its own tau."""
+    """Step 2: update the moments by the gradients and return D (batch, ..., r), each column corrected by its
+    own tau.
+    """
     b1, b2 = group["betas"]
     ms, vs = ([member.state[key] for member in bucket] for key in ("exp_avg", "exp_avg_sq"))
     torch._foreach_lerp_(ms, grads, 1.0 - b1)
