@@ -54,7 +54,6 @@ def ignore_stop_signals() -> None:
 
 def leave(number: int) -> None:
     """End this process with the message and exit code of a signal."""
-    speaks = os.environ.get("RANK", "0") == "0"  # of several ranks, the first
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -63,10 +62,15 @@ def leave(number: int) -> None:
     try:
         for terminal in filter(os.isatty, (1, 2)):
             os.write(terminal, _LEAVE_BAR)
-        if speaks:
+        if speaks():
             os.write(2, f"{told(number)}\n".encode())
     finally:  # also where the terminal has gone
         os._exit(128 + number)
+
+
+def speaks() -> bool:
+    """Whether this process says what all do: of several ranks, the first."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def told(number: int) -> str:
@@ -103,9 +107,9 @@ class StopRequest:
     """Notes SIGINT, SIGTERM and SIGHUP inside a `with` block; true once one came. The earlier handlers come
     back after it.
 
-    With `once`, a second one of a kind acts as it always does, unless it comes so soon (`REPEAT_SECONDS`) that
-    it is the same request: a scheduler signals every process of a job, and its launcher signals them again.
-    Outside the main thread nothing is caught: whoever runs us there handles the signals.
+    One that comes again within `REPEAT_SECONDS` is the same request: a scheduler signals every process of a
+    job, and its launcher signals them again. With `once`, a later one acts as it always does. Outside the
+    main thread nothing is caught: whoever runs us there handles the signals.
     """
 
     REPEAT_SECONDS = 1.0
@@ -139,12 +143,13 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         _handled[number] += 1
-        if self._once and number in self._noted:
-            if time.monotonic() - self._noted[number] > self.REPEAT_SECONDS:
-                self._restore(number)
-                signal.raise_signal(number)
-            return
+        earlier = self._noted.get(number)
         self._noted[number] = time.monotonic()
+        if earlier is not None and self._noted[number] - earlier < self.REPEAT_SECONDS:
+            return
+        if earlier is not None and self._once:
+            self._restore(number)
+            signal.raise_signal(number)
         self.request(number)
 
     def _restore(self, number: int) -> None:

@@ -14,8 +14,8 @@ import lowrise
 
 SOURCE = Path(lowrise.__file__).parent
 FLOORS = (
-    ("errors", "signals", "rng"),
-    ("files",),
+    ("errors", "names", "signals", "rng"),
+    ("files", "console"),
     ("linalg", "distributed"),
     ("layers", "data"),
     ("model", "checkpoint", "optim"),
@@ -25,6 +25,7 @@ FLOORS = (
     ("inference", "report"),
     ("train",),
     ("compare",),
+    ("flags",),
     ("cli", "__main__"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

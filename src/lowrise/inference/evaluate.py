@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 from lowrise.config import RunConfig
+from lowrise.console import Console
 from lowrise.data import Corpus
 from lowrise.data.progress import prepare_with_progress
 from lowrise.distributed import World

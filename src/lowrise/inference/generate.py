@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from lowrise.config import RunConfig
+from lowrise.console import Console
 from lowrise.data import Tokenizer
 from lowrise.distributed.fsdp import gathered_root
 from lowrise.errors import UsageError

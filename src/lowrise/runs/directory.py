@@ -19,7 +19,7 @@ class RunDirectory:
     """Paths and writers below one folder."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         self.config = self.path / "config.toml"
         self.environment = self.path / "environment.json"
         self.metrics = self.path / "metrics.jsonl"

@@ -14,12 +14,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
 from lowrise.checkpoint import Saver
 from lowrise.checkpoint.newest import newest_checkpoint
 from lowrise.config import RunConfig
+from lowrise.console import Console
 from lowrise.data import Corpus
 from lowrise.distributed import FailedElsewhere, World, check_alike, check_same_work
 from lowrise.distributed.sharding import is_sharded
