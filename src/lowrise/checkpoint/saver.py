@@ -68,7 +68,7 @@ class Saver:
             try:
                 self.store.write(step, plan, pieces, numbers, words)
                 if self.world.leads:
-                    self.store.retire(self.keep, self.keep_every)
+                    self.retire()
             except Exception as error:
                 self._failure = error
 
@@ -80,6 +80,10 @@ class Saver:
             # A daemon: a second stop signal, which acts at once, does not wait for it.
             self._thread = threading.Thread(target=work, name=f"checkpoint {step}", daemon=True)
             self._thread.start()
+
+    def retire(self) -> None:
+        """Delete the checkpoints that are not to be kept. For one rank, while nothing is being written."""
+        self.store.retire(self.keep, self.keep_every)
 
     def finish(self) -> None:
         """Wait until what was saved is on the disk, at every rank; raises what any of them met.

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lowrise.errors import LowriseError
-from lowrise.files import exclusive
+from lowrise.files import exclusive, naming
 
 TokenIds = npt.NDArray[np.int64]
 DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
@@ -142,15 +142,17 @@ class ShardWriter:
     def write(self, tokens: npt.NDArray[np.integer]) -> None:
         """Append token ids, which must fit the dtype."""
         data = tokens.astype(self._dtype, copy=False).tobytes()
-        self._file.write(data)
+        with naming(self._path):
+            self._file.write(data)
         self._sha256.update(data)
         self._tokens += len(tokens)
 
     def close(self) -> Shard:
         """Make the shard whole and say what it is."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with naming(self._path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
         os.replace(self._aside, self._path)
         return Shard(self._path.name, self._tokens, self._sha256.hexdigest())
 
@@ -162,7 +164,8 @@ class ShardWriter:
             # Closing flushes, which fails again on a full disk; the file is removed all the same.
             with suppress(OSError):
                 self._file.close()
-            self._aside.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._aside.unlink(missing_ok=True)
 
 
 @contextmanager
