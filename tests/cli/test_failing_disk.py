@@ -151,6 +151,7 @@ def test_a_failing_disk_is_a_message_and_the_next_start_goes_on(tmp_path, monkey
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 def test_at_every_place(tmp_path, monkeypatch, capsys):
     places = places_of_a_run(tmp_path, monkeypatch)
     counts = fail_at(list(range(places)), tmp_path, monkeypatch, capsys)

@@ -95,6 +95,7 @@ class Saver:
         self._own_words().together(lambda: _raise(failure))
 
     def __enter__(self) -> Self:
+        self._own_words()  # now: ranks meet through torchrun, which may be gone by the first save
         return self
 
     def __exit__(
@@ -117,7 +118,7 @@ class Saver:
             self._thread = None
 
     def _own_words(self) -> Words:
-        """Words over a group of our own, made at the first save."""
+        """Words over a group of our own. Collective when called first."""
         if self._words is None:
             several = self.asynchronous and self.world.size > 1
             group = dist.new_group(backend="gloo", timeout=PATIENCE) if several else None
