@@ -323,12 +323,12 @@ def _print_commands(console: Console) -> None:
 
 
 def _info(folder: Path) -> str:
-    from lowrise.config import load
-    from lowrise.data import open_corpus, prepare
-
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "is not there"
         raise UsageError(f"{folder} {what}: give the folder of a prepared corpus, or of a run.")
+    from lowrise.config import load
+    from lowrise.data import open_corpus, prepare
+
     if (folder / "config.toml").is_file():
         return str(prepare(load(folder / "config.toml").data))
     return str(open_corpus(folder))
