@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lowrise.cli import COMMANDS, Train, _base_config, _parse
+from lowrise.cli import COMMANDS
+from lowrise.config.command import Train, starting_config
+from lowrise.flags import parse
 
 ROOT = Path(__file__).parents[3]
 README = (ROOT / "README.md").read_text()
@@ -40,7 +42,7 @@ def test_each_command_is_one(words, monkeypatch):
             expanded = [name.replace(stems[0], s) for s in stems[1].split(",")] if stems else [name]
             assert all((ROOT / path).is_file() for path in expanded), word
     if words[1] == "train":
-        _parse(Train, words[2:], "train", default=Train(config=_base_config(words[2:])))
+        parse(Train, words[2:], "train", default=Train(config=starting_config(words[2:])))
 
 
 def test_the_command_of_per_layer_updates_parses(monkeypatch):
@@ -48,7 +50,7 @@ def test_the_command_of_per_layer_updates_parses(monkeypatch):
     page = (ROOT / "docs" / "per_layer.md").read_text()
     (line,) = (line for line in page.splitlines() if line.startswith("lowrise train "))
     words = shlex.split(line)
-    config = _parse(Train, words[2:], "train", default=Train(config=_base_config(words[2:]))).config
+    config = parse(Train, words[2:], "train", default=Train(config=starting_config(words[2:]))).config
     assert config.train.per_layer
     assert config.train.grad_clip == 0
 
