@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
+from lowrise.console import Console
 from lowrise.runs.environment import describe
 
 RESULTS = Path(__file__).parent / "results"

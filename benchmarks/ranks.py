@@ -28,9 +28,9 @@ from pathlib import Path
 
 import torch
 from common import publish
-from rich.console import Console
 
 from lowrise.config import RunConfig, load
+from lowrise.console import Console
 from lowrise.data import prepare
 from lowrise.distributed import World
 from lowrise.methods import METHODS

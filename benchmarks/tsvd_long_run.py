@@ -14,9 +14,9 @@ import tempfile
 from pathlib import Path
 
 from common import publish
-from rich.console import Console
 
 from lowrise.config import load
+from lowrise.console import Console
 from lowrise.data import prepare
 from lowrise.layers import SVDLinear
 from lowrise.train import RunDirectory

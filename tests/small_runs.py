@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from lowrise.checkpoint import CheckpointStore
 from lowrise.config import RunConfig, load
+from lowrise.console import Console
 from lowrise.data import Corpus, prepare
 from lowrise.distributed import World
 from lowrise.train import RunDirectory, train

@@ -8,15 +8,19 @@ model = lowrise.Llama(lowrise.LlamaConfig.preset("60m"))  # or any torch or Hugg
 lowrise.factorize(model, layer="lowrank", rank=128)
 optimizer = Spectron.from_model(model, lr=0.01, other_lr=1e-3)
 ```
+
+Names are imported where they are first used, so that a command that needs no torch does not wait for it.
 """
 
 __version__ = "0.1.0"
 
-from lowrise import layers, optim
-from lowrise.errors import LowriseError, UsageError
-from lowrise.layers import factorize, param_groups
-from lowrise.model import Llama, LlamaConfig
-from lowrise.pretrained.factorized_model import from_pretrained, save_pretrained
+TYPE_CHECKING = False  # `typing` costs milliseconds, in which a Ctrl-C would still be a traceback
+if TYPE_CHECKING:
+    from lowrise import layers, optim
+    from lowrise.errors import LowriseError, UsageError
+    from lowrise.layers import factorize, param_groups
+    from lowrise.model import Llama, LlamaConfig
+    from lowrise.pretrained.factorized_model import from_pretrained, save_pretrained
 
 __all__ = [
     "Llama",
@@ -31,3 +35,33 @@ __all__ = [
     "param_groups",
     "save_pretrained",
 ]
+
+_HOMES = {
+    "Llama": "model",
+    "LlamaConfig": "model",
+    "LowriseError": "errors",
+    "UsageError": "errors",
+    "factorize": "layers",
+    "from_pretrained": "pretrained.factorized_model",
+    "save_pretrained": "pretrained.factorized_model",
+    "param_groups": "layers",
+    "layers": "",
+    "optim": "",
+}
+"""Public name -> the part of the package that has it; "" for the parts themselves."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    home = _HOMES[name]
+    part = import_module(f"{__name__}.{home or name}")
+    value = getattr(part, name) if home else part
+    globals()[name] = value  # looked up once
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -5,32 +5,34 @@ Exit codes: 0 done, 1 failure, 2 usage, 128 + N stopped by signal N with everyth
 
 from __future__ import annotations
 
-import dataclasses
 import errno
-import itertools
+import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import tyro
-from rich.console import Console
 from rich.table import Table
-from tyro.conf import FlagConversionOff, FlagCreatePairsOff, Positional, arg
+from tyro.conf import Positional
 
 from lowrise import __version__
 from lowrise.allocator import keep_freed_memory
-from lowrise.config import RunConfig, load, lookup, validate
-from lowrise.config.renamed import renamed_flag
-from lowrise.data import DataConfig, open_corpus
-from lowrise.data.progress import prepare_with_progress, verify_with_progress
-from lowrise.distributed import World
-from lowrise.distributed.launcher import prefix_of, require_one_process, told_to_torchrun
-from lowrise.errors import LowriseError, UsageError, printable
-from lowrise.files import strict_json
+from lowrise.console import Console, plain_warnings, survive_any_encoding
+from lowrise.errors import LowriseError, UsageError
+from lowrise.files import strict_json, write_whole
+from lowrise.flags import parse
 from lowrise.methods import METHODS
+from lowrise.names import lookup
+from lowrise.plugins import load_plugins
+from lowrise.signals import speaks, told
+
+if TYPE_CHECKING:
+    from lowrise.config import RunConfig
+
+# What needs torch is imported by the commands that do: help, tables and usage errors come at once.
 
 Arguments = Sequence[str]
 _REMEDIES = {
@@ -45,21 +47,6 @@ _REMEDIES = {
     errno.EMFILE: "too many files are open, raise the limit (ulimit -n)",
     errno.ENAMETOOLONG: "choose a shorter name",
 }
-_STYLE = (FlagConversionOff,)
-
-
-@dataclass(kw_only=True)
-class Train:
-    """Train a model, or continue a run whose folder holds checkpoints of the same recipe.
-
-    Without a recipe: a small Spectron model on the Python standard library's source, in a few minutes.
-    """
-
-    recipe: Positional[Path | None] = None
-    """TOML file; keys that it leaves out take the method's defaults."""
-    run: Path | None = None
-    """Folder of the run; none: runs/METHOD-PRESET-HASH."""
-    config: Annotated[RunConfig, arg(name="")] = field(default_factory=RunConfig)
 
 
 @dataclass(kw_only=True)
@@ -72,13 +59,6 @@ class Eval:
     """auto, cpu, cuda or cuda:N."""
     json: bool = False
     """Print a JSON object for every run, one a line."""
-
-
-@dataclass(kw_only=True)
-class DataPrepare:
-    """Tokenize a corpus into shards, once; a second call finds them."""
-
-    config: Annotated[DataConfig, arg(name="")] = field(default_factory=DataConfig)
 
 
 @dataclass(kw_only=True)
@@ -97,52 +77,64 @@ class Methods:
 
     name: Positional[str | None] = None
     """A method."""
+    size: str | None = None
+    """Print its recipe for a published size instead: 60m, 130m, 350m, 1b, 3b or 7b."""
+    write: bool = False
+    """Write that recipe to NAME-SIZE.toml in this folder instead of printing it."""
     cite: bool = False
     """Print the BibTeX of its papers instead."""
+    plugin: tuple[str, ...] = ()
+    """Python files, or names of modules, that add methods."""
 
 
 def train(arguments: Arguments, console: Console) -> int:
+    from lowrise.config import advice, validate
+    from lowrise.config.command import Train, starting_config
+    from lowrise.config.renamed import renamed_flag
+    from lowrise.data.progress import prepare_with_progress
+    from lowrise.distributed import World
     from lowrise.pretrained.adopt import adopted
     from lowrise.runs.environment import choose_device
     from lowrise.runs.parallel import check_world
     from lowrise.train import RunDirectory
     from lowrise.train import train as run_training
 
-    command = _parse(Train, arguments, "train", default=Train(config=_base_config(arguments)))
+    arguments = [renamed_flag(word) for word in arguments]
+    command = parse(Train, arguments, "train", default=Train(config=starting_config(arguments)))
     validate(command.config)
     config = adopted(command.config)
     world = World.from_environment()
     check_world(config, world)
     device = world.device(choose_device(config.train.device))
     console.quiet = not world.leads
+    for sentence in advice(config):
+        console.print(f"warning: {sentence}", style="yellow", soft_wrap=True)
+    folder = _require_folder(command.folder, "--run")
     corpus = prepare_with_progress(config.data, console)
-    folder = (
-        command.run.expanduser()
-        if command.run
-        else Path("runs") / f"{config.method}-{config.model.preset}-{config.hash[:8]}"
-    )
     with world.joined(device):
         summary = run_training(config, corpus, RunDirectory(folder), console, world)
     console.print(
         f"validation loss {summary['val_loss']:.4f}, perplexity {summary['val_perplexity']:.3f}, "
         f"{summary['val_bits_per_byte']:.4f} bits per byte over {summary['val_tokens']:,} tokens",
         style="bold",
-        highlight=False,
     )
     if summary.get("sample"):
         console.rule("sample", align="left")
-        console.print(printable(summary["sample"]), markup=False, highlight=False)
+        console.print(summary["sample"])
         console.rule()
-    console.print(f"Report: {folder / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
     return 0
 
 
 def evaluate(arguments: Arguments, console: Console) -> int:
+    command = parse(Eval, arguments, "eval")
     from lowrise.inference.evaluate import check_runs, evaluate_run, show
 
-    command = _parse(Eval, arguments, "eval")
-    check_runs(command.runs)
-    results = [evaluate_run(run, command.device, console) for run in command.runs]
+    runs = [run.expanduser() for run in command.runs]
+    check_runs(runs)
+    # Objects alone go to standard output, for the program that reads them.
+    notices = Console(stderr=True) if command.json else console
+    results = [evaluate_run(run, command.device, notices) for run in runs]
     if command.json:
         print("\n".join(map(strict_json, results)))
     else:
@@ -153,7 +145,7 @@ def evaluate(arguments: Arguments, console: Console) -> int:
 def generate(arguments: Arguments, console: Console) -> int:
     from lowrise.inference.terminal import GenerateConfig, generate_on_terminal
 
-    command = _parse(GenerateConfig, arguments, "generate")
+    command = parse(GenerateConfig, arguments, "generate")
     return generate_on_terminal(command, console, Console(stderr=True))
 
 
@@ -161,52 +153,50 @@ def serve(arguments: Arguments, console: Console) -> int:
     from lowrise.serve.server import ServeConfig
     from lowrise.serve.server import serve as run_server
 
-    return run_server(_parse(ServeConfig, arguments, "serve"), console)
+    return run_server(parse(ServeConfig, arguments, "serve"), console)
 
 
 def export(arguments: Arguments, console: Console) -> int:
     from lowrise.export.export import ExportOptions, export_run
 
-    done = export_run(_parse(ExportOptions, arguments, "export"), console)
-    console.print(
-        f"{done.folder}: step {done.step}, {done.size_bytes:,} bytes",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    done = export_run(parse(ExportOptions, arguments, "export"), console)
+    console.print(f"{done.folder}: step {done.step}, {done.size_bytes:,} bytes", soft_wrap=True)
     return 0
 
 
 def import_(arguments: Arguments, console: Console) -> int:
     from lowrise.pretrained.import_run import ImportOptions, import_run
 
-    command = _parse(ImportOptions, arguments, "import")
+    command = parse(ImportOptions, arguments, "import")
     config = import_run(command)
-    console.print(f"{command.run}: layer {config.layer.name}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{command.run}: layer {config.layer.name}", soft_wrap=True)
     return 0
 
 
 def factorize(arguments: Arguments, console: Console) -> int:
     from lowrise.pretrained.factorize_folder import FactorizeOptions, factorize_folder, summary, table_of
 
-    command = _parse(FactorizeOptions, arguments, "factorize")
+    command = parse(FactorizeOptions, arguments, "factorize")
     result = factorize_folder(command, console)
     console.print(table_of(result, weighted=bool(command.calibrate)))
-    console.print(summary(result), highlight=False, soft_wrap=True)
-    console.print(str(command.out), markup=False, highlight=False, soft_wrap=True)
+    console.print(summary(result), soft_wrap=True)
+    console.print(str(command.out), soft_wrap=True)
     return 0
 
 
 def data(arguments: Arguments, console: Console) -> int:
     action, rest = (arguments[0], arguments[1:]) if arguments else ("", ())
     if action == "prepare":
-        command = _parse(DataPrepare, rest, "data prepare")
-        corpus = prepare_with_progress(command.config, console)
-        console.print(str(corpus), highlight=False)
+        from lowrise.data import DataConfig
+        from lowrise.data.progress import prepare_with_progress
+
+        about = "Tokenize a corpus into shards, once; a second call finds them."
+        corpus = prepare_with_progress(parse(DataConfig, rest, "data prepare", about=about), console)
+        console.print(str(corpus))
         return 0
     if action == "info":
-        command = _parse(DataInfo, rest, "data info")
-        console.print(_info(command.folder, command.verify, console), markup=False, highlight=False)
+        command = parse(DataInfo, rest, "data info")
+        console.print(_info(command.folder.expanduser(), command.verify, console))
         return 0
     if action in ("-h", "--help"):
         console.print("lowrise data prepare: tokenize a corpus\nlowrise data info FOLDER: what it holds")
@@ -215,17 +205,15 @@ def data(arguments: Arguments, console: Console) -> int:
 
 
 def methods(arguments: Arguments, console: Console) -> int:
-    command = _parse(Methods, arguments, "methods", style=(FlagCreatePairsOff,))
+    command = parse(Methods, arguments, "methods")
+    load_plugins(command.plugin)
     if command.name is not None:
         row = lookup(METHODS, command.name, "method", "lowrise methods")
-        if command.cite:
-            print(row.bibtex())
-            return 0
-        print(f"# {row.name}: {row.summary}\n# {row.source}\n")
-        print(load(None, {"method": row.name}).to_toml(), end="")
+        print(row.bibtex() if command.cite else _method_text(command), end="\n" if command.cite else "")
         return 0
-    if command.cite:
-        raise UsageError("lowrise methods --cite: name a method, for example lowrise methods muon --cite.")
+    for flag in ("cite", "size", "write"):
+        if getattr(command, flag):
+            raise UsageError(f"lowrise methods --{flag}: name a method, for example lowrise methods muon.")
     table = Table("method", "layer", "optimizer", "what", "source", box=None, header_style="bold")
     for row in METHODS.values():
         table.add_row(row.name, row.layer, row.optimizer, row.summary, row.source)
@@ -234,20 +222,27 @@ def methods(arguments: Arguments, console: Console) -> int:
 
 
 def compare(arguments: Arguments, console: Console) -> int:
-    from lowrise.compare.compare import CompareConfig
+    from lowrise.compare.plan import CompareConfig
+
+    command = parse(CompareConfig, arguments, "compare")
     from lowrise.compare.compare import compare as run_compare
+    from lowrise.config import load
+    from lowrise.config.command import recipe_file
+    from lowrise.data.progress import prepare_with_progress
     from lowrise.pretrained.adopt import adopted
     from lowrise.train import plan_run
-
-    command = _parse(CompareConfig, arguments, "compare")
-
-    def plan(config: RunConfig) -> Any:
-        return plan_run(config, prepare_with_progress(config.data, console).tokenizer.vocab_size)
 
     def recipe(path: str | Path | None, overrides: Mapping[str, Any]) -> RunConfig:
         return adopted(load(path, overrides))  # as `train` does, so that the hashes agree
 
-    return run_compare(command, load_recipe=recipe, plan_run=plan, console=console)
+    def plan(config: RunConfig) -> Any:
+        return plan_run(config, prepare_with_progress(config.data, console).tokenizer.vocab_size)
+
+    recipes = tuple(str(recipe_file(path)) for path in command.recipes)
+    out = str(_require_folder(Path(command.out).expanduser(), "--out"))
+    return run_compare(
+        replace(command, recipes=recipes, out=out), load_recipe=recipe, plan_run=plan, console=console
+    )
 
 
 COMMANDS: dict[str, tuple[Callable[[Arguments, Console], int], str]] = {
@@ -263,106 +258,128 @@ COMMANDS: dict[str, tuple[Callable[[Arguments, Console], int], str]] = {
     "factorize": (factorize, "split the maps of a dense Hugging Face folder into two factors each"),
     "compare": (compare, "methods side by side at one budget, tuned on one grid, over several seeds"),
     "data": (data, "prepare a corpus, or look into one"),
-    "methods": (methods, "the table of methods; with a name, its defaults, or with --cite its papers"),
+    "methods": (methods, "the table of methods; with a name, its defaults, its recipe, its papers"),
 }
 
 
 def main(arguments: Arguments | None = None) -> int:
     """Run one command; returns the exit code."""
-    arguments = [renamed_flag(w) for w in (sys.argv[1:] if arguments is None else arguments)]
+    survive_any_encoding()
     console, errors = Console(), Console(stderr=True)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        _print_commands(console)
-        return 0 if arguments else 2
-    if arguments[0] in ("-V", "--version"):
-        console.print(f"lowrise {__version__}", highlight=False)
-        return 0
-    world = World.from_environment()
+
+    def complain(text: str, style: str = "red") -> None:
+        errors.print(text, style=style, soft_wrap=True)
+
     try:
-        keep_freed_memory()
-        command, _ = lookup(COMMANDS, arguments[0], "command", "lowrise")
-        if command is not train:
-            require_one_process(arguments[0], world)
-        with told_to_torchrun():
-            return command(arguments[1:], console)
+        with plain_warnings(lambda text: complain(text, "yellow") if speaks() else None):
+            words = sys.argv[1:] if arguments is None else list(arguments)
+            _require_text(words)
+            if not words or words[0] in ("-h", "--help"):
+                _print_commands(console)
+                return 0 if words else 2
+            if words[0] in ("-V", "--version"):
+                console.print(f"lowrise {__version__}")
+                return 0
+            keep_freed_memory()
+            command, _ = lookup(COMMANDS, words[0], "command", "lowrise")
+            with _among_ranks(words[0], alone=command is not train):
+                return command(words[1:], console)
     except LowriseError as error:
-        prefix = prefix_of(error, world)
+        prefix = _prefix_of(error)
         if prefix is not None:
-            errors.print(
-                f"{prefix}{printable(str(error))}", style="red", markup=False, highlight=False, soft_wrap=True
-            )
+            complain(f"{prefix}{error}")
         return 2 if isinstance(error, UsageError) else getattr(error, "exit_code", 1)
     except BrokenPipeError:  # the reader, such as head, has seen enough
         sys.stdout = None
         return 128 + signal.SIGPIPE
     except OSError as error:
-        errors.print(_disk_error(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        complain(_disk_error(error))
         return 1
     except KeyboardInterrupt:
-        errors.print("interrupted: the same command continues.", style="yellow", highlight=False)
+        complain(told(signal.SIGINT), "yellow")
         return 128 + signal.SIGINT
+
+
+def _require_text(words: Sequence[str]) -> None:
+    """Refuse bytes that are no text; they would fail wherever they are first written."""
+    for word in words:
+        if any(0xD800 <= ord(c) <= 0xDFFF for c in word):
+            raise UsageError(f"{word!a} on the command line is not text in UTF-8.")
+
+
+def _among_ranks(name: str, *, alone: bool) -> AbstractContextManager[None]:
+    """What a command does as one of the processes that torchrun has started; nothing where it is the only
+    one."""
+    if "WORLD_SIZE" not in os.environ:
+        return nullcontext()
+    from lowrise.distributed.launcher import among_ranks
+
+    return among_ranks(name, alone=alone)
+
+
+def _prefix_of(error: LowriseError) -> str | None:
+    if "WORLD_SIZE" not in os.environ:
+        return "error: "
+    from lowrise.distributed.launcher import prefix_of
+
+    return prefix_of(error)
+
+
+def _require_folder(path: Path, flag: str) -> Path:
+    """Refuse a path where no folder can be made, before anything is done."""
+    existing = next((place for place in (path, *path.parents) if place.exists()), path)
+    if existing.exists() and not existing.is_dir():
+        raise UsageError(f"{flag} {path}: {existing} is a file; name a folder.")
+    return path
 
 
 def _disk_error(error: OSError) -> str:
     """A message for what the file system refused, with the file where the system names it."""
-    place = " -> ".join(printable(str(f)) for f in (error.filename, error.filename2) if f is not None)
+    place = " -> ".join(str(f) for f in (error.filename, error.filename2) if f is not None)
     what = error.strerror or str(error)
     remedy = _REMEDIES.get(error.errno or 0, "look at the disk and at the file's rights and start again")
     return f"error: {place or 'a file'}: {what}: {remedy}. What was written stays."
 
 
 def _print_commands(console: Console) -> None:
-    console.print("lowrise: pretrain language models from scratch in low rank\n", highlight=False)
+    console.print("lowrise: pretrain language models from scratch in low rank\n")
     table = Table(box=None, show_header=False, padding=(0, 2))
     for name, (_, summary) in COMMANDS.items():
         table.add_row(f"lowrise {name}", summary)
     console.print(table)
-    console.print("\nlowrise COMMAND --help shows a command's options.", highlight=False)
+    console.print("\nlowrise COMMAND --help shows a command's options.")
 
 
-def _parse(
-    kind: type, arguments: Arguments, name: str, default: Any = None, style: tuple[Any, ...] = _STYLE
-) -> Any:
-    """Arguments as `kind`; a wrong one ends the process with code 2 and names the nearest."""
-    words = _with_values(kind, [{"true": "True", "false": "False"}.get(word, word) for word in arguments])
-    options: dict[str, Any] = {} if default is None else {"default": default}
-    return tyro.cli(kind, args=words, prog=f"lowrise {name}", use_underscores=True, config=style, **options)
+def _method_text(command: Methods) -> str:
+    """The configuration or the recipe that `lowrise methods NAME` prints; with `write`, where it was put."""
+    row = METHODS[str(command.name)]
+    if command.size is None:
+        if command.write:
+            raise UsageError("lowrise methods --write: say which recipe with --size, for example --size 60m.")
+        from lowrise.config import load
 
+        options = {"method": row.name, "plugin": command.plugin}
+        return f"# {row.name}: {row.summary}\n# {row.source}\n\n{load(None, options).to_toml()}"
+    from lowrise.runs.recipes import recipe
 
-def _with_values(kind: type, words: list[str]) -> list[str]:
-    """`--json` as `--json True`, for the switches of a command itself."""
-    switches = {f"--{name.replace('_', mark)}" for name in _switches(kind) for mark in "_-"}
-    filled: list[str] = []
-    for word, following in itertools.pairwise([*words, ""]):
-        filled.append(word)
-        if word in switches and following not in ("True", "False"):
-            filled.append("True")
-    return filled
-
-
-def _switches(kind: type) -> list[str]:
-    return [f.name for f in dataclasses.fields(kind) if f.type in (bool, "bool")]
-
-
-def _base_config(arguments: Arguments) -> RunConfig:
-    """The configuration that the flags start from: the recipe, with the names that decide which flags there
-    are."""
-    recipe = next((word for i, word in enumerate(arguments) if _is_recipe(i, word)), None)
-    names: dict[str, str] = {}
-    for key in ("plugin", "method", "layer.name", "optimizer.name"):
-        for word, following in itertools.pairwise([*arguments, ""]):
-            if word == f"--{key}":
-                names[key] = following
-            elif word.startswith(f"--{key}="):
-                names[key] = word.split("=", 1)[1]
-    return load(recipe, names)
-
-
-def _is_recipe(index: int, word: str) -> bool:
-    return not word.startswith("-") and (index == 0 or word.endswith(".toml"))
+    text = recipe(row.name, command.size, command.plugin)
+    if not command.write:
+        return text
+    path = Path(f"{row.name}-{command.size}.toml")
+    if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
+        raise UsageError(f"{path} is there with other content: move it away, or print the recipe instead.")
+    write_whole(path, text)
+    return f"{path}\n"
 
 
 def _info(folder: Path, verify: bool, console: Console) -> str:
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "is not there"
+        raise UsageError(f"{folder} {what}: give the folder of a prepared corpus, or of a run.")
+    from lowrise.config import load
+    from lowrise.data import open_corpus
+    from lowrise.data.progress import prepare_with_progress, verify_with_progress
+
     recipe = folder / "config.toml"
     corpus = prepare_with_progress(load(recipe).data, console) if recipe.exists() else open_corpus(folder)
     if verify:

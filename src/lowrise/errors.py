@@ -23,6 +23,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(known)}."
 
 
+# They turn the direction of the text around them, so that it reads as something else.
+_TURNING = {*"\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"}
+
+
 def printable(text: str) -> str:
-    """Text for a terminal: control characters, ESC above all, as their escapes; line ends and tabs stay."""
-    return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else ascii(c)[1:-1] for c in text)
+    """Text for a terminal: control characters, ESC above all, and those that turn the direction of writing,
+    as their escapes; line ends and tabs stay."""
+    return "".join(
+        c if c in "\n\t" or not (unicodedata.category(c) == "Cc" or c in _TURNING) else ascii(c)[1:-1]
+        for c in text
+    )

@@ -9,7 +9,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeGuard
 
@@ -18,14 +18,33 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file (text as UTF-8) so that it is seen whole or not at all, also after a power cut."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with aside.open("wb") as stream:
+        with naming(path), aside.open("wb") as stream:
             stream.write(content.encode() if isinstance(content, str) else content)
             stream.flush()
             os.fsync(stream.fileno())
         aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    except BaseException:
+        with suppress(OSError):  # what went wrong first is what is told
+            aside.unlink(missing_ok=True)
+        raise
     flush(path.parent)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the file in errors of writing, flushing and closing, which the system raises without."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add whole lines to a file."""
+    with naming(path), path.open("a", encoding="utf-8") as stream:
+        stream.write(text)
 
 
 def is_plain_name(name: object) -> bool:
@@ -120,7 +139,8 @@ def flush(path: Path) -> None:
     """Wait until a file's content, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with naming(path):
+            os.fsync(handle)
     finally:
         os.close(handle)
 

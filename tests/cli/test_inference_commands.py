@@ -39,7 +39,7 @@ def runs(text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Pa
 
 
 def test_a_text_is_the_one_of_the_plain_form(runs, capsys) -> None:
-    from rich.console import Console
+    from lowrise.console import Console
 
     options = {"temperature": 0.7, "top_k": 30, "top_p": 0.9, "repetition_penalty": 1.1, "seed": 4}
     words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
@@ -152,8 +152,7 @@ def test_no_run_is_evaluated_where_one_is_none(runs, tmp_path, capsys) -> None:
 
 
 def test_runs_of_different_texts_are_said_to_be(capsys) -> None:
-    from rich.console import Console
-
+    from lowrise.console import Console
     from lowrise.inference.evaluate import show
 
     one = {"run": "[red]a", "step": 1, "val_loss": 1.0, "val_perplexity": 2.7, "val_bits_per_byte": 1.4,

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from small_runs import config_for, console, run_training
 
+from lowrise.console import Console
 from lowrise.errors import UsageError
 from lowrise.export.export import ExportOptions, export_run
 from lowrise.inference.generate import generate

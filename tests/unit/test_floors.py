@@ -14,8 +14,8 @@ import lowrise
 
 SOURCE = Path(lowrise.__file__).parent
 FLOORS = (
-    ("errors", "signals", "rng", "allocator", "citations"),
-    ("files",),
+    ("errors", "names", "signals", "rng", "allocator", "citations"),
+    ("files", "console"),
     ("linalg", "distributed"),
     ("layers", "data"),
     ("model", "checkpoint", "optim"),
@@ -26,6 +26,7 @@ FLOORS = (
     ("pretrained", "serve"),
     ("train",),
     ("compare",),
+    ("flags",),
     ("cli", "__main__"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

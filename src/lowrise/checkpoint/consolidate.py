@@ -11,7 +11,7 @@ from lowrise.checkpoint.store import check_file
 from lowrise.checkpoint.tensor_file import write_tensors
 from lowrise.checkpoint.writing import whole_file
 from lowrise.errors import UsageError
-from lowrise.files import flush
+from lowrise.files import flush, write_whole
 
 
 def consolidate(checkpoint_folder: str | Path, out_folder: str | Path) -> Path:
@@ -36,9 +36,7 @@ def consolidate(checkpoint_folder: str | Path, out_folder: str | Path) -> Path:
             files[file] = write_tensors(aside / file, checkpoint.described(part), tensors.__getitem__)
             flush(aside / file)
         text = manifest_text(manifest["step"], files, manifest["numbers"])
-        (aside / MANIFEST).write_text(text, encoding="utf-8")
-        flush(aside / MANIFEST)
-        flush(aside)
+        write_whole(aside / MANIFEST, text)
         aside.rename(out)
         flush(out.parent)
     except BaseException:

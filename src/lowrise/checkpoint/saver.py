@@ -68,7 +68,7 @@ class Saver:
             try:
                 self.store.write(step, plan, pieces, numbers, words)
                 if self.world.leads:
-                    self.store.retire(self.keep, self.keep_every)
+                    self.retire()
             except Exception as error:
                 self._failure = error
 
@@ -81,6 +81,10 @@ class Saver:
             self._thread = threading.Thread(target=work, name=f"checkpoint {step}", daemon=True)
             self._thread.start()
 
+    def retire(self) -> None:
+        """Delete the checkpoints that are not to be kept. For one rank, while nothing is being written."""
+        self.store.retire(self.keep, self.keep_every)
+
     def finish(self) -> None:
         """Wait until what was saved is on the disk, at every rank; raises what any of them met.
         Collective."""
@@ -91,6 +95,7 @@ class Saver:
         self._own_words().together(lambda: _raise(failure))
 
     def __enter__(self) -> Self:
+        self._own_words()  # now: ranks meet through torchrun, which may be gone by the first save
         return self
 
     def __exit__(
@@ -113,7 +118,7 @@ class Saver:
             self._thread = None
 
     def _own_words(self) -> Words:
-        """Words over a group of our own, made at the first save."""
+        """Words over a group of our own. Collective when called first."""
         if self._words is None:
             several = self.asynchronous and self.world.size > 1
             group = dist.new_group(backend="gloo", timeout=PATIENCE) if several else None

@@ -28,7 +28,7 @@ from lowrise.checkpoint.writing import table, write_share
 from lowrise.distributed import World
 from lowrise.distributed.collectives import Words
 from lowrise.errors import LowriseError
-from lowrise.files import flush
+from lowrise.files import flush, write_whole
 
 _NAME = re.compile(r"step-(\d{8,})")
 _LEFT_BEHIND = re.compile(r"\.(writing|retired)-\d{8,}")
@@ -129,9 +129,7 @@ class CheckpointStore:
 
     def _complete(self, step: int, aside: Path, text: str) -> None:
         """The manifest, and the name that says that all is there. By rank 0, after all have flushed."""
-        (aside / MANIFEST).write_text(text, encoding="utf-8")
-        flush(aside / MANIFEST)
-        flush(aside)
+        write_whole(aside / MANIFEST, text)
         target = self.path(step)
         if target.exists():  # written before a restart that fell back to an older one
             retired = self.root / f".retired-{step:08d}"

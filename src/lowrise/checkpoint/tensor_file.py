@@ -18,6 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from lowrise.errors import LowriseError
+from lowrise.files import naming
 
 NAMES: dict[torch.dtype, str] = {
     torch.float64: "F64",
@@ -68,7 +69,7 @@ def write_tensors(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     digest, size = hashlib.sha256(), 0
-    with path.open("wb") as stream:
+    with naming(path), path.open("wb") as stream:
         for chunk in (len(text).to_bytes(8, "little"), text):
             stream.write(chunk)
             digest.update(chunk)

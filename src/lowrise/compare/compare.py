@@ -24,9 +24,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-
 from lowrise.compare.live import Display
 from lowrise.compare.plan import (
     RULES,
@@ -43,11 +40,12 @@ from lowrise.compare.report import print_comparison, without_nan, write_comparis
 from lowrise.compare.table import aggregate
 from lowrise.compare.tuning import Outcome, expected_runs, required_runs
 from lowrise.compare.workers import Ended, Job, Pool, default_slots, hold_directory
+from lowrise.console import Console
 from lowrise.errors import LowriseError
 from lowrise.files import is_known, read_json, write_whole
 from lowrise.report.formatting import learning_rate, scientific, si
 from lowrise.runs.history import last_metrics, read_summary
-from lowrise.signals import StopRequest
+from lowrise.signals import StopRequest, told
 
 TRAIN_COMMAND = (sys.executable, "-m", "lowrise", "train")
 STOP_SECONDS = 120.0  # time for a worker to write its checkpoint after SIGTERM
@@ -65,9 +63,9 @@ def compare(
 ) -> int:
     """Run the comparison, or what is left of it, and write its table.
 
-    Returns 0 when every run has a result (a diverged run has one: it diverged), and 1 when a run failed or
-    the comparison was interrupted; the table is written either way, and a second start does what is
-    missing. Raises `UsageError` for a request that cannot be right, before anything is run.
+    Returns 0 when every run has a result (a diverged run has one: it diverged), 1 when a run failed, and
+    128 + N when signal N interrupted the comparison; the table is written in any case, and a second start
+    does what is missing. Raises `UsageError` for a request that cannot be right, before anything is run.
     """
     plan = build_plan(config, load_recipe, plan_run)
     specs = {key: resolve(plan, key, load_recipe) for key in required_runs(plan, {})}
@@ -90,10 +88,10 @@ def compare(
         for name in _TABLE_FILES:
             shutil.copyfile(table_dir / name, out / name)
     print_comparison(console, comparison)
-    console.print(f"Written: {escape(str(out / 'compare.json'))}, compare.md, report.html", highlight=False)
-    if stop.count:
-        console.print("Interrupted. The same command continues where it stopped.")
-        return 1
+    console.print(f"Written: {out / 'compare.json'}, compare.md, report.html", soft_wrap=True)
+    if stop.signal is not None:
+        console.print(told(stop.signal), style="yellow")
+        return 128 + stop.signal
     return 1 if any(outcome.status == "failed" for outcome in outcomes.values()) else 0
 
 
@@ -330,15 +328,15 @@ def _print_plan(console: Console, plan: Plan, workers: int) -> None:
     grid = len(plan.lr_factors) * len(plan.other_lr_factors)
     runs = len(plan.recipes) * (grid + len(plan.seeds) - 1)
     console.print(
-        f"[bold]Comparison at {plan.budget}[/] of {len(plan.recipes)} recipe(s): {grid} grid point(s), then "
+        f"Comparison at {plan.budget} of {len(plan.recipes)} recipe(s): {grid} grid point(s), then "
         f"{len(plan.seeds)} seed(s) for the best: {runs} runs, {workers} at once",
-        highlight=False,
+        style="bold",
     )
     for recipe in plan.recipes:
         lrs = ", ".join(learning_rate(recipe.lr * factor) for factor in plan.lr_factors)
         tokens = si(recipe.steps * recipe.tokens_per_step)
         flops = scientific(recipe.steps * recipe.flops_per_step)
         work = f"{recipe.steps} steps, {tokens} tokens, {flops} FLOPs a run; learning rates {lrs}"
-        console.print(f"  {escape(recipe.label)}: {work}", highlight=False)
+        console.print(f"  {recipe.label}: {work}")
     for rule in RULES.values():
-        console.print(f"  • {rule}", highlight=False, style="dim")
+        console.print(f"  • {rule}", style="dim")

@@ -6,21 +6,21 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
-from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from lowrise.compare.plan import RunSpec
 from lowrise.compare.tuning import Outcome
+from lowrise.console import Console
 from lowrise.files import is_known
 from lowrise.report.formatting import UNKNOWN, duration, learning_rate, number, si
 from lowrise.runs.history import last_metrics
 
 _REFRESH_SECONDS, _PLAIN_SECONDS = 1.0, 60.0
-_MARKS = {"completed": "[green]done[/]", "diverged": "[yellow]diverged[/]", "failed": "[red]failed[/]"}
+_MARKS = {"completed": ("done", "green"), "diverged": ("diverged", "yellow"), "failed": ("failed", "red")}
 
 
 class Display:
@@ -46,21 +46,21 @@ class Display:
         if self._live:
             self._live.stop()
 
-    def line(self, text: str) -> None:
-        """One line of rich markup, above the live table."""
-        self._console.print(text, highlight=False, soft_wrap=True)
+    def line(self, text: str | Text) -> None:
+        """One line above the live table."""
+        self._console.print(text, soft_wrap=True)
 
     def started(self, spec: RunSpec) -> None:
         step = self._metrics(spec).get("step", 0)
         self._flops_before[spec.name] = min(1.0, step / spec.steps) * spec.flops
         continued = f" (continues after step {step})" if step else ""
-        self.line(f"started   {escape(spec.name)}{continued}")
+        self.line(f"started   {spec.name}{continued}")
 
     def ended(self, spec: RunSpec, outcome: Outcome, seconds: float) -> None:
         self._flops_ended += spec.flops - self._flops_before.get(spec.name, 0.0)
         loss = f"val loss {number(outcome.val_loss)}  " if outcome.val_loss is not None else ""
-        reason = escape(f": {outcome.error.splitlines()[0]}") if outcome.error else ""
-        self.line(f"{_MARKS[outcome.status]}  {escape(spec.name)}  {loss}{duration(seconds)}{reason}")
+        reason = f": {outcome.error.splitlines()[0]}" if outcome.error else ""
+        self.line(Text.assemble(_MARKS[outcome.status], f"  {spec.name}  {loss}{duration(seconds)}{reason}"))
 
     def refresh(
         self, running: Sequence[RunSpec], waiting: Sequence[RunSpec], done: int, expected: int

@@ -230,7 +230,7 @@ def parse_settings(settings: Sequence[str]) -> tuple[tuple[str, Any], ...]:
 
     Raises `UsageError` where there is no `=`, and for the keys that the comparison itself decides.
     """
-    pairs = []
+    pairs: list[tuple[str, Any]] = []
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key:
@@ -239,6 +239,8 @@ def parse_settings(settings: Sequence[str]) -> tuple[tuple[str, Any], ...]:
             raise UsageError(
                 f"--set {key} would break the comparison, which decides it itself. Use {_OWNED[key]}."
             )
+        if key in dict(pairs):
+            raise UsageError(f"--set {key} is given twice: give it once.")
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from lowrise.compare.table import COST, QUALITY, RATIOS, Column, Comparison, Row, cells
+from lowrise.console import Console
 from lowrise.files import is_known, write_whole
 from lowrise.report import html
 from lowrise.report.charts import Series, chart
@@ -82,14 +82,14 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
         parts.append((f"Ratios to {comparison.rows[0].label}", RATIOS))
     for title, columns in parts:
         header, rows = cells(comparison, columns)
-        table = Table(title=escape(title), title_justify="left", header_style="bold")
+        table = Table(title=title, title_justify="left", header_style="bold")
         for i, name in enumerate(header):
-            table.add_column(escape(name), justify="right" if i else "left", overflow="fold")
+            table.add_column(name, justify="right" if i else "left", overflow="fold")
         for row in rows:
-            table.add_row(*(escape(cell) for cell in row))
+            table.add_row(*row)
         console.print(table)
     for line in [*failure_lines(comparison), *comparison.notes[len(comparison.rules) :]]:
-        console.print(f"[yellow]•[/] {escape(line)}", highlight=False)
+        console.print(Text.assemble(("•", "yellow"), f" {line}"))
 
 
 def to_html(comparison: Comparison, runs_dir: Path, environment: dict[str, Any]) -> str:

@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from scipy import stats
-
 from lowrise.compare.plan import RULES, Plan, Recipe, RunKey, RunSpec, scaled
 from lowrise.compare.tuning import Outcomes, Tuning, chosen_runs, tune
 from lowrise.files import is_known
@@ -108,6 +106,8 @@ def welch(a: Statistic, b: Statistic) -> tuple[float, float, float]:
 
     Source: B. L. Welch, Biometrika 34 (1947); degrees of freedom by Welch and Satterthwaite.
     """
+    from scipy import stats
+
     if a.mean is None or b.mean is None or a.sd is None or b.sd is None:
         raise ValueError(f"Welch's interval needs two values on either side, not {a.n} and {b.n}.")
     va, vb = a.sd**2 / a.n, b.sd**2 / b.n

@@ -9,7 +9,7 @@ line.
 
 from lowrise.config.derived import options_of
 from lowrise.config.reading import from_dict, load
-from lowrise.config.rules import validate
+from lowrise.config.rules import advice, validate
 from lowrise.config.sections import (
     DENSE,
     FactorizedSection,
@@ -19,7 +19,6 @@ from lowrise.config.sections import (
     ScheduleSection,
 )
 from lowrise.config.tree import RunConfig
-from lowrise.config.values import lookup
 
 __all__ = [
     "DENSE",
@@ -29,9 +28,9 @@ __all__ = [
     "OptimizerSection",
     "RunConfig",
     "ScheduleSection",
+    "advice",
     "from_dict",
     "load",
-    "lookup",
     "options_of",
     "validate",
 ]

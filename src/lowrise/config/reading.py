@@ -15,10 +15,11 @@ from lowrise.config.renamed import take_renamed
 from lowrise.config.rules import validate
 from lowrise.config.sections import DENSE
 from lowrise.config.tree import RunConfig
-from lowrise.config.values import coerce, lookup, nearest, set_dotted
+from lowrise.config.values import coerce, set_dotted
 from lowrise.errors import UsageError
 from lowrise.layers import LAYERS
 from lowrise.methods import METHODS, Method
+from lowrise.names import lookup, nearest
 from lowrise.optim import OPTIMIZERS
 from lowrise.plugins import load_plugins
 
@@ -29,7 +30,8 @@ def load(path: str | Path | None, overrides: Mapping[str, Any] | None = None) ->
     values: dict[str, Any] = {}
     if path is not None:
         try:
-            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+            text = Path(path).expanduser().read_text(encoding="utf-8-sig")  # some editors write a mark first
+            values = tomllib.loads(text)
         except FileNotFoundError:
             raise UsageError(f"There is no recipe at {path}: give the path of a TOML file.") from None
         except (ValueError, RecursionError) as error:  # also a number of more digits than Python takes
@@ -79,9 +81,8 @@ def _sections(values: dict[str, Any], method: Method, source: str) -> dict[str, 
     }
 
 
-def _build(
-    cls: type, values: Any, source: str, where: str, sections: Mapping[str, type] | None = None
-) -> Any:
+def _build(cls: type, values: Any, source: str, where: str, sections: Mapping[str, type]) -> Any:
+    """`sections`: the classes of those sections of the whole tree that depend on a name."""
     if not isinstance(values, Mapping):
         raise UsageError(f"{source}: {where} is a table, not {values!r}.")
     known = {f.name: f for f in fields(cls)}
@@ -90,12 +91,25 @@ def _build(
     for key, value in values.items():
         full = f"{where}.{key}" if where else key
         if key not in known:
-            raise UsageError(f"{source}: unknown key {full!r}{nearest(key, known, prefix=where)}.")
-        kind = (sections or {}).get(key, hints[key])
+            every = _dotted_keys(RunConfig, sections)
+            raise UsageError(f"{source}: unknown key {full!r}{nearest(full, every)}.")
+        kind = sections.get(full, hints[key])
         if dataclasses.is_dataclass(kind):
-            arguments[key] = _build(typing.cast(type, kind), value, source, full)
+            arguments[key] = _build(typing.cast(type, kind), value, source, full, sections)
         else:
             arguments[key] = coerce(value, kind, source, full)
-    for key, kind in (sections or {}).items():
+    for key, kind in sections.items() if not where else ():
         arguments.setdefault(key, kind())
     return cls(**arguments)
+
+
+def _dotted_keys(cls: type, sections: Mapping[str, type], where: str = "") -> list[str]:
+    """Every key that a recipe may have, as `section.key`."""
+    hints = typing.get_type_hints(cls)
+    keys: list[str] = []
+    for field in fields(cls):
+        full = f"{where}{field.name}"
+        kind = sections.get(full, hints[field.name])
+        inner = dataclasses.is_dataclass(kind)
+        keys += _dotted_keys(typing.cast(type, kind), sections, f"{full}.") if inner else [full]
+    return keys

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from lowrise.config.tree import RunConfig
-from lowrise.config.values import lookup
 from lowrise.errors import UsageError
 from lowrise.model.config import PRESETS
+from lowrise.names import lookup
 
 
 def validate(config: RunConfig) -> None:
@@ -106,6 +106,17 @@ def validate(config: RunConfig) -> None:
         require(
             rate is None or (rate >= 0 and math.isfinite(rate)), key, rate, "a learning rate is not negative"
         )
+
+
+def advice(config: RunConfig) -> list[str]:
+    """Sentences about what can be and is hardly meant."""
+    steps, warmup = config.train.steps, config.schedule.warmup
+    if warmup > steps:
+        return [
+            f"schedule.warmup = {warmup:g} updates is longer than the run (train.steps = {steps}): the "
+            f"learning rate ends at {steps / warmup:.0%} of its peak. Give fewer updates, or a share below 1."
+        ]
+    return []
 
 
 # Largest absolute values of integers: of seeds and of counts of bytes and tokens, and of all else.

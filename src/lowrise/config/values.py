@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, Union
 
 from lowrise.errors import UsageError
-
-
-def lookup(table: Mapping[str, Any], name: Any, kind: str, source: str) -> Any:
-    """`table[name]`, or an error message with the nearest name and all of them."""
-    if name not in table:
-        raise UsageError(
-            f"{source}: there is no {kind} {name!r}{nearest(str(name), table)}. "
-            f"Known: {', '.join(sorted(table))}."
-        )
-    return table[name]
 
 
 def coerce(value: Any, kind: Any, source: str, where: str) -> Any:
@@ -66,11 +55,6 @@ def _describe(kind: Any) -> str:
     if typing.get_origin(kind) in (Union, types.UnionType):
         return " or ".join(_describe(option) for option in typing.get_args(kind))
     return names.get(kind, str(kind))
-
-
-def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; the nearest is {f'{prefix}.{found[0]}' if prefix else found[0]!r}" if found else ""
 
 
 def set_dotted(values: dict[str, Any], key: str, value: Any, only_if_absent: bool = False) -> None:

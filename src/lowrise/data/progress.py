@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from lowrise.console import Console
 from lowrise.data.config import DataConfig
 from lowrise.data.corpus import Corpus
 from lowrise.data.prepare import Progress as Callback
@@ -22,7 +22,7 @@ def rich_progress(console: Console | None = None) -> Iterator[Callback]:
     """
     console = console or Console(stderr=True)
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(binary_units=True),
         TimeRemainingColumn(),
@@ -52,5 +52,5 @@ def prepare_with_progress(config: DataConfig, console: Console) -> Corpus:
     with rich_progress(console) as show:
         corpus = prepare(config, progress=show)
     if corpus.held_out_tail:
-        console.print(f"held out for validation: {corpus.held_out_tail}", highlight=False)
+        console.print(f"held out for validation: {corpus.held_out_tail}")
     return corpus

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lowrise.errors import LowriseError
-from lowrise.files import exclusive
+from lowrise.files import exclusive, naming
 
 TokenIds = npt.NDArray[np.int64]
 DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
@@ -202,7 +202,8 @@ class ShardWriter:
     def write(self, tokens: npt.NDArray[np.integer]) -> None:
         """Append token ids, which must fit the dtype."""
         data = tokens.astype(self._dtype, copy=False).tobytes()
-        self._file.write(data)
+        with naming(self._path):
+            self._file.write(data)
         self._sha256.update(data)
         self._tokens += len(tokens)
         self._unfinished += data
@@ -217,9 +218,10 @@ class ShardWriter:
         """Make the shard whole and say what it is."""
         if self._unfinished:
             self._end_block()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with naming(self._path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
         os.replace(self._aside, self._path)
         return Shard(self._path.name, self._tokens, self._sha256.hexdigest(), tuple(self._blocks))
 
@@ -231,7 +233,8 @@ class ShardWriter:
             # Closing flushes, which fails again on a full disk; the file is removed all the same.
             with suppress(OSError):
                 self._file.close()
-            self._aside.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._aside.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -53,11 +53,16 @@ class World:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> World:
-        """The ranks that torchrun has started; one rank where it has not."""
+        """The ranks that torchrun has started; one rank where it has not. Raises `UsageError` for values that
+        are no ranks."""
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        rank, size, local, here = (
-            int(environment.get(name, default)) for name, default in zip(names, "0100", strict=True)
-        )
+        values = [environment.get(name, default) for name, default in zip(names, "0100", strict=True)]
+        if not all(value.isdecimal() for value in values) or not int(values[0]) < int(values[1]):
+            told = ", ".join(f"{name} = {value!r}" for name, value in zip(names, values, strict=True))
+            raise UsageError(
+                f"The environment names no rank of a run ({told}): start with torchrun, or unset them."
+            )
+        rank, size, local, here = map(int, values)
         return cls(rank, size, local, here) if size > 1 else cls()
 
     @property

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
 from tyro.conf import Positional
 
 from lowrise import __version__
+from lowrise.console import Console
 from lowrise.errors import UsageError
 from lowrise.export.folder import MARK, whole_folder
 from lowrise.export.gguf_file import require_gguf, write_gguf

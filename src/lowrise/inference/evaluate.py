@@ -17,17 +17,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
 from lowrise.config import RunConfig
+from lowrise.console import Console
 from lowrise.data import Corpus
 from lowrise.data.progress import prepare_with_progress
 from lowrise.distributed import World
 from lowrise.distributed.fsdp import reshard
-from lowrise.errors import LowriseError, UsageError, printable
+from lowrise.errors import LowriseError, UsageError
 from lowrise.model.loss import DEFAULT_CHUNK_TOKENS, next_token_loss
 from lowrise.runs.directory import open_run
 from lowrise.runs.environment import autocast_for
@@ -179,7 +178,7 @@ def show(results: Sequence[dict[str, Any]], console: Console) -> None:
         table.add_column(name, justify="right")
     for r in results:
         table.add_row(
-            escape(printable(r["run"])),
+            r["run"],
             str(r["step"]),
             f"{r['val_loss']:.6f}",
             f"{r['val_perplexity']:.4f}",

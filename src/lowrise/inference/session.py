@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from rich.console import Console
 
+from lowrise.console import Console
 from lowrise.data import Tokenizer
 from lowrise.inference.batch import Batch
 from lowrise.inference.decoder import FrozenDecoder

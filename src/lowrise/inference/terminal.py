@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
+from lowrise.console import Console
 from lowrise.errors import UsageError, printable
 from lowrise.files import strict_json
 from lowrise.inference.frozen import Choice, Forms

@@ -17,12 +17,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from tyro.conf import Positional
 
 from lowrise import __version__
+from lowrise.console import Console
 from lowrise.data import Corpus, DataConfig
 from lowrise.data.batches import TokenStream
 from lowrise.data.progress import prepare_with_progress

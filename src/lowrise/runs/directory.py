@@ -12,14 +12,14 @@ from typing import IO, Any
 from lowrise.checkpoint import Checkpoint, CheckpointStore
 from lowrise.config import RunConfig, load
 from lowrise.errors import LowriseError, UsageError
-from lowrise.files import exclusive, remove_left_behind, strict_json, write_whole
+from lowrise.files import append_text, exclusive, remove_left_behind, strict_json, write_whole
 
 
 class RunDirectory:
     """Paths and writers below one folder."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         self.config = self.path / "config.toml"
         self.environment = self.path / "environment.json"
         self.metrics = self.path / "metrics.jsonl"
@@ -87,8 +87,7 @@ class RunDirectory:
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add one line."""
-        with self.metrics.open("a", encoding="utf-8") as stream:
-            stream.write(strict_json(record) + "\n")
+        append_text(self.metrics, strict_json(record) + "\n")
 
     def rewind_metrics(self, step: int, *, evaluated: bool = True) -> None:
         """Move the lines after `step` to `metrics.superseded.jsonl`: the run will write them again. With
@@ -107,8 +106,7 @@ class RunDirectory:
                 keep = False  # a line that a kill cut short
             (kept if keep else moved).append(line)
         if moved:
-            with self.superseded.open("a", encoding="utf-8") as stream:
-                stream.writelines(line + "\n" for line in moved)
+            append_text(self.superseded, "".join(line + "\n" for line in moved))
             write_whole(self.metrics, "".join(line + "\n" for line in kept))
 
     def write_json(self, path: Path, values: dict[str, Any]) -> None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from lowrise.config import RunConfig, load
+from lowrise.console import Console
 from lowrise.data import Tokenizer
 from lowrise.errors import LowriseError
 from lowrise.layers import LowRankLayer
@@ -42,9 +42,7 @@ def load_run(folder: str | Path, device: str, console: Console) -> TrainedRun:
     config = load(run.config)
     chosen = choose_device(device)
     tokenizer = Tokenizer.load(run.tokenizer, separator_token=config.data.separator_token)
-    checkpoint = run.checkpoints.newest(
-        warn=lambda text: console.print(text, style="yellow", highlight=False)
-    )
+    checkpoint = run.checkpoints.newest(warn=lambda text: console.print(text, style="yellow"))
     if checkpoint is None:
         raise LowriseError(f"{folder} has no checkpoint yet: train it first.")
     require_recipe(checkpoint, config)

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import functools
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
 import tomli_w
 
-from lowrise.config import RunConfig, from_dict, lookup
+from lowrise.config import RunConfig, from_dict
 from lowrise.methods import METHODS
+from lowrise.names import lookup
+from lowrise.plugins import absolute
 from lowrise.runs.plan import plan_run
 
 SIZES = ("60m", "130m", "350m", "1b", "3b", "7b")
@@ -24,8 +26,10 @@ SECTIONS = ("model", "layer", "optimizer", "other", "schedule", "data", "train",
 PUBLISHED = ("60m", "130m", "350m", "1b", "7b")  # sizes whose parameter counts the papers state
 
 
-def recipe(name: str, size: str) -> str:
+def recipe(name: str, size: str, plugin: Sequence[str] = ()) -> str:
     """The recipe of a method at a size, as TOML with the sources of its numbers as comments.
+
+    `plugin` has the files or modules that the method is from; they must be loaded.
 
     Raises `UsageError` for an unknown method or size.
     """
@@ -39,6 +43,8 @@ def recipe(name: str, size: str) -> str:
     values = {key: _value(entry, size) for key, entry in _entries(table["protocol"])}
     values |= {key: _value(entry, size) for key, entry in _entries(own)}
     lines = [f'method = "{name}"', "seed = 0"]
+    if plugin:
+        lines.insert(0, tomli_w.dumps({"plugin": absolute(plugin)}).strip())
     for section in SECTIONS:
         rows = [f"{key.split('.', 1)[1]} = {v}" for key, v in values.items() if v and _in(key, section)]
         if section == "model":

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from tyro.conf import Positional
 
 from lowrise.config import load
+from lowrise.console import Console
 from lowrise.errors import LowriseError, UsageError
 from lowrise.inference.frozen import Forms
 from lowrise.inference.session import TextModel, load_text_model

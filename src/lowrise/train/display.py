@@ -6,7 +6,6 @@ import math
 import time
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,6 +14,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from lowrise.console import Console
 
 
 class Display:
@@ -27,10 +28,10 @@ class Display:
         self._last_line = -math.inf
         self._val_loss: float | None = None
         self._progress = Progress(
-            TextColumn("[bold]{task.description}"),
+            TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
+            TextColumn("{task.fields[numbers]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(elapsed_when_finished=False),
@@ -52,11 +53,11 @@ class Display:
 
     def say(self, text: str, style: str | None = None) -> None:
         """One line that stays."""
-        self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(text, style=style, soft_wrap=True)
 
     def table(self, text: str) -> None:
         """Lines of columns, cut at the width of the screen."""
-        self.console.print(text, highlight=False, markup=False, no_wrap=True, overflow="ellipsis")
+        self.console.print(text, no_wrap=True, overflow="ellipsis")
 
     def evaluated(self, step: int, val_loss: float) -> None:
         self._val_loss = val_loss

@@ -9,22 +9,22 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
-from torch.utils.tensorboard import SummaryWriter
 
 from lowrise.checkpoint import Saver
 from lowrise.checkpoint.newest import newest_checkpoint
 from lowrise.config import RunConfig
+from lowrise.console import Console
 from lowrise.data import Corpus
 from lowrise.distributed import FailedElsewhere, World, check_alike, check_same_work
 from lowrise.distributed.sharding import is_sharded
 from lowrise.distributed.world import lost_ranks_explained
 from lowrise.errors import LowriseError, UsageError
+from lowrise.files import write_whole
 from lowrise.inference.evaluate import EvalResult, Stopped, evaluate_split
 from lowrise.inference.generate import sample_of
 from lowrise.optim import Optimizer
@@ -48,6 +48,9 @@ from lowrise.train.summary import Progress, summarize
 from lowrise.train.telemetry import measure, snapshot
 from lowrise.train.tensorboard import add_record, open_board
 from lowrise.train.warm_start import warm_start
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 class Interrupted(LowriseError):
@@ -116,6 +119,7 @@ class Trainer:
         check_same_work(self.world, recipe=config.hash, corpus=self.corpus.fingerprint)
         self.world.by_rank_0(self._begin)
         self._resume()
+        self.world.by_rank_0(self.saver.retire)  # a kill comes between a save and what follows it
         self._check_alike("at the start")
         with StopRequest(once=True) as self.stop, self._board() as board, self.saver:
             while self.progress.step < config.train.steps and not self._asked_to_stop():
@@ -336,7 +340,7 @@ class Trainer:
 
         def write() -> None:
             if sample is not None:
-                self.directory.sample.write_text(sample, encoding="utf-8")
+                write_whole(self.directory.sample, sample)
                 summary["sample"] = sample
             self.directory.write_json(self.directory.summary, summary)
             write_report(self.directory.path)
@@ -392,7 +396,8 @@ def train(
         except Exception as error:
             failed = trainer.summary(None, "failed") | {"error": str(error) or type(error).__name__}
             if world.leads:
-                directory.write_json(directory.summary, failed)
+                with suppress(OSError):  # a disk that fails may be the error itself
+                    directory.write_json(directory.summary, failed)
             if isinstance(error, torch.OutOfMemoryError):
                 raise LowriseError(
                     f"Out of memory at update {trainer.progress.step + 1}: lower train.micro_batch_size (now "

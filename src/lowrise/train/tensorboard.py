@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch.utils.tensorboard import SummaryWriter
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 @contextmanager
 def open_board(folder: Path, step: int) -> Iterator[SummaryWriter]:
     """A writer; events of a continued run after `step` are replaced."""
+    from torch.utils.tensorboard import SummaryWriter
+
     with SummaryWriter(str(folder), purge_step=step + 1 if step else None) as board:
         yield board
 

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from lowrise.compare.compare import compare
 from lowrise.compare.plan import CompareConfig
 from lowrise.compare.workers import hold_directory
+from lowrise.console import Console
 from lowrise.errors import LowriseError
 
 TRAINER = Path(__file__).with_name("trainer.py")
@@ -218,7 +218,7 @@ def test_sigint_reaches_the_workers_which_save_and_a_second_start_continues(tmp_
         assert seconds_left > 1, "the workers did not start"
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=30) == 1
+    assert process.wait(timeout=30) == 130
     assert len(list(out.glob("runs/*/checkpoint.json"))) == 3
     result = json.loads((out / "compare.json").read_text())
     assert {r["status"] for r in result["runs"]} == {"waiting"}

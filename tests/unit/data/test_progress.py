@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 
-from rich.console import Console
-
+from lowrise.console import Console
 from lowrise.data.progress import rich_progress
 
 

@@ -11,11 +11,11 @@ from dataclasses import fields
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from lowrise import layers, optim
 from lowrise.cli import train
 from lowrise.config.derived import argument_help, layer_section, optimizer_section, options_of
+from lowrise.console import Console
 
 CLASSES = {
     name: value

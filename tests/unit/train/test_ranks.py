@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 from small_runs import config_for, final_tensors, metrics, run_training, trainer_for
 from torch import Tensor, nn
 
 from lowrise.checkpoint import CheckpointStore
+from lowrise.console import Console
 from lowrise.errors import LowriseError, UsageError
 from lowrise.layers import SVDLinear, param_groups
 from lowrise.layers.ranks import canonical, grown, grown_rank, shrunken_rank

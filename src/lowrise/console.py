@@ -1,0 +1,66 @@
+"""What is shown on a terminal: nothing that comes from outside is markup or a control character."""
+
+from __future__ import annotations
+
+import io
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+import rich.console
+from rich.console import RenderableType
+from rich.segment import Segment
+
+from lowrise.errors import printable
+
+_PACKAGE = Path(__file__).parent
+
+
+class Console(rich.console.Console):
+    """rich's console for text from files, folders, models and users: square brackets are square brackets
+    (style goes through `style=` and `rich.text.Text`), nothing is highlighted, and control characters and
+    those that turn the direction of writing are shown as their escapes.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"markup": False, "highlight": False, "emoji": False} | options)
+
+    def render(self, renderable: RenderableType, options: Any = None) -> Any:
+        """Every piece of text passes here on its way to the screen; rich's own controls are marked."""
+        for segment in super().render(renderable, options):
+            plain = segment.control or (segment.text.isascii() and segment.text.isprintable())
+            text = segment.text if plain else printable(segment.text)
+            yield segment if text == segment.text else Segment(text, segment.style)
+
+
+def survive_any_encoding() -> None:
+    """Let a terminal that cannot show a character show a question mark, instead of ending the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
+
+
+@contextmanager
+def plain_warnings(say: Callable[[str], None]) -> Iterator[None]:
+    """Say our own warnings as one sentence each; Python's form, with a file in front, is for programs."""
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if Path(filename).is_relative_to(_PACKAGE) and issubclass(category, UserWarning | FutureWarning):
+                say(f"warning: {message}")
+            else:
+                shown(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show
+        yield

@@ -1,0 +1,263 @@
+"""The words of a command line: repeated, misnamed, in other projects' words, with ~, in odd encodings."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_runs import config_for, run_training
+
+from lowrise.cli import COMMANDS, main
+from lowrise.compare.plan import CompareConfig
+from lowrise.config import load
+from lowrise.config.command import Train, recipe_file, starting_config
+from lowrise.data import DataConfig
+from lowrise.errors import UsageError
+from lowrise.flags import parse
+from lowrise.names import lookup, nearest_name
+from lowrise.runs.directory import flatten
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def error_of(words: list[str], capsys) -> str:
+    """The message of a usage error."""
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert not said.out
+    return said.err
+
+
+# --- flags given twice ------------------------------------------------------------------------------------
+
+
+def test_lists_are_collected():
+    config = parse(
+        DataConfig, ["--source", "A", "B", "--source=C", "--vocab-size", "300", "--source", "D"], "x"
+    )
+    assert config.source == ("A", "B", "C", "D")
+    assert config.vocab_size == 300
+    words = ["a.toml", "--set", "x.a=1", "--budget", "tokens=1k", "--set", "x.b=2", "--out", "o"]
+    request = parse(CompareConfig, words, "compare")
+    assert request.set == ("x.a=1", "x.b=2")
+    assert request.recipes == ("a.toml",)
+
+
+def test_dotted_lists_are_collected():
+    words = ["--layer.skip", "*.q_proj", "--method", "lowrank", "--layer.skip", "*.k_proj"]
+    command = parse(Train, words, "train", default=Train(config=starting_config(words)))
+    assert command.config.layer.skip == ("*.q_proj", "*.k_proj")
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        (["train", "--train.steps", "3", "--train.steps", "4"], "--train.steps"),
+        (["train", "--train.grad-clip", "3", "--train.grad_clip=4"], "--train.grad_clip"),
+        (["train", "--method", "muon", "--method", "muon"], "--method"),
+        (["eval", "x", "--device", "cpu", "--device", "cpu"], "--device"),
+        (["generate", "x", "--seed", "1", "--seed", "2"], "--seed"),
+        (["data", "prepare", "--vocab_size", "300", "--vocab_size", "400"], "--vocab_size"),
+        (["compare", "a.toml", "--seeds", "1", "--seeds", "2"], "--seeds"),
+    ],
+)
+def test_other_flags_given_twice_are_refused(words, flag, capsys):
+    assert f"{flag} is given twice" in error_of(words, capsys)
+
+
+def test_a_setting_given_twice_is_refused(tmp_path, capsys):
+    (tmp_path / "r.toml").write_text("")
+    words = ["compare", str(tmp_path / "r.toml"), "--budget", "tokens=1k", "--out", str(tmp_path / "out")]
+    settings = ["--set", "train.seq_len=8", "--set", "train.seq_len=9"]
+    assert "--set train.seq_len is given twice" in error_of([*words, *settings], capsys)
+
+
+# --- nearest names ----------------------------------------------------------------------------------------
+
+KEYS = [*flatten(load(None, {"method": "spectron"}).to_dict()), "data.tokenizer", "model.hidden_size"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ("train.batch_size", "train.global_batch_size"),
+        ("optimizer.learning_rate", "optimizer.lr"),
+        ("other.learning_rate", "other.lr"),
+        ("learning_rate", "optimizer.lr"),
+        ("train.lr", "optimizer.lr"),
+        ("train.learning-rate", "optimizer.lr"),
+        ("max_steps", "train.steps"),
+        ("train.max_grad_norm", "train.grad_clip"),
+        ("model.d_model", "model.hidden_size"),
+        ("train.warmup_steps", "schedule.warmup"),
+        ("train.block_size", "train.seq_len"),
+        ("eval.batchsize", "eval.batch_size"),
+        ("eval.steps", "eval.every"),
+        ("checkpoint.save_steps", "checkpoint.every"),
+        ("optimizer.momentun", "optimizer.momentum"),
+        ("train.sep_len", "train.seq_len"),
+        ("layer.rnak", "layer.rank"),
+        ("layer.r", "layer.rank"),
+        ("dataset", "data.source"),
+        ("train.tokenizer", "data.tokenizer"),
+        ("entirely.unrelated", None),
+    ],
+)
+def test_nearest_keys_by_meaning_and_spelling(asked, meant):
+    assert nearest_name(asked, KEYS) == meant
+
+
+def test_keys_of_recipes_and_flags_get_the_same_hint(tmp_path, capsys):
+    (tmp_path / "r.toml").write_text("[train]\nbatch_size = 3\n")
+    from_file = error_of(["train", str(tmp_path / "r.toml")], capsys)
+    assert "unknown key 'train.batch_size'; the nearest is 'train.global_batch_size'" in from_file
+    from_flag = error_of(["train", "--train.batch_size", "3"], capsys)
+    assert "no flag --train.batch_size; the nearest is --train.global_batch_size" in from_flag
+
+
+@pytest.mark.parametrize(("asked", "meant"), [("fit", "train"), ("evaluate", "eval"), ("convert", "export")])
+def test_commands_are_found_by_meaning(asked, meant):
+    with pytest.raises(UsageError, match=f"the nearest is '{meant}'"):
+        lookup({**COMMANDS, "export": None}, asked, "command", "lowrise")
+
+
+# --- places -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(text_folder, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("words") / "a [bold]run[/bold]"
+    run_training(config_for(text_folder, "muon"), folder)
+    return folder
+
+
+def test_train_with_a_run_s_folder_continues_it(trained, capsys):
+    assert main(["train", str(trained)]) == 0
+    said = capsys.readouterr().out
+    assert "Continuing from step 8" in said
+    assert f"{trained}/checkpoints/step-00000008" in said, "square brackets are no markup"
+    assert f"Report: {trained}/report.html" in said
+
+
+def test_strict_json_of_eval_stands_alone_on_standard_output(trained, capsys):
+    assert main(["eval", str(trained), "--json", "true"]) == 0
+    result = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert result["step"] == 8
+
+
+def test_files_where_folders_belong_are_usage_errors(tmp_path, capsys, monkeypatch):
+    file = tmp_path / "file.txt"
+    file.write_text("text")
+    for place in (file, file / "x" / "y"):
+        assert f"{file} is a file; name a folder" in error_of(["train", "--run", str(place)], capsys)
+    words = ["compare", "r.toml", "--budget", "tokens=1k", "--out", str(file)]
+    assert f"--out {file}: {file} is a file" in error_of(words, capsys)
+    assert f"{file} is a file: give the folder" in error_of(["data", "info", str(file)], capsys)
+    assert "is a folder and no run" in error_of(["train", str(tmp_path)], capsys)
+    assert "is a folder and no run" in error_of(["compare", str(tmp_path), *words[2:-1], "out"], capsys)
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "r.toml").write_text('method = "muon"\n')
+    assert recipe_file("~/r.toml") == tmp_path / "r.toml"
+    assert load("~/r.toml").method == "muon"
+    assert Train(run=Path("~/x")).folder == tmp_path / "x"
+    for command in ("eval", "generate"):
+        assert f"{tmp_path}/x is not a run directory" in error_of([command, "~/x"], capsys)
+    assert f"{tmp_path}/x is not there" in error_of(["data", "info", "~/x"], capsys)
+
+
+# --- encodings --------------------------------------------------------------------------------------------
+
+
+def test_a_byte_order_mark_is_no_part_of_a_recipe(tmp_path):
+    (tmp_path / "r.toml").write_bytes(b'\xef\xbb\xbfmethod = "muon"\n')
+    assert load(tmp_path / "r.toml").method == "muon"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_any_encoding_of_the_terminal(encoding, trained):
+    for words in (["methods"], ["generate", str(trained), "--prompt", "naïve … 世界", "--tokens", "2"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "lowrise", *words],
+            env=ENVIRONMENT | {"PYTHONIOENCODING": encoding},
+            capture_output=True,
+            timeout=240,
+        )
+        assert done.returncode == 0, done.stderr
+        assert b"Traceback" not in done.stderr
+
+
+def test_bytes_that_are_no_text_are_refused(capsys):
+    assert "'caf\\udce9' on the command line is not text" in error_of(
+        ["generate", "x", "--prompt", "caf\udce9"], capsys
+    )
+
+
+# --- what is hardly meant ---------------------------------------------------------------------------------
+
+
+def test_a_warm_up_longer_than_the_run_is_a_warning(text_folder, tmp_path, capsys):
+    config = config_for(text_folder, "muon", **{"train.steps": 6, "schedule.warmup": 100})
+    (tmp_path / "r.toml").write_text(config.to_toml())
+    assert main(["train", str(tmp_path / "r.toml"), "--run", str(tmp_path / "run")]) == 0
+    assert "warning: schedule.warmup = 100 updates is longer than the run" in capsys.readouterr().out
+
+
+def test_earlier_keys_of_a_recipe_are_one_plain_line(tmp_path, capsys):
+    (tmp_path / "r.toml").write_text("[train]\nclip = 0.5\nsteps = 0\n")
+    assert main(["train", str(tmp_path / "r.toml")]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"warning: {tmp_path}/r.toml: train.grad_clip is called train.grad_clip now")
+    assert "train.steps = 0 cannot be" in second
+
+
+# --- start-up ---------------------------------------------------------------------------------------------
+
+LIGHT = [
+    ["--help"],
+    ["--version"],
+    ["methods"],
+    ["trian"],
+    ["eval"],
+    ["eval", "--help"],
+    ["generate", "--tokns", "3"],
+    ["compare", "--seeds", "1", "--seeds", "2"],
+    ["data", "info", "nowhere"],
+]
+
+
+@pytest.mark.parametrize("words", LIGHT, ids=" ".join)
+def test_help_tables_and_usage_errors_need_no_torch(words):
+    code = (
+        "import sys\nfrom lowrise.cli import main\n"
+        f"try:\n main({words!r})\nexcept SystemExit:\n pass\n"
+        "print({'torch', 'scipy', 'tensorboard', 'transformers', 'numpy'} & {*sys.modules}, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, timeout=120
+    )
+    assert done.stderr.splitlines()[-1] == "set()"
+
+
+def test_public_names_come_when_they_are_used():
+    code = (
+        "import sys, lowrise\nassert 'torch' not in sys.modules\n"
+        "assert {'Llama', 'factorize', 'optim'} <= {*dir(lowrise)}\n"
+        "from lowrise import factorize\nassert 'torch' in sys.modules\n"
+        "assert not {'scipy', 'tensorboard', 'transformers', 'datasets'} & {*sys.modules}\n"
+        "import lowrise.train, lowrise.compare.compare\n"
+        "assert not {'tensorboard', 'transformers', 'datasets'} & {*sys.modules}\n"
+        "assert lowrise.optim.AdamW and lowrise.Llama is lowrise.model.Llama\n"
+        "from lowrise import *\nassert Llama and layers\n"
+    )
+    subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, check=True, timeout=240)
+    import lowrise
+
+    with pytest.raises(AttributeError, match="no attribute 'Lama'"):
+        _ = lowrise.Lama

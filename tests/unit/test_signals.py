@@ -1,0 +1,54 @@
+"""Requests to stop: one that is repeated at once is the same, a later one acts."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from lowrise import signals
+from lowrise.signals import STOP_SIGNALS, StopRequest, told
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
+    return now
+
+
+@pytest.fixture
+def acted(monkeypatch):
+    """What came through to the earlier handlers."""
+    came: list[int] = []
+    before = {n: signal.signal(n, lambda number, frame: came.append(number)) for n in STOP_SIGNALS}
+    yield came
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_second_signal_acts_once_it_is_another_request(number, clock, acted):
+    with StopRequest(once=True) as stop:
+        signal.raise_signal(number)
+        clock[0] += 0.3
+        signal.raise_signal(number)  # torchrun passes on what the scheduler has sent to all
+        assert (stop.count, stop.signal, acted) == (1, number, [])
+        clock[0] += 1.5
+        signal.raise_signal(number)
+        assert acted == [number]
+    signal.raise_signal(number)
+    assert acted == [number, number], "the earlier handlers are back"
+
+
+def test_without_once_every_request_is_counted(clock, acted):
+    with StopRequest() as stop:
+        for _ in range(3):
+            signal.raise_signal(signal.SIGINT)
+            clock[0] += 2
+        assert (stop.count, acted) == (3, [])
+
+
+def test_messages_name_the_signal():
+    assert told(signal.SIGINT) == "interrupted: the same command continues."
+    assert told(signal.SIGHUP) == "interrupted by SIGHUP: the same command continues."
