@@ -16,7 +16,8 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from lowrise.distributed import World
 from lowrise.distributed.sharding import ShardGroup, whole
-from lowrise.optim import OPTIMIZERS, guard
+from lowrise.optim import OPTIMIZERS
+from lowrise.optim.engine import guard
 from lowrise.optim.engine.options import UNIT_SIZE
 
 WAYS = ("rows", "copies")

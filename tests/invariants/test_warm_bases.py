@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lowrise.linalg.subspace import followed, leading_left
 from lowrise.model import Llama, LlamaConfig
-from lowrise.optim import GaLore, projection
+from lowrise.optim import GaLore
+from lowrise.optim.rules import projection
 from lowrise.optim.rules.projection import renewed
 
 RENEWALS, GAP = 4, 10

@@ -127,6 +127,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
         ("a.jsonl", b'{"id": ' + b"7" * 5000 + b', "text": "one"}\n', "line 1: not a JSON object"),
         ("a.json", b'[{"text": "one"}]', "array"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",  # not the bytes, which hold a date
 )
 def test_what_is_no_text_is_refused(tmp_path: Path, name: str, content: bytes, complaint: str) -> None:
     (tmp_path / name).write_bytes(content)

@@ -35,6 +35,7 @@ import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
@@ -347,41 +348,19 @@ class Optimizer(Spread):
         """
         if not units:
             return
+        own = group["role"] in self.roles
+        rule = self._update if own else partial(update_by_adamw, form=self.adamw_form)
         seen = seen_group(group, wholes)
         torch._foreach_add_([s["step"] for unit in units for s in unit.states], 1.0)
         with _no_autocast():
-            for part in self._guard.protected(units, wholes):
-                self._move_parts(group, seen, part, wholes)
-
-    def _move_parts(
-        self,
-        group: dict[str, Any],
-        seen: dict[str, Any],
-        units: list[Unit],
-        wholes: Mapping[int, Tensor] | None,
-    ) -> None:
-        """Steps 4 to 6, a bounded number of elements at a time."""
-        for part in _parts(group, units):
-            wide = [widened(unit) for unit in part]
-            with self._opened(group, [p for unit in part for p in unit.params]) as states:
-                self._apply(seen, [here(unit, wholes) for unit in with_states(wide, states)])
-
-    def _apply(self, group: dict[str, Any], units: list[Unit]) -> None:
-        """Step 5, with the matrices of the group's view in the place of its tensors."""
-        if group.get("view") is None:
-            self._apply_rule(group, units)
-            return
-        matrices = {id(p): split(p.detach(), group["view"]) for p in group["params"]}
-        parts = [units_of_matrices(unit, matrices[id(unit.params[0])], group["view"]) for unit in units]
-        self._apply_rule(as_matrices(group, matrices), [unit for part in parts for unit in part])
-        for unit in units:
-            write_back(unit.params[0], matrices[id(unit.params[0])])
-
-    def _apply_rule(self, group: dict[str, Any], units: list[Unit]) -> None:
-        if group["role"] in self.roles:
-            self._update(group, units)
-        else:
-            update_by_adamw(group, units, form=self.adamw_form)
+            # A bounded number of elements at a time, as moments and gradients are widened.
+            for safe in self._guard.protected(units, wholes):
+                for part in _parts(group, safe):
+                    wide = [widened(unit) for unit in part]
+                    with self._opened(group, [p for unit in part for p in unit.params]) as states:
+                        whole = [here(unit, wholes) for unit in with_states(wide, states)]
+                        with _viewed(seen, whole) as (viewed_group, matrices):
+                            rule(viewed_group, matrices)
 
     def first_matrix(self, group: Mapping[str, Any]) -> int:
         """The number of matrices (tensors, where there is no view) in the groups before this one, which may
@@ -520,6 +499,22 @@ def _no_autocast() -> Iterator[None]:
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
         yield
+
+
+@contextmanager
+def _viewed(group: dict[str, Any], units: list[Unit]) -> Iterator[tuple[dict[str, Any], list[Unit]]]:
+    """Step 5: the group and its units with the matrices of the group's view in the place of tensors; what is
+    written into copies is written back at the end.
+    """
+    view = group.get("view")
+    if view is None:
+        yield group, units
+        return
+    matrices = {id(p): split(p.detach(), view) for p in group["params"]}
+    parts = [units_of_matrices(unit, matrices[id(unit.params[0])], view) for unit in units]
+    yield as_matrices(group, matrices), [unit for part in parts for unit in part]
+    for unit in units:
+        write_back(unit.params[0], matrices[id(unit.params[0])])
 
 
 def _num_matrices(param: Tensor, group: Mapping[str, Any]) -> int:

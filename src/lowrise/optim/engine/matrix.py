@@ -34,6 +34,10 @@ class MatrixOptimizer(Optimizer):
     `self.options(locals())` on, and writes `direction`, `state_shapes` where it keeps state, and
     `matrix_flops`. Options annotated with `Literal` are checked here. Of the roles "factors" and "svd" every
     2-D parameter is taken as a matrix of its own.
+
+    Args:
+        params: Groups of `lowrise.param_groups`, or parameters.
+        defaults: The constructor's options; each may be overridden by a group.
     """
 
     roles: ClassVar[frozenset[str]] = frozenset({"matrix"})
