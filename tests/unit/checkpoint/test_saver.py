@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lowrise import files
 from lowrise.checkpoint import CheckpointStore, Saver, consolidate
-from lowrise.checkpoint import store as store_module
 from lowrise.checkpoint.newest import newest_checkpoint
 from lowrise.distributed import World
 from lowrise.errors import LowriseError
@@ -85,7 +85,7 @@ def full_disk(monkeypatch):
     def full(path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(store_module, "flush", full)
+    monkeypatch.setattr(files, "flush", full)  # of the manifest, before the folder gets its name
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])
