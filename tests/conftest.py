@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from lowrise.layers import LAYERS
+from lowrise.methods import METHODS
+from lowrise.optim import OPTIMIZERS
 from lowrise.plugins import load_plugins
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,6 +29,20 @@ def shared() -> Path:
     if not path.is_dir():
         pytest.skip(f"the folder with fixtures and text is not at {path} (set LOWRISE_SHARED to its place)")
     return path
+
+
+@pytest.fixture(autouse=True)
+def _tables_as_they_were() -> Iterator[None]:
+    """A plugin that a test loads is gone after it."""
+    tables: list[dict[str, Any]] = [METHODS, OPTIMIZERS, LAYERS]  # type: ignore[list-item]
+    before, modules = [dict(table) for table in tables], set(sys.modules)
+    yield
+    for table, rows in zip(tables, before, strict=True):
+        if table != rows:
+            table.clear()
+            table.update(rows)
+            for name in [m for m in sys.modules if m.startswith("lowrise_plugin_") and m not in modules]:
+                del sys.modules[name]
 
 
 @pytest.fixture(autouse=True)

@@ -14,19 +14,18 @@ import lowrise
 
 SOURCE = Path(lowrise.__file__).parent
 FLOORS = (
-    ("errors", "names", "signals", "rng", "allocator", "citations"),
-    ("files", "console"),
+    ("errors", "names", "signals", "rng"),
+    ("files", "console", "allocator", "flags"),
     ("linalg", "distributed"),
     ("layers", "data"),
     ("model", "checkpoint", "optim"),
-    ("methods", "plugins"),
+    ("methods", "plugins", "citations"),
     ("config", "ledger"),
     ("runs",),
     ("inference", "report", "export"),
     ("pretrained", "serve"),
     ("train",),
     ("compare",),
-    ("flags",),
     ("cli", "__main__"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
