@@ -1,10 +1,43 @@
-"""Stop requests: SIGTERM and SIGINT are noted instead of ending the process at once."""
+"""Requests by signal: to stop (SIGTERM, SIGINT, SIGHUP) and to save (SIGUSR1) are noted instead of ending the
+process at once."""
 
 from __future__ import annotations
 
 import signal
 from types import FrameType
 from typing import Self
+
+
+class SaveRequest:
+    """Notes SIGUSR1 inside a `with` block instead of ending the process: Slurm's warning, or a user who wants
+    a checkpoint now. Outside the main thread nothing is caught."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._earlier: object = None
+        self._caught = False
+
+    def __enter__(self) -> Self:
+        try:
+            self._earlier = signal.signal(signal.SIGUSR1, self._note)
+            self._caught = True
+        except ValueError:
+            pass
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._caught:
+            signal.signal(signal.SIGUSR1, self._earlier)  # type: ignore[arg-type]  # what signal.signal gave
+
+    def take(self) -> bool:
+        """Whether one came since the last call. One that comes meanwhile is not lost."""
+        if not self._asked:
+            return False
+        self._asked = False
+        return True
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
 
 
 class StopRequest:

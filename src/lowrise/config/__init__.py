@@ -8,6 +8,7 @@ line.
 """
 
 from lowrise.config.derived import options_of
+from lowrise.config.places import resolved
 from lowrise.config.reading import from_dict, load
 from lowrise.config.rules import validate
 from lowrise.config.sections import (
@@ -33,5 +34,6 @@ __all__ = [
     "load",
     "lookup",
     "options_of",
+    "resolved",
     "validate",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 DENSE = "dense"
@@ -90,6 +90,8 @@ class InitSection:
     """Folder of a run whose weights this one starts from; dense ones are taken over by any layer."""
     step: int | None = None
     """Checkpoint of that run; none: its newest."""
+    what: Literal["weights", "all"] = "weights"
+    """all: a branch of that run, with its optimizer state, its place in the data and its counters."""
 
 
 @dataclass(kw_only=True)
@@ -150,6 +152,8 @@ class EvalSection:
     """Held-out tokens of an evaluation during training; 0: the whole split."""
     batch_size: int = 32
     """Sequences a forward pass, over all ranks."""
+    extra: dict[str, str] = field(default_factory=dict)
+    """Further texts, each evaluated whole under its name (val_loss/NAME) whenever the held-out split is."""
 
 
 @dataclass(kw_only=True)

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from rich.console import Console
-from torch.utils.tensorboard import SummaryWriter
 
-from lowrise.checkpoint import Saver
+from lowrise.checkpoint import Checkpoint, Saver
 from lowrise.checkpoint.newest import newest_checkpoint
 from lowrise.config import RunConfig
+from lowrise.config.identity import told
 from lowrise.data import Corpus
 from lowrise.distributed import FailedElsewhere, World, check_alike, check_same_work
 from lowrise.distributed.sharding import is_sharded
@@ -27,7 +26,6 @@ from lowrise.distributed.world import lost_ranks_explained
 from lowrise.errors import LowriseError, UsageError
 from lowrise.inference.evaluate import EvalResult, Stopped, evaluate_split
 from lowrise.inference.generate import sample_of
-from lowrise.optim.checks import require_match
 from lowrise.report.run_report import write_report
 from lowrise.runs.directory import RunDirectory, require_recipe
 from lowrise.runs.environment import (
@@ -35,15 +33,25 @@ from lowrise.runs.environment import (
     describe,
     peak_memory_bytes,
     random_state,
-    set_random_state,
 )
 from lowrise.runs.parallel import shares_rows
-from lowrise.runs.weights import fit_ranks, load_saved_model, model_tensors
-from lowrise.signals import StopRequest
+from lowrise.runs.weights import model_tensors
+from lowrise.signals import SaveRequest, StopRequest
+from lowrise.train.course import Course, require_same_course
 from lowrise.train.display import Display
-from lowrise.train.summary import Progress, summarize
+from lowrise.train.resume import (
+    Origin,
+    accepted_changes,
+    check_branch,
+    now,
+    origin_checkpoint,
+    require_same_origin,
+    require_same_text,
+    text_numbers,
+)
+from lowrise.train.summary import summarize
 from lowrise.train.telemetry import measure, snapshot
-from lowrise.train.tensorboard import add_record, open_board
+from lowrise.train.trackers import Tracker, Trackers, open_tensorboard
 from lowrise.train.update import Update, Updater
 from lowrise.train.warm_start import warm_start
 
@@ -66,11 +74,15 @@ class Trainer(Updater):
         run: RunDirectory,
         display: Display,
         world: World | None = None,
+        trackers: Sequence[Tracker] = (),
     ) -> None:
         super().__init__(config, corpus, display, world)
         self.directory = run
-        self.stop = StopRequest()
-        self.saved_step = -1
+        self.given_trackers = Trackers(trackers if self.world.leads else ())
+        self.stop, self.save_request = StopRequest(), SaveRequest()
+        self.saved_step, self.save_due = -1, False
+        self.before: RunConfig | None = None
+        self.origin: Origin | None = None
         kept = config.checkpoint
         self.saver = Saver(
             run.checkpoints,
@@ -89,9 +101,15 @@ class Trainer(Updater):
         config = self.config
         check_same_work(self.world, recipe=config.hash, corpus=self.corpus.fingerprint)
         self.world.by_rank_0(self._begin)
-        self._resume()
+        start = self._resume()
         self._check_alike("at the start")
-        with StopRequest(once=True) as self.stop, self._board() as board, self.saver:
+        self.world.by_rank_0(lambda: self._write_start(start))
+        with (
+            StopRequest(once=True) as self.stop,
+            SaveRequest() as self.save_request,
+            self._tracked() as board,
+            self.saver,
+        ):
             while self.progress.step < config.train.steps and not self._asked_to_stop():
                 self._advance(board)
             if self.saved_step != self.progress.step:
@@ -104,18 +122,32 @@ class Trainer(Updater):
         return self._finish(result)
 
     def _begin(self) -> None:
-        self.directory.begin(self.config)
-        self.directory.write_json(self.directory.environment, describe(self.device, self.world.size))
+        self.before = self.directory.begin(self.config)
+
+    def _write_start(self, start: dict[str, Any]) -> None:
+        """Say and write down what is other than at the last start, and where this one runs."""
+        changed = accepted_changes(self.before, self.config)
+        if changed:
+            self.display.say(
+                f"Other settings than at the last start, none of the mathematics: {told(changed, 9)}."
+            )
+        step, facts = self.progress.step, describe(self.device, self.world.size)
+        start = {"time": now(), "step": step, "ranks": self.world.size, "device": facts["device"], **start}
+        start |= {"changed": {key: list(values) for key, values in changed.items()}}
+        self.directory.write_start(self.config, facts, start)
         self.corpus.write_tokenizer(self.directory.tokenizer)
 
     def _asked_to_stop(self) -> bool:
-        """Whether any rank was: the same answer on all, at the same place of the run."""
-        number = self.world.largest(self.stop.signal or 0)
+        """Whether any rank was: the same answer on all, at the same place of the run. A request to save is
+        heard of here too, and met after the update."""
+        asked = [self.stop.signal or 0, int(self.save_request.take())]
+        number, save = self.world.largest_of(asked)
+        self.save_due = self.save_due or bool(save)
         if number:
             self.stop.request(number)
         return bool(self.stop)
 
-    def _advance(self, board: SummaryWriter | None) -> None:
+    def _advance(self, board: Tracker | None) -> None:
         """One update and all that falls due after it."""
         config, progress = self.config, self.progress
         number = progress.step + 1
@@ -153,7 +185,7 @@ class Trainer(Updater):
         with self._on_the_wall_clock():
             if _due(number, config.eval.every) and number < config.train.steps:
                 self._evaluate(board, whole=False)
-            if _due(number, config.checkpoint.every):
+            if _due(number, config.checkpoint.every) or self.save_due:
                 self._save()
 
     def _parallel_record(self, seconds: float) -> dict[str, Any]:
@@ -191,7 +223,7 @@ class Trainer(Updater):
 
     # --- evaluation, records ------------------------------------------------------------------------------
 
-    def _evaluate(self, board: SummaryWriter | None, whole: bool) -> EvalResult | None:
+    def _evaluate(self, board: Tracker | None, whole: bool) -> EvalResult | None:
         """Evaluate and record; None, and no record, if a stop signal comes before the end."""
         limit = 0 if whole else self.config.eval.tokens
         try:
@@ -215,15 +247,26 @@ class Trainer(Updater):
         )
         return result
 
-    def _board(self) -> AbstractContextManager[SummaryWriter | None]:
-        wanted = self.config.log.tensorboard and self.world.leads
-        return open_board(self.directory.tensorboard, self.progress.step) if wanted else nullcontext()
+    @contextmanager
+    def _tracked(self) -> Iterator[Tracker | None]:
+        """All trackers as one, at rank 0."""
+        if not self.world.leads:
+            yield None
+            return
+        with ExitStack() as stack:
+            trackers: list[Tracker] = [self.given_trackers]
+            if self.config.log.tensorboard:
+                board = open_tensorboard(self.directory.tensorboard, self.progress.step)
+                trackers.append(stack.enter_context(board))
+            tracker = Trackers(trackers)
+            tracker.on_start(self.config.to_dict(), self.progress.step)
+            yield tracker
 
-    def _write(self, record: dict[str, Any], board: SummaryWriter | None) -> None:
+    def _write(self, record: dict[str, Any], board: Tracker | None) -> None:
         if self.world.leads:
             self.directory.append_metrics(record)
         if board is not None:
-            add_record(board, record)
+            (board.on_evaluate if "val_loss" in record else board.on_log)(record)
 
     # --- checkpoints --------------------------------------------------------------------------------------
 
@@ -236,48 +279,60 @@ class Trainer(Updater):
             "random": random_state(self.device) if self.world.leads else {},
         }
         numbers = dataclasses.asdict(self.progress) | {
-            "corpus": self.corpus.fingerprint,
-            "recipe": self.config.hash,
+            **text_numbers(self.corpus),
+            "mathematics": self.config.mathematics,
+            "course": Course.of(self.config).text(),
+            "origin": self.origin.text() if self.origin else "",
         }
         self.saver.save(self.progress.step, parts, numbers)
         self.saved_step = self.progress.step
+        self.save_due = False
 
     def _check_alike(self, when: str) -> None:
         """What all ranks should have alike; not rows, and not the state of a matrix that one rank owns."""
         copies = {name: t for name, t in model_tensors(self.model).items() if not is_sharded(t)}
         check_alike(self.world, copies | self.optimizer.common_state(), when)
 
-    def _resume(self) -> None:
+    def _resume(self) -> dict[str, Any]:
+        """Go on from the newest checkpoint, from the run that `init` names, or from fresh weights; what this
+        start is, for environment.json."""
+        config = self.config
         checkpoint = newest_checkpoint(
             self.directory.checkpoints, self.world, lambda text: self.display.say(text, style="yellow")
         )
-        if checkpoint is None:
-            self._rewind(-1)
-            if self.config.init.run is not None:
-                spent = warm_start(self.model, self.config, self.corpus.tokenizer, self.display.say)
-                self.progress.init_tokens, self.progress.init_flops = spent.tokens, spent.flops
-            return
-        require_recipe(checkpoint, self.config)
-        if checkpoint.numbers["corpus"] != self.corpus.fingerprint:
-            raise UsageError(
-                f"The text of this run has changed since its checkpoint at step {checkpoint.step}: "
-                "continuing would mix two corpora. Restore the text, or start a new run with --run."
-            )
-        if checkpoint.step:
-            self._tell_time(checkpoint.step)
-        if fit_ranks(self.model, checkpoint.described("model"), self.optimizer):
-            self._ranks_changed()
-        load_saved_model(self.model, checkpoint, self.world)
-        checkpoint.load_into(
-            "optimizer", self.optimizer.named_state(), self.world, partial(require_match, check_dtype=True)
+        if checkpoint is not None:
+            require_recipe(checkpoint, config)
+            require_same_text(checkpoint, self.corpus, self.before, config)
+            self.origin = require_same_origin(checkpoint, config)
+            self._require_same_course(checkpoint)
+            self.load(checkpoint)
+            self.saved_step = self.progress.step
+            self._rewind(self.progress.step)
+            self.display.say(f"Continuing from step {self.progress.step} ({checkpoint.path}).")
+            return {}
+        self._rewind(-1)
+        if config.init.run is None:
+            return {}
+        source = origin_checkpoint(config.init)
+        self.origin = Origin.of(config.init, source)
+        if config.init.what == "all":
+            check_branch(source, config, self.corpus, self.display.say)
+            self.load(source)
+        else:
+            spent = warm_start(self.model, config, source, self.corpus.tokenizer, self.display.say)
+            self.progress.init_tokens, self.progress.init_flops = spent.tokens, spent.flops
+        return {"init": str(source.path)}
+
+    def _require_same_course(self, checkpoint: Checkpoint) -> None:
+        now = Course.of(self.config)
+        require_same_course(
+            Course.read(checkpoint.numbers["course"]) if "course" in checkpoint.numbers else now,
+            now,
+            checkpoint.step,
+            skipped=checkpoint.numbers.get("skipped", 0),
+            layers=self.low_rank_layers,
+            optimizer=self.optimizer,
         )
-        set_random_state(checkpoint.parts["random"], self.device)
-        known = {field.name for field in dataclasses.fields(Progress)}
-        self.progress = Progress(**{k: v for k, v in checkpoint.numbers.items() if k in known})
-        self.saved_step = self.progress.step
-        self._place_restarts()
-        self._rewind(self.progress.step)
-        self.display.say(f"Continuing from step {self.progress.step} ({checkpoint.path}).")
 
     def _rewind(self, step: int) -> None:
         """The last evaluation comes after the last checkpoint, every other one before."""
@@ -288,7 +343,7 @@ class Trainer(Updater):
         stop = self.stop
         assert stop.signal is not None
         summary = self.summary(None, "interrupted")
-        self.world.by_rank_0(lambda: self.directory.write_json(self.directory.summary, summary))
+        self.world.by_rank_0(lambda: self._end(summary))
         return Interrupted(
             f"{stop.signal.name}: stopped after step {self.progress.step} of {self.config.train.steps}, "
             "saved. The same command continues from here.",
@@ -307,11 +362,16 @@ class Trainer(Updater):
             if sample is not None:
                 self.directory.sample.write_text(sample, encoding="utf-8")
                 summary["sample"] = sample
-            self.directory.write_json(self.directory.summary, summary)
+            self._end(summary)
             write_report(self.directory.path)
 
         self.world.by_rank_0(write)
         return summary
+
+    def _end(self, summary: dict[str, Any]) -> None:
+        """By rank 0."""
+        self.directory.write_json(self.directory.summary, summary)
+        self.given_trackers.on_end(summary)
 
     def summary(self, result: EvalResult | None, status: str) -> dict[str, Any]:
         return summarize(
@@ -342,6 +402,7 @@ def train(
     directory: RunDirectory,
     console: Console,
     world: World | None = None,
+    trackers: Sequence[Tracker] = (),
 ) -> dict[str, Any]:
     """Train in the directory, or continue there; returns the summary. A failure is written into the summary
     too.
@@ -351,7 +412,7 @@ def train(
     world = world or World()
     with ExitStack() as stack, Display(console, config.train.steps) as display:
         world.by_rank_0(lambda: stack.enter_context(directory.locked()))
-        trainer = Trainer(config, corpus, directory, display, world)
+        trainer = Trainer(config, corpus, directory, display, world, trackers)
         try:
             # FSDP2 and owners talk in the middle of forward passes, backward passes and steps.
             with lost_ranks_explained(world, among_others=True):
@@ -361,7 +422,7 @@ def train(
         except Exception as error:
             failed = trainer.summary(None, "failed") | {"error": str(error) or type(error).__name__}
             if world.leads:
-                directory.write_json(directory.summary, failed)
+                trainer._end(failed)
             if isinstance(error, torch.OutOfMemoryError):
                 raise LowriseError(
                     f"Out of memory at update {trainer.progress.step + 1}: lower train.micro_batch_size (now "

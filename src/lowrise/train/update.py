@@ -18,10 +18,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from lowrise.checkpoint import Checkpoint
 from lowrise.config import RunConfig
 from lowrise.data import Corpus
 from lowrise.distributed import GradientSum, World
@@ -29,10 +31,12 @@ from lowrise.distributed.fsdp import Traffic
 from lowrise.distributed.sharding import whole_parameters
 from lowrise.layers.base import LowRankLayer
 from lowrise.model import next_token_loss
+from lowrise.optim.checks import require_match
 from lowrise.runs.build import build_optimizer, compile_blocks
-from lowrise.runs.environment import autocast_for, choose_device, set_numerics
+from lowrise.runs.environment import autocast_for, choose_device, set_numerics, set_random_state
 from lowrise.runs.parallel import check_world, share_work, shared_model
 from lowrise.runs.plan import RunPlan, plan_of
+from lowrise.runs.weights import fit_ranks, load_saved_model
 from lowrise.train.at_once import step_at_once
 from lowrise.train.display import Display
 from lowrise.train.per_layer import StepResult, step_per_layer
@@ -87,6 +91,21 @@ class Updater:
         }
         if train.compile:
             compile_blocks(self.model)
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Take over what was saved: weights, optimizer state, random state and counters. Collective."""
+        if checkpoint.step:
+            self._tell_time(checkpoint.step)
+        if fit_ranks(self.model, checkpoint.described("model"), self.optimizer):
+            self._ranks_changed()
+        load_saved_model(self.model, checkpoint, self.world)
+        checkpoint.load_into(
+            "optimizer", self.optimizer.named_state(), self.world, partial(require_match, check_dtype=True)
+        )
+        set_random_state(checkpoint.parts["random"], self.device)
+        known = {field.name for field in dataclasses.fields(Progress)}
+        self.progress = Progress(**{k: v for k, v in checkpoint.numbers.items() if k in known})
+        self._place_restarts()
 
     def update(self) -> Update:
         """Update number `progress.step + 1`: the steps above."""

@@ -1,4 +1,4 @@
-"""First weights from another run: `[init] run = FOLDER`.
+"""First weights from another run: `[init] run = FOLDER` (with `what = "all"`: `train/resume.py`).
 
 ReLoRA's full-rank phase is such a run (arXiv 2307.05695: most of its quality comes from there), and its dense
 weights become W0. The optimizer, the schedule and the batches begin anew.
@@ -19,13 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from lowrise.checkpoint import Checkpoint
-from lowrise.config import RunConfig, load
+from lowrise.config import RunConfig, load, resolved
 from lowrise.data import Tokenizer
 from lowrise.distributed.sharding import copy_whole_, whole_parameters
 from lowrise.errors import UsageError
 from lowrise.layers.base import LowRankLayer
-from lowrise.runs.directory import RunDirectory, open_run
+from lowrise.runs.directory import open_run
 from lowrise.runs.plan import plan_run
+from lowrise.train.resume import require_same_tokenizer
 
 
 @dataclass(frozen=True)
@@ -36,20 +37,22 @@ class Head:
     flops: int
 
 
-def warm_start(model: nn.Module, config: RunConfig, tokenizer: Tokenizer, say: Callable[[str], None]) -> Head:
-    """Load the weights that `config.init` names into the model. Raises `UsageError` for what does not fit."""
+def warm_start(
+    model: nn.Module,
+    config: RunConfig,
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer,
+    say: Callable[[str], None],
+) -> Head:
+    """Load the weights of a checkpoint of the run that `config.init` names into the model. Raises
+    `UsageError` for what does not fit."""
     assert config.init.run is not None
     run = open_run(config.init.run)
     before = load(run.config)
-    if Tokenizer.load(run.tokenizer, separator_token=before.data.separator_token).sha256 != tokenizer.sha256:
-        raise UsageError(
-            f"init.run = {config.init.run} was trained with another tokenizer: set data.tokenizer to its "
-            f"{run.tokenizer}, or train on its corpus."
-        )
-    checkpoint = _checkpoint(run, config.init.step)
+    require_same_tokenizer(run, before, tokenizer)
     load_weights_(model, checkpoint.parts["model"], source=str(config.init.run))
     say(f"Starting from the weights of {checkpoint.path}, a run of the method {before.method}.")
-    if before.seed == config.seed and before.data == config.data:
+    if before.seed == config.seed and before.data == resolved(config).data:
         say(
             f"Its batches come again in the same order, since the seed is {config.seed} here too: "
             "give this run another seed to go on with other text."
@@ -57,19 +60,6 @@ def warm_start(model: nn.Module, config: RunConfig, tokenizer: Tokenizer, say: C
     numbers = checkpoint.numbers
     own_flops = checkpoint.step * plan_run(before, tokenizer.vocab_size).flops_per_step
     return Head(numbers["tokens"] + numbers.get("init_tokens", 0), own_flops + numbers.get("init_flops", 0))
-
-
-def _checkpoint(run: RunDirectory, step: int | None) -> Checkpoint:
-    """Reads only: a damaged checkpoint of another run is not put aside here."""
-    steps = run.checkpoints.steps()
-    if not steps:
-        raise UsageError(f"init.run = {run.path} has no checkpoint yet: train it first.")
-    if step is not None and step not in steps:
-        raise UsageError(
-            f"init.step = {step} is no checkpoint of {run.path}; it has {', '.join(map(str, steps))} "
-            "(checkpoint.keep_every keeps more)."
-        )
-    return run.checkpoints.load(steps[-1] if step is None else step)
 
 
 @torch.no_grad()

@@ -1,0 +1,179 @@
+"""What a run goes on from, and whether that is its own: text, first weights, settings, a branch's parent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+
+from lowrise.checkpoint import Checkpoint
+from lowrise.checkpoint.manifest import MANIFEST
+from lowrise.config import RunConfig, load, resolved
+from lowrise.config.identity import Changes, Kind, differences, told
+from lowrise.config.sections import InitSection
+from lowrise.data import Corpus, Tokenizer
+from lowrise.errors import UsageError
+from lowrise.runs.directory import RunDirectory, open_run
+
+
+def now() -> str:
+    """The time of day, for a line of the history."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def accepted_changes(before: RunConfig | None, config: RunConfig) -> Changes:
+    """Settings that differ from those of the last start, which a run may change."""
+    if before is None:
+        return {}
+    free = (kind for kind in Kind if kind is not Kind.MATHEMATICS)
+    return differences(before.to_dict(), resolved(config).to_dict(), *free)
+
+
+# --- the text ---------------------------------------------------------------------------------------------
+
+
+def mixture_of(corpus: Corpus) -> str:
+    """How a mixture's sources divide the text; empty where there is none."""
+    return json.dumps([part.tokens for part in corpus.train.parts]) if corpus.train.parts else ""
+
+
+def require_same_text(
+    checkpoint: Checkpoint, corpus: Corpus, before: RunConfig | None, config: RunConfig
+) -> None:
+    """Refuse other tokens, whatever the sources are called; settings that may have caused it are named."""
+    numbers = checkpoint.numbers
+    same = numbers["corpus"] == corpus.fingerprint
+    if same and numbers.get("mixture", mixture_of(corpus)) == mixture_of(corpus):
+        return
+    changed = {}
+    if before is not None:
+        changed = differences(before.to_dict(), resolved(config).to_dict(), Kind.TEXT)
+    raise UsageError(
+        f"The text of this run has changed since its checkpoint at step {checkpoint.step} "
+        f"({told(changed) if changed else 'the files are others, under the same names'}): "
+        "continuing would mix two corpora. Restore the text, or start a new run with --run."
+    )
+
+
+# --- first weights ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a run's first weights came from: as it was asked for, and the checkpoint's content."""
+
+    run: str
+    step: int | None
+    what: str
+    sha256: str
+
+    @classmethod
+    def of(cls, init: InitSection, checkpoint: Checkpoint) -> Origin:
+        assert init.run is not None
+        manifest = (checkpoint.path / MANIFEST).read_bytes()
+        return cls(_place(init.run), init.step, init.what, hashlib.sha256(manifest).hexdigest())
+
+    @classmethod
+    def read(cls, text: str) -> Origin | None:
+        return cls(**json.loads(text)) if text else None
+
+    def text(self) -> str:
+        """For a checkpoint."""
+        return json.dumps(asdict(self))
+
+
+def require_same_origin(checkpoint: Checkpoint, config: RunConfig) -> Origin | None:
+    """The origin that a run's checkpoint tells of. Raises `UsageError` where `[init]` names other weights
+    now; the same under another path are the same."""
+    if "origin" not in checkpoint.numbers:  # of an earlier version
+        return None
+    origin, init = Origin.read(checkpoint.numbers["origin"]), config.init
+    if origin is None and init.run is None:
+        return None
+    if origin is not None and init.run is not None:
+        if (_place(init.run), init.step, init.what) == (origin.run, origin.step, origin.what):
+            return origin  # it need not be there any more
+        if init.what == origin.what and Origin.of(init, origin_checkpoint(init)).sha256 == origin.sha256:
+            return origin
+    raise UsageError(
+        f"This run has begun from {_named(origin)}, and init names {_named(init if init.run else None)} now: "
+        "continue it with what it began from, or give another folder with --run."
+    )
+
+
+def _place(run: str) -> str:
+    config = RunConfig()
+    config.init.run = run
+    return resolved(config).init.run or run
+
+
+def _named(origin: Origin | InitSection | None) -> str:
+    if origin is None:
+        return "fresh weights"
+    step = "its newest checkpoint" if origin.step is None else f"step {origin.step}"
+    return f"{origin.run} ({step}, {origin.what})"
+
+
+def origin_checkpoint(init: InitSection) -> Checkpoint:
+    """The checkpoint that `[init]` names. Reads only: a damaged one of another run is not put aside here."""
+    assert init.run is not None
+    run, step = open_run(init.run), init.step
+    steps = run.checkpoints.steps()
+    if not steps:
+        raise UsageError(f"init.run = {run.path} has no checkpoint yet: train it first.")
+    if step is not None and step not in steps:
+        raise UsageError(
+            f"init.step = {step} is no checkpoint of {run.path}; it has {', '.join(map(str, steps))} "
+            "(checkpoint.keep_every keeps more)."
+        )
+    return run.checkpoints.load(steps[-1] if step is None else step)
+
+
+def require_same_tokenizer(run: RunDirectory, before: RunConfig, tokenizer: Tokenizer) -> None:
+    """Refuse weights whose token ids mean other text."""
+    if Tokenizer.load(run.tokenizer, separator_token=before.data.separator_token).sha256 != tokenizer.sha256:
+        raise UsageError(
+            f"init.run = {run.path} was trained with another tokenizer: set data.tokenizer to its "
+            f"{run.tokenizer}, or train on its corpus."
+        )
+
+
+# --- a branch ---------------------------------------------------------------------------------------------
+
+# What decides which sequences batch k has, besides the text.
+_PLACE = ("seed", "train.global_batch_size", "train.seq_len", "data.weights")
+
+
+def check_branch(
+    checkpoint: Checkpoint, config: RunConfig, corpus: Corpus, say: Callable[[str], None]
+) -> None:
+    """Before all of a run is taken over (`init.what = "all"`): refuse another tokenizer, another order of
+    batches, no update left to do. Learning rates, schedule, clipping and so on may differ."""
+    assert config.init.run is not None
+    run = open_run(config.init.run)
+    before = load(run.config)
+    require_same_tokenizer(run, before, corpus.tokenizer)
+    changed = differences(before.to_dict(), config.to_dict(), Kind.MATHEMATICS)
+    moved = {key: values for key, values in changed.items() if key in _PLACE}
+    if moved:
+        raise UsageError(
+            f'init.what = "all" goes on at the place in the data where {run.path} was, and batches are '
+            f"others here ({told(moved)}): keep these settings, or take the weights alone (init.what = "
+            '"weights").'
+        )
+    if checkpoint.step >= config.train.steps:
+        raise UsageError(
+            f"train.steps = {config.train.steps} counts from the beginning of {run.path}, and its checkpoint "
+            f"{checkpoint.path.name} has done {checkpoint.step}: give a larger number."
+        )
+    what = f" with {told(changed, 9)}" if changed else ""
+    say(f"A branch of {run.path} from step {checkpoint.step}, with its optimizer state{what}.")
+    if checkpoint.numbers["corpus"] != corpus.fingerprint:
+        say(f"The text is another one: batches go on with number {checkpoint.step + 1} of it.")
+
+
+def text_numbers(corpus: Corpus) -> Mapping[str, str]:
+    """What a checkpoint tells of the text."""
+    return {"corpus": corpus.fingerprint, "mixture": mixture_of(corpus)}
