@@ -21,7 +21,7 @@ from rich.table import Table
 from tyro.conf import FlagConversionOff, Positional, arg
 
 from lowrise import __version__
-from lowrise.config import RunConfig, load, lookup, validate
+from lowrise.config import RunConfig, load, lookup, resolved, validate
 from lowrise.config.renamed import renamed_flag
 from lowrise.data import DataConfig, open_corpus, prepare
 from lowrise.data.progress import prepare_with_progress
@@ -61,11 +61,22 @@ class Train:
 
 
 @dataclass(kw_only=True)
+class OtherText:
+    """Text to evaluate on instead of the run's held-out text."""
+
+    source: tuple[str, ...] = ()
+    """Files, directories, globs, "hf:NAME...": all of it, with the run's tokenizer."""
+
+
+@dataclass(kw_only=True)
 class Eval:
     """Exact validation loss, perplexity and bits per byte of a run's newest checkpoint."""
 
     run: Positional[Path]
     """Folder of the run."""
+    data: OtherText = field(default_factory=OtherText)
+    trust: bool = False
+    """Read the files that a run of somebody else's names in its config.toml."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     json: bool = False
@@ -107,6 +118,8 @@ class DataInfo:
 
     folder: Positional[Path]
     """Folder of a prepared corpus, or of a run."""
+    trust: bool = False
+    """Read the files that a run of somebody else's names in its config.toml."""
 
 
 def train(arguments: Arguments, console: Console) -> int:
@@ -123,10 +136,11 @@ def train(arguments: Arguments, console: Console) -> int:
     device = world.device(choose_device(config.train.device))
     console.quiet = not world.leads
     corpus = prepare_with_progress(config.data, console)
+    name = resolved(config).name_on(corpus.fingerprint)
     folder = (
         command.run.expanduser()
         if command.run
-        else Path("runs") / f"{config.method}-{config.model.preset}-{config.hash[:8]}"
+        else Path("runs") / f"{config.method}-{config.model.preset}-{name[:8]}"
     )
     with world.joined(device):
         summary = run_training(config, corpus, RunDirectory(folder), console, world)
@@ -148,7 +162,9 @@ def evaluate(arguments: Arguments, console: Console) -> int:
     from lowrise.inference.evaluate import evaluate_run
 
     command = _parse(Eval, arguments, "eval")
-    result = evaluate_run(command.run, command.device, console)
+    result = evaluate_run(
+        command.run, command.device, console, source=command.data.source, trust=command.trust
+    )
     if command.json:
         print(json.dumps(result))
     else:
@@ -193,7 +209,7 @@ def data(arguments: Arguments, console: Console) -> int:
         console.print(str(corpus), highlight=False)
         return 0
     if action == "info":
-        console.print(_info(_parse(DataInfo, rest, "data info").folder), highlight=False)
+        console.print(_info(_parse(DataInfo, rest, "data info")), highlight=False)
         return 0
     if action in ("-h", "--help"):
         console.print("lowrise data prepare: tokenize a corpus\nlowrise data info FOLDER: what it holds")
@@ -314,7 +330,13 @@ def _is_recipe(index: int, word: str) -> bool:
     return not word.startswith("-") and (index == 0 or word.endswith(".toml"))
 
 
-def _info(folder: Path) -> str:
-    if (folder / "config.toml").is_file():
-        return str(prepare(load(folder / "config.toml").data))
-    return str(open_corpus(folder))
+def _info(command: DataInfo) -> str:
+    from lowrise.runs.trust import require_trust
+
+    folder = command.folder
+    if not (folder / "config.toml").is_file():
+        return str(open_corpus(folder))
+    config = load(folder / "config.toml")
+    remedy = "look into the corpus itself, lowrise data info CORPUS"
+    require_trust(config, folder, trust=command.trust, remedy=remedy)
+    return str(prepare(config.data))

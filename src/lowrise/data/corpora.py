@@ -95,6 +95,11 @@ def find_sources(config: DataConfig) -> list[SourceFile]:
     return train + valid
 
 
+def find_held_out(config: DataConfig) -> list[SourceFile]:
+    """The files of `config.valid` alone. Raises as `find_sources`."""
+    return [file for spec in config.valid for file in _expand(spec, "valid", config.document_separator)]
+
+
 def _expand(spec: str, split: str | None, separator: str | None) -> list[SourceFile]:
     return [replace(file, source=spec) for file in _files_of(spec, split, separator)]
 

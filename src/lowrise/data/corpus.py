@@ -120,7 +120,7 @@ def _summary(stream: TokenStream) -> dict[str, Any]:
         "documents": stream.documents,
         "tokens": stream.tokens,
         "text_bytes": stream.text_bytes,
-        "bytes_per_token": stream.text_bytes / stream.tokens,
+        "bytes_per_token": stream.text_bytes / max(1, stream.tokens),
     }
 
 

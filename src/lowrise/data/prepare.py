@@ -21,10 +21,10 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lowrise.data.config import DataConfig
-from lowrise.data.corpora import HashCache, SourceFile, find_sources
+from lowrise.data.corpora import HashCache, SourceFile, find_held_out, find_sources
 from lowrise.data.corpus import FORMAT_VERSION, INDEX, Corpus, make_index, open_corpus
 from lowrise.data.pieces import Piece, pieces, with_held_out_tail
 from lowrise.data.shards import (
@@ -88,6 +88,29 @@ def prepare(config: DataConfig | None = None, *, progress: Progress | None = Non
     """
     config = config or DataConfig()
     config.check()
+    return _prepared(config, None, progress)
+
+
+def prepare_held_out(
+    sources: Sequence[str],
+    tokenizer: str | Path,
+    like: DataConfig,
+    *,
+    progress: Progress | None = None,
+) -> Corpus:
+    """Texts to evaluate on, whole, with a given tokenizer: a corpus whose `valid` holds all of them and whose
+    `train` is empty. How documents are found, separated and cached is as in `like`.
+
+    Raises as `prepare`.
+    """
+    texts = tuple(sources)
+    config = replace(like, source=texts, valid=texts, weights=(), tokenizer=str(tokenizer), max_tokens=None)
+    config.check()
+    return _prepared(config, find_held_out(config), progress)
+
+
+def _prepared(config: DataConfig, files: list[SourceFile] | None, progress: Progress | None) -> Corpus:
+    """The corpus of these files; None: of all that the configuration names."""
     report = progress or (lambda done, total, what: None)
     if config.workers:
         # The library makes its threads once, at their first use; a number that the user has set stays.
@@ -96,7 +119,7 @@ def prepare(config: DataConfig | None = None, *, progress: Progress | None = Non
     with explained_disk_errors(root):
         for directory in (root / "corpora", root / "tokenizers"):
             directory.mkdir(parents=True, exist_ok=True)
-        files = find_sources(config)
+        files = find_sources(config) if files is None else files
         hashes = _hash_all(files, root, report)
         files = with_held_out_tail(files, config)
         contents = [
@@ -244,7 +267,8 @@ def _write_corpus(
         while not parts or parts[-1]["next"] is not None:
             parts.append(work.write_part(len(parts), blocks))
     splits = {name: _total(parts, name) for name in SPLITS}
-    _require_text(config, splits)
+    asked = [name for name in SPLITS if any(file.split in (name, None) for file in files)]
+    _require_text(config, splits, asked)
     tokenizer.write(directory / "tokenizer.json")
     sources = [
         {
@@ -285,15 +309,15 @@ def _tokens_of_file(parts: list[dict[str, Any]], name: str, number: int) -> int:
     return sum(part["splits"][name]["tokens_by_file"].get(str(number), 0) for part in parts)
 
 
-def _require_text(config: DataConfig, splits: dict[str, Split]) -> None:
-    """An empty split is a mistake that should be heard of now."""
+def _require_text(config: DataConfig, splits: dict[str, Split], asked: Collection[str]) -> None:
+    """An empty split that was asked for is a mistake that should be heard of now."""
     documents = sum(split.documents for split in splits.values())
     if not any(split.text_bytes for split in splits.values()):
         raise UsageError(
             f"The corpus is empty: {', '.join(config.source)} has no text in its {documents} documents."
         )
     for name, other in (("train", "valid"), ("valid", "train")):
-        if splits[name].text_bytes:
+        if splits[name].text_bytes or name not in asked:
             continue
         if config.valid:
             sources = config.source if name == "train" else config.valid

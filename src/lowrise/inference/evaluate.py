@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,17 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from lowrise.config import RunConfig
-from lowrise.data import Corpus
-from lowrise.data.progress import prepare_with_progress
+from lowrise.config import RunConfig, load
+from lowrise.data import Corpus, DataConfig
+from lowrise.data.progress import held_out_with_progress, prepare_with_progress
 from lowrise.distributed import World
 from lowrise.distributed.fsdp import reshard
 from lowrise.errors import LowriseError, UsageError
 from lowrise.model.loss import DEFAULT_CHUNK_TOKENS, next_token_loss
+from lowrise.runs.directory import open_run
 from lowrise.runs.environment import autocast_for
 from lowrise.runs.load import load_run
+from lowrise.runs.trust import require_trust
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,11 +131,36 @@ def evaluate_split(
     return dataclasses.replace(result, bits_per_byte=result.bits_per_byte / share)
 
 
-def evaluate_run(folder: str | Path, device: str, console: Console) -> dict[str, Any]:
-    """Exact validation numbers of a run over the whole held-out split of its corpus."""
+def evaluate_run(
+    folder: str | Path,
+    device: str,
+    console: Console,
+    *,
+    source: Sequence[str] = (),
+    trust: bool = False,
+) -> dict[str, Any]:
+    """Exact validation numbers of a run over the whole held-out split of its corpus, or over all of the texts
+    `source`, tokenized as the run does.
+
+    Raises `UsageError` before any file is touched that the folder of somebody else's run names, unless it is
+    to be trusted.
+    """
+    directory = open_run(folder)
+    if not source:
+        remedy = "name the text yourself, --data.source TEXT"
+        require_trust(load(directory.config), directory.path, trust=trust, remedy=remedy)
     run = load_run(folder, device, console)
-    corpus = prepare_with_progress(run.config.data, console)
-    if corpus.fingerprint != run.corpus:
+    if source:
+        data = run.config.data
+        like = DataConfig(
+            text_key=data.text_key,
+            document_separator=data.document_separator,
+            separator_token=data.separator_token,
+        )
+        corpus = held_out_with_progress(source, directory.tokenizer, like, console)
+    else:
+        corpus = prepare_with_progress(run.config.data, console)
+    if not source and corpus.fingerprint != run.corpus:
         console.print(
             "The text of this run has changed since it was trained: these numbers are of the text as it is.",
             style="yellow",
