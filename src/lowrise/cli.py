@@ -23,7 +23,8 @@ from tyro.conf import FlagConversionOff, Positional, arg
 from lowrise import __version__
 from lowrise.config import RunConfig, load, lookup, resolved, validate
 from lowrise.config.renamed import renamed_flag
-from lowrise.data import DataConfig, open_corpus, prepare
+from lowrise.data import DataConfig, cache_root, open_corpus, prepare
+from lowrise.data.log import log_path
 from lowrise.data.progress import prepare_with_progress
 from lowrise.distributed import World
 from lowrise.distributed.launcher import prefix_of, require_one_process, told_to_torchrun
@@ -125,12 +126,13 @@ class DataInfo:
 def train(arguments: Arguments, console: Console) -> int:
     from lowrise.runs.environment import choose_device
     from lowrise.runs.parallel import check_world
+    from lowrise.runs.text import with_text_limit
     from lowrise.train import RunDirectory
     from lowrise.train import train as run_training
 
     command = _parse(Train, arguments, "train", default=Train(config=_base_config(arguments)))
-    config = command.config
-    validate(config)
+    validate(command.config)
+    config = with_text_limit(command.config, command.run and command.run.expanduser())
     world = World.from_environment()
     check_world(config, world)
     device = world.device(choose_device(config.train.device))
@@ -207,6 +209,9 @@ def data(arguments: Arguments, console: Console) -> int:
         command = _parse(DataPrepare, rest, "data prepare")
         corpus = prepare_with_progress(command.config, console)
         console.print(str(corpus), highlight=False)
+        log = log_path(cache_root(command.config.cache), corpus.fingerprint)
+        if log.exists():
+            console.print(f"Log: {log}", markup=False, highlight=False, soft_wrap=True)
         return 0
     if action == "info":
         console.print(_info(_parse(DataInfo, rest, "data info")), highlight=False)
@@ -233,6 +238,7 @@ def methods(arguments: Arguments, console: Console) -> int:
 def compare(arguments: Arguments, console: Console) -> int:
     from lowrise.compare.compare import CompareConfig
     from lowrise.compare.compare import compare as run_compare
+    from lowrise.runs.text import with_text_limit
     from lowrise.train import plan_run
 
     command = _parse(CompareConfig, arguments, "compare")
@@ -240,7 +246,10 @@ def compare(arguments: Arguments, console: Console) -> int:
     def plan(config: RunConfig) -> Any:
         return plan_run(config, prepare_with_progress(config.data, console).tokenizer.vocab_size)
 
-    return run_compare(command, load_recipe=load, plan_run=plan, console=console)
+    def load_recipe(path: str, settings: dict[str, Any]) -> RunConfig:
+        return with_text_limit(load(path, settings))  # as lowrise train, so that the hashes are those of runs
+
+    return run_compare(command, load_recipe=load_recipe, plan_run=plan, console=console)
 
 
 COMMANDS: dict[str, tuple[Callable[[Arguments, Console], int], str]] = {

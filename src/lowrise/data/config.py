@@ -52,8 +52,8 @@ class DataConfig:
     """Token that follows every document; None: the tokenizer's own end-of-text token."""
 
     max_tokens: int | None = None
-    """Most training tokens to prepare, whole documents; what lies after them is not read. 0: all text; None: all
-    too, but of a dataset on the hub `lowrise train` takes what its updates need."""
+    """Most training tokens to prepare; what lies after them is not read. 0: all text; None: all too, but of a
+    dataset on the hub `lowrise train` takes what its updates need."""
 
     cache: str | None = None
     """Directory for prepared corpora; None: $LOWRISE_CACHE, else ~/.cache/lowrise."""

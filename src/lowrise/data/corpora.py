@@ -15,12 +15,14 @@ import json
 import os
 import sysconfig
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lowrise.data.config import DataConfig
+from lowrise.data.hub import is_offline, is_on_hub, require_reachable
+from lowrise.data.limit import token_limits, within
 from lowrise.data.readers import (
     JSON_LINES,
     Chunk,
@@ -37,6 +39,9 @@ from lowrise.files import write_whole
 BUILTIN_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages"}
 # Smaller files are hashed anew at every start: as fast as looking the hash up, and never out of date.
 REMEMBER_HASH_FROM_BYTES = 16 * 2**20
+
+Kept = Callable[[str, int | None], list[Path]]
+"""The text of a dataset on the hub, of at least so many tokens (None: all), as files."""
 
 
 @dataclass(frozen=True)
@@ -75,16 +80,24 @@ class SourceFile:
         return [self.kind, compression, sha256, self.split, self.split_key, self.separator, key, rows, *tail]
 
 
-def find_sources(config: DataConfig) -> list[SourceFile]:
+def find_sources(config: DataConfig, kept: Kept | None = None) -> list[SourceFile]:
     """The files of `config.source`, then those of `config.valid`.
+
+    With `data.max_tokens`, files that lie beyond them are left out, and `kept` gives the text of datasets on
+    the hub.
 
     Raises:
         UsageError: a source that does not exist or is empty, or a file both trained on and held out.
         LowriseError: a dataset that cannot be had, or the package that reads it is absent.
     """
-    split = "train" if config.valid else None
-    train = [file for spec in config.source for file in _expand(spec, split, config.document_separator)]
-    valid = [file for spec in config.valid for file in _expand(spec, "valid", config.document_separator)]
+    split, limits = "train" if config.valid else None, token_limits(config)
+    kept = kept if limits else None
+    train: list[SourceFile] = []
+    for spec in config.source:
+        limit = limits.get(spec, limits.get(""))
+        train += _expand(spec, split, config.document_separator, kept, limit)
+    train = [train[i] for i in within([(file.source, file.size) for file in train], limits)]
+    valid = find_held_out(config, kept)
     trained_on = {path.resolve(): file for file in train if file.dataset is None for path in file.paths}
     for file in valid:
         if file.dataset is None and file.paths[0].resolve() in trained_on:
@@ -95,19 +108,29 @@ def find_sources(config: DataConfig) -> list[SourceFile]:
     return train + valid
 
 
-def find_held_out(config: DataConfig) -> list[SourceFile]:
+def find_held_out(config: DataConfig, kept: Kept | None) -> list[SourceFile]:
     """The files of `config.valid` alone. Raises as `find_sources`."""
-    return [file for spec in config.valid for file in _expand(spec, "valid", config.document_separator)]
+    separator = config.document_separator
+    return [file for spec in config.valid for file in _expand(spec, "valid", separator, kept, None)]
 
 
-def _expand(spec: str, split: str | None, separator: str | None) -> list[SourceFile]:
-    return [replace(file, source=spec) for file in _files_of(spec, split, separator)]
+def _expand(
+    spec: str, split: str | None, separator: str | None, kept: Kept | None, limit: int | None
+) -> list[SourceFile]:
+    if kept is not None and is_on_hub(spec) and not is_offline():
+        files = [_file(path, split, separator) for path in kept(spec, limit)]
+        files = [replace(file, name=f"{spec}/{file.paths[0].name}") for file in files]
+    else:
+        files = _files_of(spec, split, separator)
+    return [replace(file, source=spec) for file in files]
 
 
 def _files_of(spec: str, split: str | None, separator: str | None) -> list[SourceFile]:
     if spec == "builtin":
         return _builtin(split)
     if spec.startswith("hf:"):
+        if is_on_hub(spec) and not is_offline():
+            require_reachable(spec)
         return [_dataset(spec, split)]
     path = Path(spec).expanduser()
     if path.is_file():

@@ -32,8 +32,11 @@ import numpy as np
 import numpy.typing as npt
 
 from lowrise.data.config import DataConfig
-from lowrise.data.corpora import HashCache, SourceFile, find_held_out, find_sources
+from lowrise.data.corpora import HashCache, Kept, SourceFile, find_held_out, find_sources
 from lowrise.data.corpus import FORMAT_VERSION, INDEX, Corpus, make_index, open_corpus
+from lowrise.data.hub import BYTES_PER_TOKEN, kept_text
+from lowrise.data.limit import TokenLimit, token_limits
+from lowrise.data.log import PrepareLog
 from lowrise.data.pieces import Piece, pieces, with_held_out_tail
 from lowrise.data.shards import (
     DTYPES,
@@ -88,7 +91,7 @@ def prepare(config: DataConfig | None = None, *, progress: Progress | None = Non
     """
     config = config or DataConfig()
     config.check()
-    return _prepared(config, None, progress)
+    return _prepared(config, find_sources, progress)
 
 
 def prepare_held_out(
@@ -106,11 +109,13 @@ def prepare_held_out(
     texts = tuple(sources)
     config = replace(like, source=texts, valid=texts, weights=(), tokenizer=str(tokenizer), max_tokens=None)
     config.check()
-    return _prepared(config, find_held_out(config), progress)
+    return _prepared(config, find_held_out, progress)
 
 
-def _prepared(config: DataConfig, files: list[SourceFile] | None, progress: Progress | None) -> Corpus:
-    """The corpus of these files; None: of all that the configuration names."""
+def _prepared(
+    config: DataConfig, find: Callable[[DataConfig, Kept], list[SourceFile]], progress: Progress | None
+) -> Corpus:
+    """The corpus of the files that `find` finds."""
     report = progress or (lambda done, total, what: None)
     if config.workers:
         # The library makes its threads once, at their first use; a number that the user has set stays.
@@ -119,7 +124,12 @@ def _prepared(config: DataConfig, files: list[SourceFile] | None, progress: Prog
     with explained_disk_errors(root):
         for directory in (root / "corpora", root / "tokenizers"):
             directory.mkdir(parents=True, exist_ok=True)
-        files = find_sources(config) if files is None else files
+
+        def kept(spec: str, tokens: int | None) -> list[Path]:
+            limit = None if tokens is None else tokens * BYTES_PER_TOKEN
+            return kept_text(spec, config.text_key, limit, root, report)
+
+        files = find(config, kept)
         hashes = _hash_all(files, root, report)
         files = with_held_out_tail(files, config)
         contents = [
@@ -127,7 +137,12 @@ def _prepared(config: DataConfig, files: list[SourceFile] | None, progress: Prog
         ]
         tokenizer = _tokenizer(config, files, contents, root, report)
         fingerprint = _digest(
-            FORMAT_VERSION, contents, _split_options(config), tokenizer.sha256, tokenizer.separator_token
+            FORMAT_VERSION,
+            contents,
+            _split_options(config),
+            tokenizer.sha256,
+            tokenizer.separator_token,
+            *([token_limits(config)] if config.max_tokens else []),
         )
         directory = root / "corpora" / fingerprint[:32]
         if not (directory / INDEX).exists():
@@ -135,7 +150,8 @@ def _prepared(config: DataConfig, files: list[SourceFile] | None, progress: Prog
                 _require_lossless(config, files, tokenizer)
             with locked(directory.with_suffix(".lock"), lambda: report(0, 0, "waiting for another process")):
                 if not (directory / INDEX).exists():
-                    _write_corpus(directory, fingerprint, config, files, hashes, tokenizer, report)
+                    with PrepareLog(root, fingerprint).opened(config, files) as log:
+                        _write_corpus(directory, fingerprint, config, files, hashes, tokenizer, report, log)
     corpus = open_corpus(directory)
     return corpus.mixed(config.weights, _tokens_by_source(files, corpus)) if config.weights else corpus
 
@@ -256,16 +272,22 @@ def _write_corpus(
     hashes: list[str],
     tokenizer: Tokenizer,
     report: Progress,
+    log: PrepareLog,
 ) -> None:
     directory.mkdir(exist_ok=True)
     work = _Work(directory, sum(file.size for file in files), tokenizer, report)
     parts = work.finished_parts()
-    if not parts or parts[-1]["next"] is not None:
+    limit = TokenLimit(files, token_limits(config))
+    for part in parts:
+        limit.count(part["splits"]["train"]["tokens_by_file"])
+    while not parts or parts[-1]["next"] is not None:
         start = Place(*parts[-1]["next"]) if parts else Place(0, 0)
         # One pass over the sources for all parts: to begin anew at each would read a large file once a part.
         blocks = _blocks(files, config, start, tokenizer.joins_pieces())
-        while not parts or parts[-1]["next"] is not None:
-            parts.append(work.write_part(len(parts), blocks))
+        limit.jumped = False
+        while (not parts or parts[-1]["next"] is not None) and not limit.jumped:
+            parts.append(work.write_part(len(parts), blocks, limit))
+            log.part(len(parts), parts[-1]["splits"])
     splits = {name: _total(parts, name) for name in SPLITS}
     asked = [name for name in SPLITS if any(file.split in (name, None) for file in files)]
     _require_text(config, splits, asked)
@@ -362,9 +384,11 @@ class _Work:
             parts.append(part)
         return parts
 
-    def write_part(self, number: int, blocks: Iterator[_Block]) -> dict[str, Any]:
-        """Take the blocks of one part, write their shards, then the part's JSON."""
+    def write_part(self, number: int, blocks: Iterator[_Block], limit: TokenLimit) -> dict[str, Any]:
+        """Take the blocks of one part, write their shards, then the part's JSON. It ends early where the
+        limit lets it jump."""
         dtype = dtype_for(self.tokenizer.vocab_size)
+        separator = DTYPES[dtype].type(self.tokenizer.separator_id)
         counts = {name: Counts() for name in SPLITS}
         end: Place | None = None
         with ExitStack() as stack:
@@ -374,13 +398,26 @@ class _Work:
             }
             for block, encoded in _encoded_ahead(_one_part(blocks), self.tokenizer, DTYPES[dtype]):
                 for piece, file, ids in zip(block.pieces, block.files, encoded, strict=True):
+                    if piece.split == "train" and limit.reached(file):
+                        continue
+                    if piece.split == "train":
+                        limit.count({str(file): len(ids)})
+                        if not piece.ends and limit.reached(file):
+                            ids, piece = np.append(ids, separator), piece._replace(ends=True)
                     writers[piece.split].write(ids)
                     count = counts[piece.split]
                     count.documents += piece.ends
                     count.text_bytes += piece.text_bytes
                     count.tokens_by_file[str(file)] = count.tokens_by_file.get(str(file), 0) + len(ids)
+                    if limit.reached(file) and limit.can_jump(file):
+                        limit.jumped = True
+                        break
                 self.report(block.done, self.total_bytes, "tokenizing")
                 end = block.next
+                if limit.jumped:
+                    following = limit.next_file(file)
+                    end = None if following is None else Place(following, 0)
+                    break
             shards = {name: writer.close() for name, writer in writers.items()}
         return self._finish_part(number, end, shards, counts)
 

@@ -214,7 +214,7 @@ def test_a_longer_run_is_the_same_or_refused(method, text_folder, tmp_path):
     short, long = (config_for(text_folder, method, **CONSTANT, **{"train.steps": n}) for n in (8, 12))
     run_training(short, tmp_path / "end")
     if method in BOUND_TO_A_LENGTH:
-        with pytest.raises(UsageError, match="--init.what all"):
+        with pytest.raises(UsageError, match=r"--init\.what all"):
             run_training(long, tmp_path / "end")
         assert load(tmp_path / "end" / "config.toml").train.steps == 8
     else:
