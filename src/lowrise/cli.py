@@ -30,6 +30,7 @@ from lowrise.distributed import World
 from lowrise.distributed.launcher import prefix_of, require_one_process, told_to_torchrun
 from lowrise.errors import LowriseError, UsageError, printable
 from lowrise.methods import METHODS
+from lowrise.signals import saving_ends_nothing
 
 Arguments = Sequence[str]
 _REMEDIES = {
@@ -130,6 +131,7 @@ def train(arguments: Arguments, console: Console) -> int:
     from lowrise.train import RunDirectory
     from lowrise.train import train as run_training
 
+    saving_ends_nothing()
     command = _parse(Train, arguments, "train", default=Train(config=_base_config(arguments)))
     validate(command.config)
     config = with_text_limit(command.config, command.run and command.run.expanduser())

@@ -4,8 +4,16 @@ process at once."""
 from __future__ import annotations
 
 import signal
+from contextlib import suppress
 from types import FrameType
 from typing import Self
+
+
+def saving_ends_nothing() -> None:
+    """From now on SIGUSR1 does not end the process while there is nothing to save: text is being prepared, or
+    the run is over."""
+    with suppress(ValueError):  # outside the main thread, whoever runs us handles the signals
+        signal.signal(signal.SIGUSR1, lambda number, frame: None)
 
 
 class SaveRequest:

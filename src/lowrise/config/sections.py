@@ -153,7 +153,7 @@ class EvalSection:
     batch_size: int = 32
     """Sequences a forward pass, over all ranks."""
     extra: dict[str, str] = field(default_factory=dict)
-    """Further texts, each evaluated whole under its name (val_loss/NAME) whenever the held-out split is."""
+    """Further texts, name and source, evaluated whenever the held-out split is, as val_loss/NAME."""
 
 
 @dataclass(kw_only=True)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrise.data.config import DataConfig
-from lowrise.data.hub import is_offline, is_on_hub, require_reachable
+from lowrise.data.hub import is_offline, is_on_hub, package, require_reachable
 from lowrise.data.limit import token_limits, within
 from lowrise.data.readers import (
     JSON_LINES,
@@ -129,8 +129,6 @@ def _files_of(spec: str, split: str | None, separator: str | None) -> list[Sourc
     if spec == "builtin":
         return _builtin(split)
     if spec.startswith("hf:"):
-        if is_on_hub(spec) and not is_offline():
-            require_reachable(spec)
         return [_dataset(spec, split)]
     path = Path(spec).expanduser()
     if path.is_file():
@@ -270,12 +268,9 @@ def _builtin(split: str | None) -> list[SourceFile]:
 
 
 def _dataset(spec: str, split: str | None) -> SourceFile:
-    try:
-        import datasets
-    except ImportError as error:
-        raise LowriseError(
-            f"The source {spec!r} needs the package datasets: pip install 'lowrise[hf]'."
-        ) from error
+    datasets = package(spec)
+    if is_on_hub(spec) and not is_offline():
+        require_reachable(spec)
     name, *rest = spec.removeprefix("hf:").split(":")
     local = Path(name).expanduser()
     try:

@@ -14,7 +14,7 @@ from lowrise.data.shards import DTYPES, Shard, Split, damaged
 from lowrise.data.tokenizer import Tokenizer
 from lowrise.errors import LowriseError, UsageError
 
-INDEX = "index.json"
+INDEX, TOKENIZER = "index.json", "tokenizer.json"
 FORMAT_VERSION = 2  # of the shards and of what decides their content; a change prepares every corpus anew
 
 
@@ -153,13 +153,13 @@ def open_corpus(directory: str | Path) -> Corpus:
 def _from_index(directory: Path, index: dict[str, Any]) -> Corpus:
     try:
         separator = index["tokenizer"]["separator_token"]
-        tokenizer = Tokenizer.load(directory / "tokenizer.json", separator_token=separator)
+        tokenizer = Tokenizer.load(directory / TOKENIZER, separator_token=separator)
     except UsageError as error:
         raise LowriseError(
             f"{error} It belongs to a prepared corpus: delete {directory} and prepare it again."
         ) from error
     if tokenizer.sha256 != index["tokenizer"]["sha256"]:
-        raise damaged(directory / "tokenizer.json", "is not the tokenizer that wrote the shards")
+        raise damaged(directory / TOKENIZER, "is not the tokenizer that wrote the shards")
     assert index["dtype"] in DTYPES, index["dtype"]
     streams = {}
     for name in ("train", "valid"):
@@ -185,7 +185,7 @@ def make_index(
         "dtype": dtype,
         "byte_order": "little",
         "tokenizer": {
-            "file": "tokenizer.json",
+            "file": TOKENIZER,
             "sha256": tokenizer.sha256,
             "vocab_size": tokenizer.vocab_size,
             "separator_token": tokenizer.separator_token,

@@ -46,6 +46,17 @@ def parsed(spec: str) -> tuple[str, str | None, str | None]:
     return name, config or None, split or None
 
 
+def package(spec: str) -> Any:
+    """The package datasets. Raises `LowriseError` where it is absent."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise LowriseError(
+            f"The source {spec!r} needs the package datasets: pip install 'lowrise[hf]'."
+        ) from error
+    return datasets
+
+
 def is_offline() -> bool:
     """Whether the user has said that there is no network, and what is in the library's cache is meant."""
     return any(os.environ.get(name, "0").upper() in ("1", "TRUE", "YES", "ON") for name in _OFFLINE)
@@ -85,6 +96,7 @@ def kept_text(spec: str, text_key: str, limit_bytes: int | None, root: Path, rep
         index = _read_index(folder)
         sizes = index["bytes"]
         if not _is_enough(index, limit_bytes):
+            package(spec)
             require_reachable(spec)
             _load(spec, text_key, limit_bytes, folder, index, report)
         return [folder / _name(part) for part in range(_needed(sizes, limit_bytes))]
@@ -164,12 +176,7 @@ def _texts(spec: str, stream: Any, text_key: str) -> Iterator[str]:
 
 def open_stream(spec: str) -> Any:
     """The rows of a split, one after the other (`datasets.IterableDataset`)."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise LowriseError(
-            f"The source {spec!r} needs the package datasets: pip install 'lowrise[hf]'."
-        ) from error
+    datasets = package(spec)
     name, config, split = parsed(spec)
     try:
         return datasets.load_dataset(name, config, split=split or "train", streaming=True)

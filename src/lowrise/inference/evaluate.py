@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from lowrise.config import RunConfig, load
 from lowrise.data import Corpus, DataConfig
+from lowrise.data.corpus import TOKENIZER
 from lowrise.data.progress import held_out_with_progress, prepare_with_progress
 from lowrise.distributed import World
 from lowrise.distributed.fsdp import reshard
@@ -129,6 +130,15 @@ def evaluate_split(
         reshard(model)  # else the next update would begin with what these passes have left gathered
     share = result.tokens / len(corpus.valid)
     return dataclasses.replace(result, bits_per_byte=result.bits_per_byte / share)
+
+
+def extra_texts(config: RunConfig, corpus: Corpus, console: Console) -> dict[str, Corpus]:
+    """The texts of `eval.extra` by their names, tokenized as the corpus is. Raises as `prepare`."""
+    tokenizer = corpus.directory / TOKENIZER
+    return {
+        name: held_out_with_progress([source], tokenizer, config.data, console)
+        for name, source in config.eval.extra.items()
+    }
 
 
 def evaluate_run(

@@ -15,19 +15,18 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from lowrise.checkpoint import Checkpoint, Saver
-from lowrise.checkpoint.newest import newest_checkpoint
+from lowrise.checkpoint import Saver
 from lowrise.config import RunConfig
-from lowrise.config.identity import told
+from lowrise.config.identity import digest, told
 from lowrise.data import Corpus
 from lowrise.distributed import FailedElsewhere, World, check_alike, check_same_work
 from lowrise.distributed.sharding import is_sharded
 from lowrise.distributed.world import lost_ranks_explained
 from lowrise.errors import LowriseError, UsageError
-from lowrise.inference.evaluate import EvalResult, Stopped, evaluate_split
+from lowrise.inference.evaluate import EvalResult, Stopped, evaluate_split, extra_texts
 from lowrise.inference.generate import sample_of
 from lowrise.report.run_report import write_report
-from lowrise.runs.directory import RunDirectory, require_recipe
+from lowrise.runs.directory import RunDirectory
 from lowrise.runs.environment import (
     autocast_for,
     describe,
@@ -37,23 +36,13 @@ from lowrise.runs.environment import (
 from lowrise.runs.parallel import shares_rows
 from lowrise.runs.weights import model_tensors
 from lowrise.signals import SaveRequest, StopRequest
-from lowrise.train.course import Course, require_same_course
+from lowrise.train.course import Course
 from lowrise.train.display import Display
-from lowrise.train.resume import (
-    Origin,
-    accepted_changes,
-    check_branch,
-    now,
-    origin_checkpoint,
-    require_same_origin,
-    require_same_text,
-    text_numbers,
-)
-from lowrise.train.summary import summarize
+from lowrise.train.resume import Origin, Start, accepted_changes, go_on, text_numbers
+from lowrise.train.summary import evaluation_record, summarize
 from lowrise.train.telemetry import measure, snapshot
 from lowrise.train.trackers import Tracker, Trackers, open_tensorboard
 from lowrise.train.update import Update, Updater
-from lowrise.train.warm_start import warm_start
 
 
 class Interrupted(LowriseError):
@@ -83,6 +72,8 @@ class Trainer(Updater):
         self.saved_step, self.save_due = -1, False
         self.before: RunConfig | None = None
         self.origin: Origin | None = None
+        self.extra = extra_texts(config, corpus, display.console)
+        self.extra_results: dict[str, EvalResult] = {}
         kept = config.checkpoint
         self.saver = Saver(
             run.checkpoints,
@@ -99,7 +90,7 @@ class Trainer(Updater):
     def run(self) -> dict[str, Any]:
         """Train to the end, or raise `Interrupted` after a stop signal; returns the summary."""
         config = self.config
-        check_same_work(self.world, recipe=config.hash, corpus=self.corpus.fingerprint)
+        check_same_work(self.world, recipe=digest(config.to_dict()), corpus=self.corpus.fingerprint)
         self.world.by_rank_0(self._begin)
         start = self._resume()
         self._check_alike("at the start")
@@ -124,17 +115,14 @@ class Trainer(Updater):
     def _begin(self) -> None:
         self.before = self.directory.begin(self.config)
 
-    def _write_start(self, start: dict[str, Any]) -> None:
+    def _write_start(self, start: Start) -> None:
         """Say and write down what is other than at the last start, and where this one runs."""
         changed = accepted_changes(self.before, self.config)
         if changed:
-            self.display.say(
-                f"Other settings than at the last start, none of the mathematics: {told(changed, 9)}."
-            )
-        step, facts = self.progress.step, describe(self.device, self.world.size)
-        start = {"time": now(), "step": step, "ranks": self.world.size, "device": facts["device"], **start}
-        start |= {"changed": {key: list(values) for key, values in changed.items()}}
-        self.directory.write_start(self.config, facts, start)
+            self.display.say(f"Settings that may change have changed: {told(changed, 9)}.")
+        facts = describe(self.device, self.world.size)
+        entry = start.entry(self.progress.step, changed) | {k: facts[k] for k in ("ranks", "device")}
+        self.directory.write_start(self.config, facts, entry)
         self.corpus.write_tokenizer(self.directory.tokenizer)
 
     def _asked_to_stop(self) -> bool:
@@ -226,26 +214,20 @@ class Trainer(Updater):
     def _evaluate(self, board: Tracker | None, whole: bool) -> EvalResult | None:
         """Evaluate and record; None, and no record, if a stop signal comes before the end."""
         limit = 0 if whole else self.config.eval.tokens
+        results: dict[str, EvalResult] = {}
         try:
             with autocast_for(self.config, self.device):
-                result = evaluate_split(
-                    self.model, self.corpus, self.config, limit, self._asked_to_stop, self.world
-                )
+                for name, corpus in {"": self.corpus, **self.extra}.items():
+                    results[name] = evaluate_split(
+                        self.model, corpus, self.config, limit, self._asked_to_stop, self.world
+                    )
         except Stopped:
             return None
-        self.display.evaluated(self.progress.step, result.loss)
-        self._write(
-            {
-                "step": self.progress.step,
-                "tokens": self.progress.tokens,
-                "val_loss": result.loss,
-                "val_perplexity": result.perplexity,
-                "val_bits_per_byte": result.bits_per_byte,
-                "val_tokens": result.tokens,
-            },
-            board,
-        )
-        return result
+        progress, self.extra_results = self.progress, {k: v for k, v in results.items() if k}
+        losses = {name: result.loss for name, result in self.extra_results.items()}
+        self.display.evaluated(progress.step, results[""].loss, losses)
+        self._write({"step": progress.step, "tokens": progress.tokens, **evaluation_record(results)}, board)
+        return results[""]
 
     @contextmanager
     def _tracked(self) -> Iterator[Tracker | None]:
@@ -293,46 +275,13 @@ class Trainer(Updater):
         copies = {name: t for name, t in model_tensors(self.model).items() if not is_sharded(t)}
         check_alike(self.world, copies | self.optimizer.common_state(), when)
 
-    def _resume(self) -> dict[str, Any]:
-        """Go on from the newest checkpoint, from the run that `init` names, or from fresh weights; what this
-        start is, for environment.json."""
-        config = self.config
-        checkpoint = newest_checkpoint(
-            self.directory.checkpoints, self.world, lambda text: self.display.say(text, style="yellow")
-        )
-        if checkpoint is not None:
-            require_recipe(checkpoint, config)
-            require_same_text(checkpoint, self.corpus, self.before, config)
-            self.origin = require_same_origin(checkpoint, config)
-            self._require_same_course(checkpoint)
-            self.load(checkpoint)
+    def _resume(self) -> Start:
+        start = go_on(self, self.directory, self.before)
+        self.origin = start.origin
+        if start.own:
             self.saved_step = self.progress.step
-            self._rewind(self.progress.step)
-            self.display.say(f"Continuing from step {self.progress.step} ({checkpoint.path}).")
-            return {}
-        self._rewind(-1)
-        if config.init.run is None:
-            return {}
-        source = origin_checkpoint(config.init)
-        self.origin = Origin.of(config.init, source)
-        if config.init.what == "all":
-            check_branch(source, config, self.corpus, self.display.say)
-            self.load(source)
-        else:
-            spent = warm_start(self.model, config, source, self.corpus.tokenizer, self.display.say)
-            self.progress.init_tokens, self.progress.init_flops = spent.tokens, spent.flops
-        return {"init": str(source.path)}
-
-    def _require_same_course(self, checkpoint: Checkpoint) -> None:
-        now = Course.of(self.config)
-        require_same_course(
-            Course.read(checkpoint.numbers["course"]) if "course" in checkpoint.numbers else now,
-            now,
-            checkpoint.step,
-            skipped=checkpoint.numbers.get("skipped", 0),
-            layers=self.low_rank_layers,
-            optimizer=self.optimizer,
-        )
+        self._rewind(self.progress.step if start.own else -1)
+        return start
 
     def _rewind(self, step: int) -> None:
         """The last evaluation comes after the last checkpoint, every other one before."""
@@ -383,7 +332,7 @@ class Trainer(Updater):
             optimizer_ms=self.optimizer_ms,
             device=self.device,
             status=status,
-        )
+        ) | evaluation_record(self.extra_results)
 
     # --- small things -------------------------------------------------------------------------------------
 

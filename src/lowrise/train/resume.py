@@ -7,20 +7,21 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 from lowrise.checkpoint import Checkpoint
 from lowrise.checkpoint.manifest import MANIFEST
+from lowrise.checkpoint.newest import newest_checkpoint
 from lowrise.config import RunConfig, load, resolved
 from lowrise.config.identity import Changes, Kind, differences, told
 from lowrise.config.sections import InitSection
-from lowrise.data import Corpus, Tokenizer
+from lowrise.data import Corpus
 from lowrise.errors import UsageError
-from lowrise.runs.directory import RunDirectory, open_run
-
-
-def now() -> str:
-    """The time of day, for a line of the history."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+from lowrise.runs.directory import RunDirectory, open_run, require_recipe
+from lowrise.train.course import Course, require_same_course
+from lowrise.train.update import Updater
+from lowrise.train.warm_start import require_same_tokenizer, warm_start
 
 
 def accepted_changes(before: RunConfig | None, config: RunConfig) -> Changes:
@@ -29,6 +30,64 @@ def accepted_changes(before: RunConfig | None, config: RunConfig) -> Changes:
         return {}
     free = (kind for kind in Kind if kind is not Kind.MATHEMATICS)
     return differences(before.to_dict(), resolved(config).to_dict(), *free)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a start of a run went on from."""
+
+    own: bool = False
+    """A checkpoint of the run itself."""
+    origin: Origin | None = None
+    path: Path | None = None
+    """The checkpoint of another run that gave the first weights."""
+
+    def entry(self, step: int, changed: Changes) -> dict[str, Any]:
+        """The line for the history in environment.json."""
+        time = datetime.now(UTC).isoformat(timespec="seconds")
+        entry: dict[str, Any] = {"time": time, "step": step}
+        if self.path is not None:
+            entry["init"] = str(self.path)
+        return entry | {"changed": {key: list(values) for key, values in changed.items()}}
+
+
+def go_on(updater: Updater, directory: RunDirectory, before: RunConfig | None) -> Start:
+    """From the run's newest checkpoint, from the run that `init` names, or from fresh weights. Collective.
+
+    `before`: the configuration of the last start, at rank 0. Raises `UsageError` where the run would be
+    another one, before anything of the updater has changed.
+    """
+    config, say = updater.config, updater.display.say
+    checkpoint = newest_checkpoint(
+        directory.checkpoints, updater.world, lambda text: say(text, style="yellow")
+    )
+    if checkpoint is not None:
+        require_recipe(checkpoint, config)
+        require_same_text(checkpoint, updater.corpus, before, config)
+        origin = require_same_origin(checkpoint, config)
+        now = Course.of(config)
+        told_course = checkpoint.numbers.get("course")  # an earlier version did not tell
+        require_same_course(
+            Course.read(told_course) if told_course else now,
+            now,
+            checkpoint.step,
+            skipped=checkpoint.numbers.get("skipped", 0),
+            layers=updater.low_rank_layers,
+            optimizer=updater.optimizer,
+        )
+        updater.load(checkpoint)
+        say(f"Continuing from step {checkpoint.step} ({checkpoint.path}).")
+        return Start(own=True, origin=origin)
+    if config.init.run is None:
+        return Start()
+    checkpoint = origin_checkpoint(config.init)
+    if config.init.what == "all":
+        check_branch(checkpoint, config, updater.corpus, say)
+        updater.load(checkpoint)
+    else:
+        spent = warm_start(updater.model, config, checkpoint, updater.corpus.tokenizer, say)
+        updater.progress.init_tokens, updater.progress.init_flops = spent.tokens, spent.flops
+    return Start(origin=Origin.of(config.init, checkpoint), path=checkpoint.path)
 
 
 # --- the text ---------------------------------------------------------------------------------------------
@@ -129,15 +188,6 @@ def origin_checkpoint(init: InitSection) -> Checkpoint:
             "(checkpoint.keep_every keeps more)."
         )
     return run.checkpoints.load(steps[-1] if step is None else step)
-
-
-def require_same_tokenizer(run: RunDirectory, before: RunConfig, tokenizer: Tokenizer) -> None:
-    """Refuse weights whose token ids mean other text."""
-    if Tokenizer.load(run.tokenizer, separator_token=before.data.separator_token).sha256 != tokenizer.sha256:
-        raise UsageError(
-            f"init.run = {run.path} was trained with another tokenizer: set data.tokenizer to its "
-            f"{run.tokenizer}, or train on its corpus."
-        )
 
 
 # --- a branch ---------------------------------------------------------------------------------------------

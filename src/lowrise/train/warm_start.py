@@ -24,9 +24,8 @@ from lowrise.data import Tokenizer
 from lowrise.distributed.sharding import copy_whole_, whole_parameters
 from lowrise.errors import UsageError
 from lowrise.layers.base import LowRankLayer
-from lowrise.runs.directory import open_run
+from lowrise.runs.directory import RunDirectory, open_run
 from lowrise.runs.plan import plan_run
-from lowrise.train.resume import require_same_tokenizer
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,15 @@ def warm_start(
     numbers = checkpoint.numbers
     own_flops = checkpoint.step * plan_run(before, tokenizer.vocab_size).flops_per_step
     return Head(numbers["tokens"] + numbers.get("init_tokens", 0), own_flops + numbers.get("init_flops", 0))
+
+
+def require_same_tokenizer(run: RunDirectory, before: RunConfig, tokenizer: Tokenizer) -> None:
+    """Refuse weights whose token ids mean other text."""
+    if Tokenizer.load(run.tokenizer, separator_token=before.data.separator_token).sha256 != tokenizer.sha256:
+        raise UsageError(
+            f"init.run = {run.path} was trained with another tokenizer: set data.tokenizer to its "
+            f"{run.tokenizer}, or train on its corpus."
+        )
 
 
 @torch.no_grad()
