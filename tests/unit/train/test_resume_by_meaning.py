@@ -21,7 +21,8 @@ from lowrise.methods import METHODS
 from lowrise.optim import OPTIMIZERS
 
 WSD = {"schedule.name": "wsd", "schedule.warmup": 2, "schedule.decay": 3}
-BOUND_TO_A_LENGTH = ("selfguided",)
+# A guide that fades by the length of the run, and events of adaptive ranks at shares of it.
+BOUND_TO_A_LENGTH = ("selfguided", "tsvd")
 CONSTANT = {"schedule.name": "constant", "schedule.warmup": 2}
 
 
