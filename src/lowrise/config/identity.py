@@ -16,6 +16,9 @@ class Kind(Enum):
     """What another value of a key means for a run that has begun."""
 
     MATHEMATICS = "other numbers, in exact arithmetic too: refused"
+    ARITHMETIC = (
+        "another rounding, where it is not chosen by the device: accepted where it comes out the same"
+    )
     COURSE = "other learning rates over time: accepted where the updates done had the same"
     TEXT = "where and how text is found: accepted where the prepared tokens are the same"
     ORIGIN = "where first weights lie: accepted where they are the same"
@@ -43,7 +46,7 @@ KINDS: dict[str, Kind] = {
     "train.grad_clip": Kind.MATHEMATICS,
     "train.per_layer": Kind.MATHEMATICS,
     "train.device": Kind.EXECUTION,
-    "train.precision": Kind.MATHEMATICS,
+    "train.precision": Kind.ARITHMETIC,
     "train.compile": Kind.EXECUTION,
     "train.threads": Kind.EXECUTION,
     "train.deterministic": Kind.EXECUTION,

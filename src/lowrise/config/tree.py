@@ -66,7 +66,7 @@ class RunConfig:
 
     def name_on(self, corpus: str) -> str:
         """Identity of the result on the text with this fingerprint, wherever that lies."""
-        kinds = (Kind.MATHEMATICS, Kind.COURSE, Kind.ORIGIN)
+        kinds = (kind for kind in Kind if kind not in (Kind.EXECUTION, Kind.TEXT))
         return digest(of_kinds(self.to_dict(), *kinds) | {"corpus": corpus})
 
     def to_toml(self) -> str:

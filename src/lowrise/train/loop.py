@@ -31,6 +31,7 @@ from lowrise.runs.environment import (
     autocast_for,
     describe,
     peak_memory_bytes,
+    precision_of,
     random_state,
 )
 from lowrise.runs.parallel import shares_rows
@@ -263,6 +264,7 @@ class Trainer(Updater):
         numbers = dataclasses.asdict(self.progress) | {
             **text_numbers(self.corpus),
             "mathematics": self.config.mathematics,
+            "precision": precision_of(self.config, self.device),
             "course": Course.of(self.config).text(),
             "origin": self.origin.text() if self.origin else "",
         }

@@ -19,6 +19,7 @@ from lowrise.config.sections import InitSection
 from lowrise.data import Corpus
 from lowrise.errors import UsageError
 from lowrise.runs.directory import RunDirectory, open_run, require_recipe
+from lowrise.runs.environment import precision_of
 from lowrise.train.course import Course, require_same_course
 from lowrise.train.update import Updater
 from lowrise.train.warm_start import require_same_tokenizer, warm_start
@@ -64,6 +65,7 @@ def go_on(updater: Updater, directory: RunDirectory, before: RunConfig | None) -
     if checkpoint is not None:
         require_recipe(checkpoint, config)
         require_same_text(checkpoint, updater.corpus, before, config)
+        require_same_precision(checkpoint, precision_of(config, updater.device))
         origin = require_same_origin(checkpoint, config)
         now = Course.of(config)
         told_course = checkpoint.numbers.get("course")  # an earlier version did not tell
@@ -116,6 +118,16 @@ def require_same_text(
     )
 
 
+def require_same_precision(checkpoint: Checkpoint, here: str) -> None:
+    """Refuse another arithmetic, which `train.precision = "auto"` may become on another device."""
+    there = checkpoint.numbers.get("precision", here)
+    if there != here:
+        raise UsageError(
+            f"train.precision: {there} there, {here} here (auto goes by the device), and this run has begun "
+            f"with {there}: continue it with --train.precision {there}."
+        )
+
+
 # --- first weights ----------------------------------------------------------------------------------------
 
 
@@ -146,9 +158,10 @@ class Origin:
 def require_same_origin(checkpoint: Checkpoint, config: RunConfig) -> Origin | None:
     """The origin that a run's checkpoint tells of. Raises `UsageError` where `[init]` names other weights
     now; the same under another path are the same."""
-    if "origin" not in checkpoint.numbers:  # of an earlier version
-        return None
-    origin, init = Origin.read(checkpoint.numbers["origin"]), config.init
+    init = config.init
+    if "origin" not in checkpoint.numbers:  # of an earlier version, which did not tell
+        return Origin(_place(init.run), init.step, init.what, "") if init.run is not None else None
+    origin = Origin.read(checkpoint.numbers["origin"])
     if origin is None and init.run is None:
         return None
     if origin is not None and init.run is not None:

@@ -80,7 +80,11 @@ def test_every_class_may_be_classified():
         ("seed", 3, "seed: 0 there, 3 here"),
         ("other.weight_decay", 0.3, r"other\.weight_decay: 0.0 there, 0.3 here"),
         ("train.grad_clip", 0.5, r"train\.grad_clip: 1.0 there, 0.5 here"),
-        ("train.precision", "bfloat16", r"train\.precision: auto there, bfloat16 here"),
+        (
+            "train.precision",
+            "bfloat16",
+            r"precision: float32 there, bfloat16 here.*--train.precision float32",
+        ),
         ("train.seq_len", 8, r"train\.seq_len: 16 there, 8 here"),
         ("train.global_batch_size", 8, r"train\.global_batch_size: 4 there, 8 here"),
         ("optimizer.state_format", "bfloat16", "state_format: float32 there, bfloat16 here"),
@@ -126,6 +130,15 @@ def test_how_it_is_computed_shown_and_kept_may_change(text_folder, tmp_path):
     assert second["changed"]["eval.every"] == [4, 3]
     assert load(tmp_path / "run" / "config.toml").eval.every == 3
     assert [line["step"] for line in metrics(tmp_path / "run") if "loss" in line] == [1, 2, 3, 4, 6, 8]
+
+
+def test_what_auto_comes_out_as_may_be_said(text_folder, tmp_path):
+    stopped_at(config_for(text_folder, "adamw"), tmp_path, 5)
+    run_training(config_for(text_folder, "adamw", **{"train.precision": "float32"}), tmp_path)
+    assert history(tmp_path)[1]["changed"]["train.precision"] == ["auto", "float32"]
+    report = (tmp_path / "report.html").read_text()
+    assert "start at step 4" in report
+    assert json.loads((tmp_path / "environment.json").read_text())["seal"] not in report
 
 
 def test_the_result_is_the_same_with_other_cadences(text_folder, tmp_path):
@@ -250,7 +263,7 @@ def test_what_cannot_be_made_longer_is_told_the_way(settings, steps, sentence, t
 # --- branches -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["spectron", "relora", "adamw"])
+@pytest.mark.parametrize("method", ["spectron", "relora", "adamw", "tsvd", "selfguided"])
 def test_a_branch_with_all_is_the_run_gone_on(method, text_folder, tmp_path):
     config = config_for(text_folder, method)
     run_training(config, tmp_path / "whole")
