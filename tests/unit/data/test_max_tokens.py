@@ -263,3 +263,30 @@ def test_every_shipped_recipe_from_60m_up_is_limited():
         config = with_text_limit(load(recipe))
         tokens = config.train.steps * config.train.global_batch_size * config.train.seq_len
         assert tokens <= (config.data.max_tokens or 0) <= 1.06 * tokens
+
+
+def test_the_real_library_streams_and_goes_on(tmp_path, monkeypatch):
+    """With files of this machine in the place of the hub's."""
+    datasets = pytest.importorskip("datasets")
+    files = [str(write(tmp_path / f"{i}.jsonl", DOCUMENTS[100 * i : 100 * i + 100])) for i in range(4)]
+    monkeypatch.setattr(hub, "require_reachable", lambda spec: None)
+    monkeypatch.setattr(hub, "PART_BYTES", 5000)
+    monkeypatch.setattr(
+        hub,
+        "open_stream",
+        lambda spec: datasets.load_dataset(
+            "json", data_files=files, split="train", streaming=True, cache_dir=str(tmp_path / "hf")
+        ),
+    )
+
+    def kept(root: Path, limit: int | None) -> list[str]:
+        paths = hub.kept_text("hf:a/b", "text", limit, root, lambda done, total, what: None)
+        return [json.loads(line)["text"] for path in paths for line in path.read_text().splitlines()]
+
+    assert kept(tmp_path / "one", None) == DOCUMENTS
+    first = kept(tmp_path / "two", 30_000)
+    assert first == DOCUMENTS[: len(first)]
+    assert sum(len(text.encode()) for text in first) >= 30_000
+    assert len(kept(tmp_path / "two", 60_000)) > len(first)
+    assert kept(tmp_path / "two", None) == DOCUMENTS
+    assert kept(tmp_path / "two", 30_000) == first
