@@ -16,9 +16,7 @@ class Kind(Enum):
     """What another value of a key means for a run that has begun."""
 
     MATHEMATICS = "other numbers, in exact arithmetic too: refused"
-    ARITHMETIC = (
-        "another rounding, where it is not chosen by the device: accepted where it comes out the same"
-    )
+    ARITHMETIC = "another rounding: accepted where it comes out the same on the device"
     COURSE = "other learning rates over time: accepted where the updates done had the same"
     TEXT = "where and how text is found: accepted where the prepared tokens are the same"
     ORIGIN = "where first weights lie: accepted where they are the same"

@@ -6,9 +6,7 @@ import copy
 from pathlib import Path
 
 from lowrise.config.tree import RunConfig
-
-HUB = "hf:"
-_SAVED_DATASET = ("state.json", "dataset_dict.json")
+from lowrise.data.hub import HUB, is_on_hub
 
 
 def resolved(config: RunConfig) -> RunConfig:
@@ -30,11 +28,10 @@ def source_place(source: str) -> str:
         return source
     if not source.startswith(HUB):
         return _absolute(source)
+    if is_on_hub(source):
+        return source
     name, colon, rest = source.removeprefix(HUB).partition(":")
-    local = Path(name).expanduser()
-    if any((local / file).is_file() for file in _SAVED_DATASET):
-        return f"{HUB}{local.absolute()}{colon}{rest}"
-    return source
+    return f"{HUB}{_absolute(name)}{colon}{rest}"
 
 
 def named_places(config: RunConfig) -> list[str]:

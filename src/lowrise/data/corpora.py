@@ -40,8 +40,9 @@ BUILTIN_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-package
 # Smaller files are hashed anew at every start: as fast as looking the hash up, and never out of date.
 REMEMBER_HASH_FROM_BYTES = 16 * 2**20
 
-Kept = Callable[[str, int | None], list[Path]]
-"""The text of a dataset on the hub, of at least so many tokens (None: all), as files."""
+Kept = Callable[[str, int | None], list[Path] | None]
+"""The text of a dataset on the hub, of at least so many tokens (None: all), as files; None where the user is
+offline and it is not there."""
 
 
 @dataclass(frozen=True)
@@ -117,12 +118,11 @@ def find_held_out(config: DataConfig, kept: Kept | None) -> list[SourceFile]:
 def _expand(
     spec: str, split: str | None, separator: str | None, kept: Kept | None, limit: int | None
 ) -> list[SourceFile]:
-    if kept is not None and is_on_hub(spec) and not is_offline():
-        files = [_file(path, split, separator) for path in kept(spec, limit)]
-        files = [replace(file, name=f"{spec}/{file.paths[0].name}") for file in files]
-    else:
-        files = _files_of(spec, split, separator)
-    return [replace(file, source=spec) for file in files]
+    paths = kept(spec, limit) if kept is not None and is_on_hub(spec) else None
+    if paths is None:
+        return [replace(file, source=spec) for file in _files_of(spec, split, separator)]
+    files = [_file(path, split, separator) for path in paths]
+    return [replace(file, source=spec, name=f"{spec}/{file.paths[0].name}") for file in files]
 
 
 def _files_of(spec: str, split: str | None, separator: str | None) -> list[SourceFile]:

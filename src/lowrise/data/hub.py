@@ -82,8 +82,11 @@ def require_reachable(spec: str) -> None:
         ) from error
 
 
-def kept_text(spec: str, text_key: str, limit_bytes: int | None, root: Path, report: Report) -> list[Path]:
-    """The first `limit_bytes` of text of a dataset's split (None: all) as JSON Lines files in order.
+def kept_text(
+    spec: str, text_key: str, limit_bytes: int | None, root: Path, report: Report
+) -> list[Path] | None:
+    """The first `limit_bytes` of text of a dataset's split (None: all) as JSON Lines files in order; None where
+    it is not there and the user is offline.
 
     Raises:
         UsageError: no such dataset, configuration, split or field.
@@ -96,6 +99,8 @@ def kept_text(spec: str, text_key: str, limit_bytes: int | None, root: Path, rep
         index = _read_index(folder)
         sizes = index["bytes"]
         if not _is_enough(index, limit_bytes):
+            if is_offline():
+                return None
             package(spec)
             require_reachable(spec)
             _load(spec, text_key, limit_bytes, folder, index, report)

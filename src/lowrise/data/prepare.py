@@ -125,7 +125,7 @@ def _prepared(
         for directory in (root / "corpora", root / "tokenizers"):
             directory.mkdir(parents=True, exist_ok=True)
 
-        def kept(spec: str, tokens: int | None) -> list[Path]:
+        def kept(spec: str, tokens: int | None) -> list[Path] | None:
             limit = None if tokens is None else tokens * BYTES_PER_TOKEN
             return kept_text(spec, config.text_key, limit, root, report)
 
@@ -142,7 +142,7 @@ def _prepared(
             _split_options(config),
             tokenizer.sha256,
             tokenizer.separator_token,
-            *([token_limits(config)] if config.max_tokens else []),
+            *([list(token_limits(config).values())] if config.max_tokens else []),
         )
         directory = root / "corpora" / fingerprint[:32]
         if not (directory / INDEX).exists():

@@ -92,6 +92,13 @@ def test_a_mixture_is_limited_source_by_source(config):
         assert tokens <= part.tokens < tokens + 200
 
 
+def test_the_names_of_a_limited_mixture_mean_nothing(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mixed = limited(config, weights=(4, 3, 2, 1), max_tokens=4000)
+    relative = limited(mixed, source=tuple(f"{i}.jsonl" for i in range(4)))
+    assert prepare(relative).fingerprint == prepare(mixed).fingerprint
+
+
 def test_one_long_document_is_cut_and_its_tail_held_out(tmp_path):
     path = tmp_path / "input.txt"
     path.write_text("\n".join(DOCUMENTS * 20))
@@ -220,6 +227,14 @@ def test_a_killed_loading_goes_on_where_it_was(published, tmp_path, monkeypatch)
     assert Stream.read < 400 + 20 + 30
 
 
+def test_offline_what_was_kept_is_enough(published, tmp_path, monkeypatch):
+    online = prepare(from_hub(tmp_path, max_tokens=1000))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert prepare(from_hub(tmp_path, max_tokens=1000)).fingerprint == online.fingerprint
+    with pytest.raises(LowriseError, match="cannot be loaded"):  # the library's own cache has none either
+        prepare(from_hub(tmp_path, max_tokens=10**6))
+
+
 def test_a_field_that_is_not_there_is_named(published, tmp_path):
     with pytest.raises(UsageError, match=r"has no field 'body': it has 'text', 'url'"):
         prepare(from_hub(tmp_path, max_tokens=100, text_key="body"))
@@ -281,6 +296,7 @@ def test_the_real_library_streams_and_goes_on(tmp_path, monkeypatch):
 
     def kept(root: Path, limit: int | None) -> list[str]:
         paths = hub.kept_text("hf:a/b", "text", limit, root, lambda done, total, what: None)
+        assert paths is not None
         return [json.loads(line)["text"] for path in paths for line in path.read_text().splitlines()]
 
     assert kept(tmp_path / "one", None) == DOCUMENTS
