@@ -85,8 +85,8 @@ def require_reachable(spec: str) -> None:
 def kept_text(
     spec: str, text_key: str, limit_bytes: int | None, root: Path, report: Report
 ) -> list[Path] | None:
-    """The first `limit_bytes` of text of a dataset's split (None: all) as JSON Lines files in order; None where
-    it is not there and the user is offline.
+    """The first `limit_bytes` of text of a dataset's split (None: all) as JSON Lines files in order; None
+    where it is not there and the user is offline.
 
     Raises:
         UsageError: no such dataset, configuration, split or field.

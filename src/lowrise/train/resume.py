@@ -48,7 +48,7 @@ class Start:
         time = datetime.now(UTC).isoformat(timespec="seconds")
         entry: dict[str, Any] = {"time": time, "step": step}
         if self.path is not None:
-            entry["init"] = str(self.path)
+            entry["init"] = str(self.path.absolute())
         return entry | {"changed": {key: list(values) for key, values in changed.items()}}
 
 

@@ -19,6 +19,7 @@ from lowrise.errors import UsageError
 from lowrise.layers import LAYERS
 from lowrise.methods import METHODS
 from lowrise.optim import OPTIMIZERS
+from lowrise.signals import SaveRequest, saving_ends_nothing
 
 WSD = {"schedule.name": "wsd", "schedule.warmup": 2, "schedule.decay": 3}
 # A guide that fades by the length of the run, and events of adaptive ranks at shares of it.
@@ -319,3 +320,20 @@ def test_sigusr1_saves_and_goes_on(text_folder, tmp_path):
     assert trainer.run()["status"] == "completed"
     assert trainer.directory.checkpoints.steps() == [4, 8]
     assert signal.getsignal(signal.SIGUSR1) == before
+
+
+def test_sigusr1_ends_nothing_while_there_is_nothing_to_save():
+    before = signal.getsignal(signal.SIGUSR1)
+    try:
+        saving_ends_nothing()
+        os.kill(os.getpid(), signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_request_to_save_is_taken_once():
+    with SaveRequest() as request:
+        assert not request.take()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert request.take()
+        assert not request.take()
