@@ -25,6 +25,7 @@ from lowrise.distributed.world import lost_ranks_explained
 from lowrise.errors import LowriseError, UsageError
 from lowrise.inference.evaluate import EvalResult, Stopped, evaluate_split, extra_texts
 from lowrise.inference.generate import sample_of
+from lowrise.ledger.peak import utilization
 from lowrise.report.run_report import write_report
 from lowrise.runs.directory import RunDirectory
 from lowrise.runs.environment import (
@@ -166,6 +167,8 @@ class Trainer(Updater):
                 "step_ms": 1e3 * seconds,
                 "skipped": progress.skipped,
             }
+            if self.device.type == "cuda":
+                record |= self._device_record(seconds)
             if self.world.size > 1:
                 record |= self._parallel_record(seconds)
             if before is not None:
@@ -176,6 +179,16 @@ class Trainer(Updater):
                 self._evaluate(board, whole=False)
             if _due(number, config.checkpoint.every) or self.save_due:
                 self._save()
+
+    def _device_record(self, seconds: float) -> dict[str, Any]:
+        """Memory of this rank's GPU, and the share of the peak rate that this update reached on all."""
+        name, precision = torch.cuda.get_device_name(self.device), precision_of(self.config, self.device)
+        mfu = utilization(self.plan.flops_per_step, seconds, self.world.size, name, precision)
+        return {
+            "peak_memory_bytes": peak_memory_bytes(self.device),
+            "memory_bytes": torch.cuda.memory_allocated(self.device),
+            **({} if mfu is None else {"mfu": mfu}),
+        }
 
     def _parallel_record(self, seconds: float) -> dict[str, Any]:
         """What this rank sent in the last update, and the memory of all."""
