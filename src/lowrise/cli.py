@@ -342,12 +342,12 @@ def _is_recipe(index: int, word: str) -> bool:
 
 
 def _info(command: DataInfo) -> str:
-    from lowrise.runs.trust import require_trust
+    from lowrise.runs.trust import require_known_code, require_trust
 
     folder = command.folder
     if not (folder / "config.toml").is_file():
         return str(open_corpus(folder))
-    config = load(folder / "config.toml")
     remedy = "look into the corpus itself, lowrise data info CORPUS"
-    require_trust(config, folder, trust=command.trust, remedy=remedy)
-    return str(prepare(config.data))
+    require_trust(folder, trust=command.trust, remedy=remedy)
+    require_known_code(folder)
+    return str(prepare(load(folder / "config.toml").data))

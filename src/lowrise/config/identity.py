@@ -26,6 +26,7 @@ class Kind(Enum):
 KINDS: dict[str, Kind] = {
     "method": Kind.MATHEMATICS,
     "seed": Kind.MATHEMATICS,
+    "plugin": Kind.EXECUTION,  # where a method is from; what it does is its name and options
     "model": Kind.MATHEMATICS,
     "model.recompute": Kind.EXECUTION,
     "layer": Kind.MATHEMATICS,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lowrise.config.tree import RunConfig
 from lowrise.data.hub import HUB, is_on_hub
@@ -34,13 +36,32 @@ def source_place(source: str) -> str:
     return f"{HUB}{_absolute(name)}{colon}{rest}"
 
 
-def named_places(config: RunConfig) -> list[str]:
-    """What a use of the run's text would read or write outside of the run's folder, resolved."""
-    config = resolved(config)
-    data = config.data
-    sources = [*data.source, *data.valid, *config.eval.extra.values()]
-    named = [source for source in sources if source != "builtin"]
-    return [*named, *(place for place in (data.tokenizer, data.cache) if place)]
+def named_places(values: Mapping[str, Any]) -> list[str]:
+    """What a use of the run's text would read or write outside of the run's folder, resolved, and what code
+    it would run: of a configuration's nested values, which nobody has checked."""
+    data, evaluation = (_table(values.get(name)) for name in ("data", "eval"))
+    sources = [*_texts(data.get("source")), *_texts(data.get("valid")), *_texts(evaluation.get("extra"))]
+    named = [source_place(source) for source in sources if source != "builtin"]
+    paths = [*_texts(data.get("tokenizer")), *_texts(data.get("cache"))]
+    return [*named, *map(_absolute, paths), *named_code(values)]
+
+
+def named_code(values: Mapping[str, Any]) -> list[str]:
+    """Python files and modules that a configuration loads as soon as it is built."""
+    return _texts(values.get("plugin"))
+
+
+def _table(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _texts(value: object) -> list[str]:
+    """A text, or those of a list or table."""
+    if value is None:
+        return []
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return [str(item) for item in value] if isinstance(value, list | tuple) else [str(value)]
 
 
 def _absolute(path: str) -> str:

@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from lowrise.config import RunConfig, load
+from lowrise.config import RunConfig
 from lowrise.data import Corpus, DataConfig
 from lowrise.data.corpus import TOKENIZER
 from lowrise.data.progress import held_out_with_progress, prepare_with_progress
@@ -158,7 +158,7 @@ def evaluate_run(
     directory = open_run(folder)
     if not source:
         remedy = "name the text yourself, --data.source TEXT"
-        require_trust(load(directory.config), directory.path, trust=trust, remedy=remedy)
+        require_trust(directory.path, trust=trust, remedy=remedy)
     run = load_run(folder, device, console)
     if source:
         data = run.config.data

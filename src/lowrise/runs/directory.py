@@ -12,9 +12,10 @@ from typing import IO, Any
 from lowrise.checkpoint import Checkpoint, CheckpointStore
 from lowrise.config import RunConfig, load, resolved
 from lowrise.config.identity import Kind, differences, told
+from lowrise.config.places import named_code
 from lowrise.errors import LowriseError, UsageError
 from lowrise.files import exclusive, remove_left_behind, strict_json, write_whole
-from lowrise.runs.trust import seal
+from lowrise.runs.trust import require_known_code, seal
 
 
 class RunDirectory:
@@ -40,6 +41,7 @@ class RunDirectory:
         self._own_files()
         if not (self.config.exists() and self.checkpoints.steps()):
             return None
+        require_known_code(self.path, named_code(config.to_dict()))
         before = load(self.config)
         changed = differences(before.to_dict(), config.to_dict(), Kind.MATHEMATICS)
         if changed:
@@ -134,12 +136,14 @@ class RunDirectory:
 
 
 def open_run(path: str | Path) -> RunDirectory:
-    """A run that was trained before; a sentence if the folder is not one."""
+    """A run that was trained before, whose configuration may be loaded: it names no code of somebody else's.
+    A sentence if the folder is not one."""
     run = RunDirectory(path)
     if not run.config.is_file():
         raise UsageError(
             f"{path} is not a run directory: it has no config.toml. Train one with lowrise train --run."
         )
+    require_known_code(run.path)
     return run
 
 

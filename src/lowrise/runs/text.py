@@ -6,8 +6,9 @@ import copy
 import math
 from pathlib import Path
 
-from lowrise.config import RunConfig, load
+from lowrise.config import RunConfig
 from lowrise.data.hub import is_on_hub
+from lowrise.runs.trust import recorded_values
 
 MARGIN = 1.05
 """Text for so many times the updates asked for, so that a run can be made a little longer on fresh text."""
@@ -23,9 +24,9 @@ def with_text_limit(config: RunConfig, folder: Path | None = None) -> RunConfig:
     if data.max_tokens is not None or not any(map(is_on_hub, data.source)):
         return config
     config = copy.deepcopy(config)
-    recorded = folder / "config.toml" if folder is not None else None
-    if recorded is not None and recorded.is_file():
-        config.data.max_tokens = load(recorded).data.max_tokens
+    recorded = recorded_values(folder).get("data", {}) if folder is not None else {}
+    if isinstance(recorded, dict) and isinstance(recorded.get("max_tokens"), int):
+        config.data.max_tokens = recorded["max_tokens"]
     if config.data.max_tokens is None:
         needed = train.steps * train.global_batch_size * train.seq_len
         config.data.max_tokens = math.ceil(MARGIN * needed) + train.seq_len

@@ -13,10 +13,13 @@ import hmac
 import json
 import os
 import secrets
+import tomllib
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
-from lowrise.config import RunConfig
-from lowrise.config.places import named_places
+from lowrise.config import RunConfig, resolved
+from lowrise.config.places import named_code, named_places
 from lowrise.errors import UsageError
 
 KEY_BYTES = 32
@@ -25,16 +28,18 @@ KEY_BYTES = 32
 def seal(config: RunConfig) -> str:
     """The seal of the places that a configuration names; empty where this user has no place for a key."""
     key = _key(make=True)
-    return _sealed(key, config) if key else ""
+    return _sealed(key, resolved(config).to_dict()) if key else ""
 
 
-def require_trust(config: RunConfig, folder: Path, *, trust: bool, remedy: str) -> None:
-    """Raise `UsageError`, before any file is touched, where a run names files and this user did not make it.
+def require_trust(folder: Path, *, trust: bool, remedy: str) -> None:
+    """Raise `UsageError`, before any of them is touched, where a run names files and this user did not make
+    it.
 
     `remedy` says how the command does without these files.
     """
-    places = named_places(config)
-    if trust or not places or _is_own(config, folder):
+    values = recorded_values(folder)
+    places = named_places(values)
+    if trust or not places or _is_own(values, folder):
         return
     raise UsageError(
         f"{folder} was not made by this user (or its config.toml was changed), and it would read "
@@ -43,17 +48,39 @@ def require_trust(config: RunConfig, folder: Path, *, trust: bool, remedy: str) 
     )
 
 
-def _is_own(config: RunConfig, folder: Path) -> bool:
+def require_known_code(folder: Path, known: Collection[str] = ()) -> None:
+    """Raise `UsageError`, before it is loaded, where a run that this user did not make names code that the
+    user has not named too."""
+    values = recorded_values(folder)
+    code = [file for file in named_code(values) if file not in known]
+    if code and not _is_own(values, folder):
+        raise UsageError(
+            f"{folder} was not made by this user (or its config.toml was changed), and it would run the code "
+            f"in {', '.join(code)}: look at it, and take the plugin out of its config.toml if you do not "
+            "know it."
+        )
+
+
+def recorded_values(folder: Path) -> dict[str, Any]:
+    """`config.toml` of a run as it stands there, nothing checked and nothing loaded; empty where it cannot be
+    read, which whoever loads it says."""
+    try:
+        return tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+
+
+def _is_own(values: Mapping[str, Any], folder: Path) -> bool:
     key = _key(make=False)
     try:
         found = json.loads((folder / "environment.json").read_text(encoding="utf-8"))["seal"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
-    return key is not None and isinstance(found, str) and hmac.compare_digest(found, _sealed(key, config))
+    return key is not None and isinstance(found, str) and hmac.compare_digest(found, _sealed(key, values))
 
 
-def _sealed(key: bytes, config: RunConfig) -> str:
-    return hmac.new(key, json.dumps(named_places(config)).encode(), hashlib.sha256).hexdigest()
+def _sealed(key: bytes, values: Mapping[str, Any]) -> str:
+    return hmac.new(key, json.dumps(named_places(values)).encode(), hashlib.sha256).hexdigest()
 
 
 def _key(*, make: bool) -> bytes | None:

@@ -13,6 +13,7 @@ from small_runs import config_for, console, overrides, run_training, write_text
 from lowrise.cli import main
 from lowrise.config import load
 from lowrise.config.places import named_places, source_place
+from lowrise.errors import UsageError
 from lowrise.inference.evaluate import evaluate_run
 from lowrise.runs.trust import seal
 
@@ -103,6 +104,29 @@ def test_a_seal_fits_no_other_places(key, value, own_run, tmp_path, capsys):
     assert "was not made by this user" in refused(["eval", str(tmp_path / "edited")], capsys)
 
 
+def test_code_of_another_one_is_not_loaded(own_run, text_folder, tmp_path, capsys):
+    """By any door to a run: the message comes before config.toml is made into a configuration."""
+    shutil.copytree(own_run, tmp_path / "sent")
+    file = tmp_path / "sent" / "config.toml"
+    file.write_text(f'plugin = ["{tmp_path}/bad.py"]\n' + file.read_text())
+    (tmp_path / "bad.py").write_text("raise SystemExit(99)\n")
+    sent = str(tmp_path / "sent")
+    other = write_text(tmp_path / "other.jsonl", documents=30)
+    for words in (
+        ["generate", sent],
+        ["eval", sent, "--data.source", str(other)],
+        ["eval", sent, "--trust", "true"],
+        ["data", "info", sent, "--trust", "true"],
+    ):
+        assert f"would run the code in {tmp_path}/bad.py" in refused(words, capsys)
+    assert "bad.py" in refused(["eval", sent], capsys)
+    config = config_for(text_folder, "lora", **{"init.run": sent, "train.steps": 2})
+    with pytest.raises(UsageError, match="would run the code"):
+        run_training(config, tmp_path / "new")
+    with pytest.raises(UsageError, match="would run the code"):
+        run_training(config_for(text_folder, "adamw", **{"train.steps": 2}), Path(sent))
+
+
 @pytest.mark.parametrize("content", [None, "", "[]", '{"seal": 3}', '{"seal": ""}', "\x00", "[" * 5000])
 def test_a_seal_that_is_none(content, own_run, tmp_path, capsys):
     shutil.copytree(own_run, tmp_path / "odd")
@@ -112,8 +136,12 @@ def test_a_seal_that_is_none(content, own_run, tmp_path, capsys):
 
 
 def test_the_builtin_text_is_harmless():
-    assert named_places(load(None, {"data.source": "builtin"})) == []
-    assert named_places(load(None, {"data.source": "builtin", "data.cache": "/x"})) == ["/x"]
+    assert named_places(load(None, {"data.source": "builtin"}).to_dict()) == []
+    assert named_places({"data": {"source": "builtin", "cache": "/x"}}) == ["/x"]
+    assert named_places({"data": 3, "eval": {"extra": {"a": 4}}, "plugin": ["/p.py"]}) == [
+        str(Path.cwd() / "4"),
+        "/p.py",
+    ]
 
 
 def test_the_key_is_the_users_alone_and_the_seal_tells_no_names(tmp_path, monkeypatch):
