@@ -102,7 +102,7 @@ class Methods:
 
 def train(arguments: Arguments, console: Console) -> int:
     from lowrise.config import advice, validate
-    from lowrise.config.command import Train, recipe_folder, starting_config
+    from lowrise.config.command import Train, recipe_folder, recipe_of, starting_config
     from lowrise.config.renamed import renamed_flag
     from lowrise.data.progress import prepare_with_progress
     from lowrise.distributed import World
@@ -120,6 +120,8 @@ def train(arguments: Arguments, console: Console) -> int:
     if given is not None:  # before its plugins are loaded
         require_known_code(given)
     command = parse(Train, arguments, "train", default=Train(config=starting_config(arguments)))
+    if command.recipe is not None and command.recipe != recipe_of(arguments):
+        raise UsageError(f"lowrise train: the recipe {command.recipe} comes first, before the flags.")
     validate(command.config)
     if given is not None:
         require_trusted_recipe(given, command.config, trust=command.trust)

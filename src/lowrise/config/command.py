@@ -50,7 +50,7 @@ class Train:
 
 def starting_config(words: Sequence[str]) -> RunConfig:
     """What the flags start from: the recipe, with the names that decide which flags there are."""
-    recipe = _recipe(words)
+    recipe = recipe_of(words)
     names: dict[str, str] = {}
     for key in ("plugin", "method", "layer.name", "optimizer.name"):
         for word, following in itertools.pairwise([*words, ""]):
@@ -58,18 +58,19 @@ def starting_config(words: Sequence[str]) -> RunConfig:
                 names[key] = following
             elif word.startswith(f"--{key}="):
                 names[key] = word.split("=", 1)[1]
-    return load(None if recipe is None else recipe_file(recipe), names)
+    return load(None if recipe is None else recipe_file(str(recipe)), names)
 
 
 def recipe_folder(words: Sequence[str]) -> Path | None:
     """The folder of the run that the command line names as its recipe, if it does."""
-    recipe = _recipe(words)
-    place = None if recipe is None else Path(recipe).expanduser()
+    recipe = recipe_of(words)
+    place = None if recipe is None else recipe.expanduser()
     return place if place is not None and place.is_dir() else None
 
 
-def _recipe(words: Sequence[str]) -> str | None:
-    return next((word for i, word in enumerate(words) if _is_recipe(i, word)), None)
+def recipe_of(words: Sequence[str]) -> Path | None:
+    """The word that is the recipe, before the flags that it decides are known."""
+    return next((Path(word) for i, word in enumerate(words) if _is_recipe(i, word)), None)
 
 
 def _is_recipe(index: int, word: str) -> bool:

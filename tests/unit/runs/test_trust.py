@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 
 import pytest
+import tomli_w
 from small_runs import config_for, console, overrides, run_training, write_text
 
 from lowrise.cli import main
@@ -51,7 +52,13 @@ def test_ones_own_run_needs_no_word(own_run, capsys):
 def test_another_ones_is_asked_about_and_nothing_is_read(sent, tmp_path, capsys, monkeypatch):
     opened: list[str] = []
     monkeypatch.setattr("lowrise.inference.evaluate.load_run", lambda *a: opened.append("run"))
-    for words in (["eval", str(sent)], ["data", "info", str(sent)]):
+    for words in (
+        ["eval", str(sent)],
+        ["data", "info", str(sent)],
+        ["train", str(sent)],
+        ["train", str(sent), "--run", str(tmp_path / "new")],
+        ["compare", str(sent), "--budget", "tokens=1k", "--out", str(tmp_path / "compared")],
+    ):
         told = refused(words, capsys)
         assert "was not made by this user" in told
         assert "text.jsonl" in told
@@ -76,7 +83,6 @@ def test_generate_and_init_read_nothing_outside_of_the_folder(sent, own_run, tex
     """The text and the cache that the folder names are gone."""
     values = load(sent / "config.toml").to_dict()
     values["data"] |= {"source": ["/absent/text"], "cache": "/absent/cache"}
-    import tomli_w
 
     (sent / "config.toml").write_text(tomli_w.dumps(values))
     assert main(["generate", str(sent), "--tokens", "3"]) == 0
@@ -95,7 +101,6 @@ def test_generate_and_init_read_nothing_outside_of_the_folder(sent, own_run, tex
     ],
 )
 def test_a_seal_fits_no_other_places(key, value, own_run, tmp_path, capsys):
-    import tomli_w
 
     shutil.copytree(own_run, tmp_path / "edited")
     values = load(own_run / "config.toml").to_dict()
@@ -104,11 +109,43 @@ def test_a_seal_fits_no_other_places(key, value, own_run, tmp_path, capsys):
     assert "was not made by this user" in refused(["eval", str(tmp_path / "edited")], capsys)
 
 
+def edited(sent: Path, key: str, value: str) -> None:
+    values = load(sent / "config.toml").to_dict()
+    section, name = key.split(".")
+    values[section][name] = value
+    (sent / "config.toml").write_text(tomli_w.dumps(values))
+
+
+def test_a_server_reads_the_folder_of_its_tokenizer_with_leave_alone(sent, tmp_path, capsys, monkeypatch):
+    read: list[str] = []
+    monkeypatch.setattr("lowrise.serve.server.load_text_model", lambda *a, **k: read.append("run"))
+    edited(sent, "data.tokenizer", str(tmp_path / "theirs" / "tokenizer.json"))
+    told = refused(["serve", str(sent), "--port", "0"], capsys)
+    assert f"it would read {tmp_path}/theirs/tokenizer.json: " in told
+    assert not read
+
+
+@pytest.mark.parametrize("key", ["init.run", "init.model"])
+def test_training_by_anothers_recipe_asks_for_first_weights_too(key, sent, tmp_path, capsys):
+    """With text of one's own what is left of the recipe's places is asked about, and nothing else."""
+    text = str(write_text(tmp_path / "own.jsonl", documents=30))
+    words = ["train", str(sent), "--run", str(tmp_path / "new"), "--data.source", text]
+    edited(sent, key, str(tmp_path / "theirs"))
+    told = refused(words, capsys)
+    assert f"{tmp_path}/theirs: " in told
+    assert "own.jsonl" not in told
+
+
+def test_a_recipe_after_the_flags_is_refused(own_run, capsys):
+    """Flags depend on the recipe, which is looked at first."""
+    assert "comes first, before the flags" in refused(["train", "--trust", str(own_run)], capsys)
+
+
 def test_code_of_another_one_is_not_loaded(own_run, text_folder, tmp_path, capsys):
     """By any door to a run: the message comes before config.toml is made into a configuration."""
     shutil.copytree(own_run, tmp_path / "sent")
     file = tmp_path / "sent" / "config.toml"
-    file.write_text(f'plugin = ["{tmp_path}/bad.py"]\n' + file.read_text())
+    file.write_text(file.read_text().replace("plugin = []", f'plugin = ["{tmp_path}/bad.py"]'))
     (tmp_path / "bad.py").write_text("raise SystemExit(99)\n")
     sent = str(tmp_path / "sent")
     other = write_text(tmp_path / "other.jsonl", documents=30)
@@ -116,7 +153,15 @@ def test_code_of_another_one_is_not_loaded(own_run, text_folder, tmp_path, capsy
         ["generate", sent],
         ["eval", sent, "--data.source", str(other)],
         ["eval", sent, "--trust", "true"],
+        ["eval", str(own_run), sent, "--trust"],
         ["data", "info", sent, "--trust", "true"],
+        ["export", sent],
+        ["export", sent, "--to", "safetensors"],
+        ["serve", sent, "--port", "0", "--trust"],
+        ["train", sent, "--trust"],
+        ["train", "--init.run", sent, "--run", str(tmp_path / "new"), "--data.source", str(other)],
+        ["train", sent, "--run", str(tmp_path / "new"), "--trust"],
+        ["compare", sent, "--budget", "tokens=1k", "--out", str(tmp_path / "compared"), "--trust"],
     ):
         assert f"would run the code in {tmp_path}/bad.py" in refused(words, capsys)
     assert "bad.py" in refused(["eval", sent], capsys)

@@ -12,7 +12,7 @@ from lowrise.config import load
 from lowrise.errors import UsageError
 from lowrise.inference.evaluate import evaluate_run
 from lowrise.train import RunDirectory, Tracker, train
-from lowrise.train.loop import Trainer
+from lowrise.train.step import TrainStep
 
 
 class Notes(Tracker):
@@ -60,7 +60,7 @@ def test_a_failure_ends_a_tracker_too(text_folder, tmp_path, monkeypatch):
     def fail(self):
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(Trainer, "update", fail)
+    monkeypatch.setattr(TrainStep, "__call__", fail)
     notes = Notes()
     with pytest.raises(RuntimeError, match="broken"):
         tracked(config_for(text_folder, "adamw"), tmp_path, notes)
