@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import socket
 import time
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 
 from lowrise.config import load
-from lowrise.data import DataConfig, hub, limit, prepare, prepare_held_out
+from lowrise.data import DataConfig, hub, limit, parts, prepare, prepare_held_out
 from lowrise.data.log import log_path
 from lowrise.errors import LowriseError, UsageError
 from lowrise.runs.text import with_text_limit
@@ -20,11 +19,6 @@ from lowrise.runs.text import with_text_limit
 DOCUMENTS = [
     f"document {i} says that the number {i} comes after {i - 1}, and so on. " * 4 for i in range(400)
 ]
-
-
-def prepare_module() -> Any:
-    """The module, whose name in the package is the function's."""
-    return importlib.import_module("lowrise.data.prepare")
 
 
 def write(path: Path, documents: list[str]) -> Path:
@@ -109,8 +103,8 @@ def test_one_long_document_is_cut_and_its_tail_held_out(tmp_path):
 
 
 def test_a_killed_preparation_ends_in_the_same_bytes(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare_module(), "PART_BYTES", 2000)
-    monkeypatch.setattr(prepare_module(), "BLOCK_PIECES", 5)
+    monkeypatch.setattr(parts, "PART_BYTES", 2000)
+    monkeypatch.setattr(parts, "BLOCK_PIECES", 5)
     whole = prepare(limited(config, max_tokens=4000))
 
     class Killed(Exception):
