@@ -31,6 +31,12 @@ def shared() -> Path:
     return path
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_state(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What is kept for a user (the key of `runs/trust.py`) is not the tester's."""
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+
+
 @pytest.fixture(autouse=True)
 def _tables_as_they_were() -> Iterator[None]:
     """A plugin that a test loads is gone after it."""

@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from lowrise.flags import parse
 from lowrise.methods import METHODS
 from lowrise.names import lookup
 from lowrise.plugins import load_plugins
-from lowrise.signals import speaks, told
+from lowrise.signals import saving_ends_nothing, speaks, told
 
 if TYPE_CHECKING:
     from lowrise.config import RunConfig
@@ -50,11 +50,22 @@ _REMEDIES = {
 
 
 @dataclass(kw_only=True)
+class OtherText:
+    """Text to evaluate on instead of the run's held-out text."""
+
+    source: tuple[str, ...] = ()
+    """Files, directories, globs, "hf:NAME...": all of it, with the run's tokenizer."""
+
+
+@dataclass(kw_only=True)
 class Eval:
     """Exact validation loss, perplexity and bits per byte of the newest checkpoints of runs."""
 
     runs: Positional[tuple[Path, ...]]
     """Folders of runs; several are shown in one table."""
+    data: OtherText = field(default_factory=OtherText)
+    trust: bool = False
+    """Read the files that a run of somebody else's names in its config.toml."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     json: bool = False
@@ -69,6 +80,8 @@ class DataInfo:
     """Folder of a prepared corpus, or of a run."""
     verify: bool = False
     """Read every shard and compare it with its checksums."""
+    trust: bool = False
+    """Read the files that a run of somebody else's names in its config.toml."""
 
 
 @dataclass(kw_only=True)
@@ -89,28 +102,39 @@ class Methods:
 
 def train(arguments: Arguments, console: Console) -> int:
     from lowrise.config import advice, validate
-    from lowrise.config.command import Train, starting_config
+    from lowrise.config.command import Train, recipe_folder, recipe_of, starting_config
     from lowrise.config.renamed import renamed_flag
     from lowrise.data.progress import prepare_with_progress
     from lowrise.distributed import World
     from lowrise.pretrained.adopt import adopted
     from lowrise.runs.environment import choose_device
     from lowrise.runs.parallel import check_world
+    from lowrise.runs.text import with_text_limit
+    from lowrise.runs.trust import require_known_code, require_trusted_recipe
     from lowrise.train import RunDirectory
     from lowrise.train import train as run_training
 
+    saving_ends_nothing()
     arguments = [renamed_flag(word) for word in arguments]
+    given = recipe_folder(arguments)
+    if given is not None:  # before its plugins are loaded
+        require_known_code(given)
     command = parse(Train, arguments, "train", default=Train(config=starting_config(arguments)))
+    if command.recipe is not None and command.recipe != recipe_of(arguments):
+        raise UsageError(f"lowrise train: the recipe {command.recipe} comes first, before the flags.")
     validate(command.config)
-    config = adopted(command.config)
+    if given is not None:
+        require_trusted_recipe(given, command.config, trust=command.trust)
+    config = with_text_limit(adopted(command.config), command.given_folder)
     world = World.from_environment()
     check_world(config, world)
     device = world.device(choose_device(config.train.device))
     console.quiet = not world.leads
     for sentence in advice(config):
         console.print(f"warning: {sentence}", style="yellow", soft_wrap=True)
-    folder = _require_folder(command.folder, "--run")
+    _require_folder(command.given_folder or Path("runs"), "--run")
     corpus = prepare_with_progress(config.data, console)
+    folder = command.folder(config, corpus.fingerprint)
     with world.joined(device):
         summary = run_training(config, corpus, RunDirectory(folder), console, world)
     console.print(
@@ -134,7 +158,8 @@ def evaluate(arguments: Arguments, console: Console) -> int:
     check_runs(runs)
     # Objects alone go to standard output, for the program that reads them.
     notices = Console(stderr=True) if command.json else console
-    results = [evaluate_run(run, command.device, notices) for run in runs]
+    source, trust = command.data.source, command.trust
+    results = [evaluate_run(run, command.device, notices, source=source, trust=trust) for run in runs]
     if command.json:
         print("\n".join(map(strict_json, results)))
     else:
@@ -187,16 +212,21 @@ def factorize(arguments: Arguments, console: Console) -> int:
 def data(arguments: Arguments, console: Console) -> int:
     action, rest = (arguments[0], arguments[1:]) if arguments else ("", ())
     if action == "prepare":
-        from lowrise.data import DataConfig
+        from lowrise.data import DataConfig, cache_root
+        from lowrise.data.log import log_path
         from lowrise.data.progress import prepare_with_progress
 
         about = "Tokenize a corpus into shards, once; a second call finds them."
-        corpus = prepare_with_progress(parse(DataConfig, rest, "data prepare", about=about), console)
+        config = parse(DataConfig, rest, "data prepare", about=about)
+        corpus = prepare_with_progress(config, console)
         console.print(str(corpus))
+        log = log_path(cache_root(config.cache), corpus.fingerprint)
+        if log.exists():
+            console.print(f"Log: {log}", soft_wrap=True)
         return 0
     if action == "info":
         command = parse(DataInfo, rest, "data info")
-        console.print(_info(command.folder.expanduser(), command.verify, console))
+        console.print(_info(command, console))
         return 0
     if action in ("-h", "--help"):
         console.print("lowrise data prepare: tokenize a corpus\nlowrise data info FOLDER: what it holds")
@@ -230,14 +260,19 @@ def compare(arguments: Arguments, console: Console) -> int:
     from lowrise.config.command import recipe_file
     from lowrise.data.progress import prepare_with_progress
     from lowrise.pretrained.adopt import adopted
+    from lowrise.runs.text import with_text_limit
+    from lowrise.runs.trust import require_known_code, require_trusted_recipe
     from lowrise.train import plan_run
 
     def recipe(path: str | Path | None, overrides: Mapping[str, Any]) -> RunConfig:
-        return adopted(load(path, overrides))  # as `train` does, so that the hashes agree
+        return with_text_limit(adopted(load(path, overrides)))  # as `train` does, so that the hashes agree
 
     def plan(config: RunConfig) -> Any:
         return plan_run(config, prepare_with_progress(config.data, console).tokenizer.vocab_size)
 
+    for folder in filter(Path.is_dir, (Path(path).expanduser() for path in command.recipes)):
+        require_known_code(folder)
+        require_trusted_recipe(folder, load(recipe_file(str(folder))), trust=command.trust)
     recipes = tuple(str(recipe_file(path)) for path in command.recipes)
     out = str(_require_folder(Path(command.out).expanduser(), "--out"))
     return run_compare(
@@ -372,17 +407,23 @@ def _method_text(command: Methods) -> str:
     return f"{path}\n"
 
 
-def _info(folder: Path, verify: bool, console: Console) -> str:
+def _info(command: DataInfo, console: Console) -> str:
+    folder = command.folder.expanduser()
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "is not there"
         raise UsageError(f"{folder} {what}: give the folder of a prepared corpus, or of a run.")
     from lowrise.config import load
     from lowrise.data import open_corpus
     from lowrise.data.progress import prepare_with_progress, verify_with_progress
+    from lowrise.runs.trust import require_known_code, require_trust
 
     recipe = folder / "config.toml"
+    if recipe.exists():
+        require_known_code(folder)
+        remedy = "look into the corpus itself, lowrise data info CORPUS"
+        require_trust(folder, trust=command.trust, remedy=remedy)
     corpus = prepare_with_progress(load(recipe).data, console) if recipe.exists() else open_corpus(folder)
-    if verify:
+    if command.verify:
         verify_with_progress(corpus, console)
         return f"{corpus}\n\nEvery block is as it was written."
     return str(corpus)

@@ -44,15 +44,16 @@ def parse(kind: type, words: Sequence[str], name: str, default: Any = None, abou
 
 def _flags(kind: type, value: Any, prefix: str = "") -> Iterator[tuple[str, bool]]:
     """Every dotted flag of a dataclass, and whether it takes a list. A `value` tells the classes of its
-    sections."""
+    sections, where these depend on it."""
     hints = typing.get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
         hint, own = hints[field.name], getattr(value, field.name, None)
         if any(extra in _POSITIONAL for extra in _extras(hint)):
             continue
-        if dataclasses.is_dataclass(own):
+        section = type(own) if own is not None else hint
+        if dataclasses.is_dataclass(section):
             nameless = any(getattr(extra, "name", None) == "" for extra in _extras(hint))
-            yield from _flags(type(own), own, prefix if nameless else f"{prefix}{field.name}.")
+            yield from _flags(section, own, prefix if nameless else f"{prefix}{field.name}.")
         else:
             yield f"{prefix}{field.name}", _takes_list(hint)
 

@@ -1,9 +1,10 @@
-"""Stop signals: what SIGINT, SIGTERM and SIGHUP do to a command.
+"""Signals: what SIGINT, SIGTERM and SIGHUP (to stop) and SIGUSR1 (to save) do to a command.
 
 `leave_when_stopped`: anywhere in a command, one message and the exit code 128 + N at once. Nothing is
 unwound: what is on the disk is whole or a temporary file (`files.write_whole`), locks die with their process,
 and an exception out of nowhere would end in whatever library it meets. `StopRequest`: inside a block the
-signal is noted, and the work saves before it ends.
+signal is noted, and the work saves before it ends. `SaveRequest`: SIGUSR1 is noted, and the work saves and
+goes on.
 
 Nothing here imports what takes time: a signal that comes before the handler is there is Python's own.
 """
@@ -101,6 +102,47 @@ def _watch(reading: int) -> None:
             if unheard[number] > (0 if leaves else 1):
                 leave(number)
         before = dict(_handled)
+
+
+def saving_ends_nothing() -> None:
+    """From now on SIGUSR1 does not end the process while there is nothing to save: text is being prepared, or
+    the run is over."""
+    try:
+        signal.signal(signal.SIGUSR1, lambda number, frame: None)
+    except ValueError:  # outside the main thread, whoever runs us handles the signals
+        return
+
+
+class SaveRequest:
+    """Notes SIGUSR1 inside a `with` block instead of ending the process: Slurm's warning, or a user who wants
+    a checkpoint now. Outside the main thread nothing is caught."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._earlier: object = None
+        self._caught = False
+
+    def __enter__(self) -> Self:
+        try:
+            self._earlier = signal.signal(signal.SIGUSR1, self._note)
+            self._caught = True
+        except ValueError:
+            pass
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._caught:
+            signal.signal(signal.SIGUSR1, self._earlier)  # type: ignore[arg-type]  # what signal.signal gave
+
+    def take(self) -> bool:
+        """Whether one came since the last call. One that comes meanwhile is not lost."""
+        if not self._asked:
+            return False
+        self._asked = False
+        return True
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
 
 
 class StopRequest:

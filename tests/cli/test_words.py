@@ -15,11 +15,11 @@ from lowrise.cli import COMMANDS, main
 from lowrise.compare.plan import CompareConfig
 from lowrise.config import load
 from lowrise.config.command import Train, recipe_file, starting_config
+from lowrise.config.identity import flatten
 from lowrise.data import DataConfig
 from lowrise.errors import UsageError
 from lowrise.flags import parse
 from lowrise.names import lookup, nearest_name
-from lowrise.runs.directory import flatten
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -166,7 +166,7 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch, capsys):
     (tmp_path / "r.toml").write_text('method = "muon"\n')
     assert recipe_file("~/r.toml") == tmp_path / "r.toml"
     assert load("~/r.toml").method == "muon"
-    assert Train(run=Path("~/x")).folder == tmp_path / "x"
+    assert Train(run=Path("~/x")).given_folder == tmp_path / "x"
     for command in ("eval", "generate"):
         assert f"{tmp_path}/x is not a run directory" in error_of([command, "~/x"], capsys)
     assert f"{tmp_path}/x is not there" in error_of(["data", "info", "~/x"], capsys)

@@ -8,6 +8,7 @@ line.
 """
 
 from lowrise.config.derived import options_of
+from lowrise.config.places import resolved
 from lowrise.config.reading import from_dict, load
 from lowrise.config.rules import advice, validate
 from lowrise.config.sections import (
@@ -32,5 +33,6 @@ __all__ = [
     "from_dict",
     "load",
     "options_of",
+    "resolved",
     "validate",
 ]

@@ -10,6 +10,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from lowrise.config.places import resolved
 from lowrise.config.reading import load
 from lowrise.config.tree import RunConfig
 from lowrise.errors import UsageError
@@ -26,22 +27,30 @@ class Train:
     """TOML file; keys that it leaves out take the method's defaults. A run's folder: continue that run."""
     run: Path | None = None
     """Folder of the run; none: runs/METHOD-PRESET-HASH."""
+    trust: bool = False
+    """Read the files that a run of somebody else's, given as the recipe, names in its config.toml."""
     config: Annotated[RunConfig, arg(name="")] = field(default_factory=RunConfig)
 
     @property
-    def folder(self) -> Path:
-        """Where the run lies."""
+    def given_folder(self) -> Path | None:
+        """Where the run lies, if that was said."""
         if self.run is not None:
             return self.run.expanduser()
         if self.recipe is not None and self.recipe.expanduser().is_dir():
             return self.recipe.expanduser()
-        config = self.config
-        return Path("runs") / f"{config.method}-{config.model.preset}-{config.hash[:8]}"
+        return None
+
+    def folder(self, config: RunConfig, corpus: str) -> Path:
+        """Where the run lies: as was said, else by the name of the configuration on the text with this
+        fingerprint.
+        """
+        name = f"{config.method}-{config.model.preset}-{resolved(config).name_on(corpus)[:8]}"
+        return self.given_folder or Path("runs") / name
 
 
 def starting_config(words: Sequence[str]) -> RunConfig:
     """What the flags start from: the recipe, with the names that decide which flags there are."""
-    recipe = next((word for i, word in enumerate(words) if _is_recipe(i, word)), None)
+    recipe = recipe_of(words)
     names: dict[str, str] = {}
     for key in ("plugin", "method", "layer.name", "optimizer.name"):
         for word, following in itertools.pairwise([*words, ""]):
@@ -49,7 +58,19 @@ def starting_config(words: Sequence[str]) -> RunConfig:
                 names[key] = following
             elif word.startswith(f"--{key}="):
                 names[key] = word.split("=", 1)[1]
-    return load(None if recipe is None else recipe_file(recipe), names)
+    return load(None if recipe is None else recipe_file(str(recipe)), names)
+
+
+def recipe_folder(words: Sequence[str]) -> Path | None:
+    """The folder of the run that the command line names as its recipe, if it does."""
+    recipe = recipe_of(words)
+    place = None if recipe is None else recipe.expanduser()
+    return place if place is not None and place.is_dir() else None
+
+
+def recipe_of(words: Sequence[str]) -> Path | None:
+    """The word that is the recipe, before the flags that it decides are known."""
+    return next((Path(word) for i, word in enumerate(words) if _is_recipe(i, word)), None)
 
 
 def _is_recipe(index: int, word: str) -> bool:

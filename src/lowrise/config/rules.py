@@ -9,6 +9,7 @@ from typing import Any
 
 from lowrise.config.tree import RunConfig
 from lowrise.errors import UsageError
+from lowrise.files import is_plain_name
 from lowrise.model.config import PRESETS
 from lowrise.names import lookup
 
@@ -82,6 +83,14 @@ def validate(config: RunConfig) -> None:
         config.init.model,
         "weights come from one place, and init.run names another; leave one out",
     )
+    require(
+        config.init.what == "weights" or config.init.run is not None,
+        "init.what",
+        config.init.what,
+        "it says what is taken from the run that init.run names, and there is none",
+    )
+    for name in config.eval.extra:
+        require(is_plain_name(name), f"eval.extra.{name}", name, "a name is a word without slashes")
     require(
         config.eval.batch_size >= 1, "eval.batch_size", config.eval.batch_size, "at least one sequence a pass"
     )

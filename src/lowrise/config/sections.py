@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 DENSE = "dense"
@@ -93,6 +93,8 @@ class InitSection:
     model: str | None = None
     """Hugging Face folder whose weights this run starts from, instead of a run; `lowrise train` takes the
     model's shape and the tokenizer from it where the recipe does not say."""
+    what: Literal["weights", "all"] = "weights"
+    """all: a branch of that run, with its optimizer state, its place in the data and its counters."""
 
 
 @dataclass(kw_only=True)
@@ -153,6 +155,8 @@ class EvalSection:
     """Held-out tokens of an evaluation during training; 0: the whole split."""
     batch_size: int = 32
     """Sequences a forward pass, over all ranks."""
+    extra: dict[str, str] = field(default_factory=dict)
+    """Further texts, name and source, evaluated whenever the held-out split is, as val_loss/NAME."""
 
 
 @dataclass(kw_only=True)

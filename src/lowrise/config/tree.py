@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
 import tomli_w
 
+from lowrise.config.identity import Kind, digest, of_kinds
 from lowrise.config.sections import (
     CheckpointSection,
     EvalSection,
@@ -24,7 +23,7 @@ from lowrise.config.sections import (
     ScheduleSection,
     TrainSection,
 )
-from lowrise.data.config import HOW_NOT_WHAT, DataConfig
+from lowrise.data.config import DataConfig
 from lowrise.plugins import absolute
 
 
@@ -61,14 +60,20 @@ class RunConfig:
 
     @property
     def hash(self) -> str:
-        """Identity of the result: what is saved, shown or cached on the way does not count."""
-        values = self.to_dict()
-        del values["plugin"]  # where a method is from; what it does is the method's name and options
-        for section in ("checkpoint", "log", "parallel"):
-            del values[section]
-        for name in HOW_NOT_WHAT:
-            values["data"].pop(name, None)
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+        """Identity of the result as it is written: how it is computed, shown and saved does not count."""
+        kinds = (kind for kind in Kind if kind is not Kind.EXECUTION)
+        return digest(of_kinds(self.to_dict(), *kinds))
+
+    @property
+    def mathematics(self) -> str:
+        """Identity of what no start of a run may change, whatever its text is called and however long it
+        is."""
+        return digest(of_kinds(self.to_dict(), Kind.MATHEMATICS))
+
+    def name_on(self, corpus: str) -> str:
+        """Identity of the result on the text with this fingerprint, wherever that lies."""
+        kinds = (kind for kind in Kind if kind not in (Kind.EXECUTION, Kind.TEXT))
+        return digest(of_kinds(self.to_dict(), *kinds) | {"corpus": corpus})
 
     def to_toml(self) -> str:
         """The resolved configuration; `load` of it gives the same one."""

@@ -54,6 +54,10 @@ class DataConfig:
     separator_token: str | None = None
     """Token that follows every document; None: the tokenizer's own end-of-text token."""
 
+    max_tokens: int | None = None
+    """Most training tokens to prepare; what lies after them is not read. 0: all text; None: all too, but of a
+    dataset on the hub `lowrise train` takes what its updates need."""
+
     cache: str | None = None
     """Directory for prepared corpora; None: $LOWRISE_CACHE, else ~/.cache/lowrise."""
 
@@ -108,6 +112,10 @@ class DataConfig:
         for name in ("max_line_bytes", "max_expansion", "max_expanded_bytes"):
             if getattr(self, name) < 1:
                 raise UsageError(f"data.{name} is {getattr(self, name)}: it must be at least 1.")
+        if self.max_tokens is not None and self.max_tokens < 0:
+            raise UsageError(
+                f"data.max_tokens is {self.max_tokens}: it must be 0 (all text) or a number of tokens."
+            )
         if self.workers < 0:
             raise UsageError(
                 f"data.workers is {self.workers}: it must be 0 (every core) or a number of threads."

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from lowrise.data.config import DataConfig
+from lowrise.data.hub import is_offline, is_on_hub, package, require_reachable
+from lowrise.data.limit import token_limits, within
 from lowrise.data.readers import (
     JSON_LINES,
     Chunk,
@@ -32,6 +34,10 @@ from lowrise.errors import LowriseError, UsageError
 
 # The built-in corpus has no tests (strange text) and no third-party packages (other ones on every machine).
 BUILTIN_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages"}
+
+Kept = Callable[[str, int | None], list[Path] | None]
+"""The text of a dataset on the hub, of at least so many tokens (None: all), as files; None where the user is
+offline and it is not there."""
 
 
 @dataclass(frozen=True)
@@ -77,16 +83,24 @@ KIND_OF_SUFFIX: dict[str, str] = {**dict.fromkeys(JSON_LINES, "jsonl"), ".parque
 """Suffix of a file's name, without that of a compression -> its kind; every other is text."""
 
 
-def find_sources(config: DataConfig) -> list[SourceFile]:
+def find_sources(config: DataConfig, kept: Kept | None = None) -> list[SourceFile]:
     """The files of `config.source`, then those of `config.valid`.
+
+    With `data.max_tokens`, files that lie beyond them are left out, and `kept` gives the text of datasets on
+    the hub.
 
     Raises:
         UsageError: a source that does not exist or is empty, or a file both trained on and held out.
         LowriseError: a dataset that cannot be had, or the package that reads it is absent.
     """
-    split = "train" if config.valid else None
-    train = [file for spec in config.source for file in _expand(spec, split, config.document_separator)]
-    valid = [file for spec in config.valid for file in _expand(spec, "valid", config.document_separator)]
+    split, limits = "train" if config.valid else None, token_limits(config)
+    kept = kept if limits else None
+    train: list[SourceFile] = []
+    for spec in config.source:
+        limit = limits.get(spec, limits.get(""))
+        train += _expand(spec, split, config.document_separator, kept, limit)
+    train = [train[i] for i in within([(file.source, file.size) for file in train], limits)]
+    valid = find_held_out(config, kept)
     trained_on = {path.resolve(): file for file in train if file.dataset is None for path in file.paths}
     for file in valid:
         if file.dataset is None and file.paths[0].resolve() in trained_on:
@@ -94,12 +108,30 @@ def find_sources(config: DataConfig) -> list[SourceFile]:
                 f"{file.name} is in data.source and in data.valid, so it would be trained on and held out: "
                 "name sources without it, or leave data.valid out to hold out a share of the documents."
             )
+    return _read_within_limits(train, config) + valid
+
+
+def find_held_out(config: DataConfig, kept: Kept | None) -> list[SourceFile]:
+    """The files of `config.valid` alone. Raises as `find_sources`."""
+    separator = config.document_separator
+    files = [file for spec in config.valid for file in _expand(spec, "valid", separator, kept, None)]
+    return _read_within_limits(files, config)
+
+
+def _read_within_limits(files: list[SourceFile], config: DataConfig) -> list[SourceFile]:
+    """The files with what `config` says of long lines and of compressed text that grows."""
     limits = Limits(config.max_line_bytes, config.max_expansion, config.max_expanded_bytes)
-    return [replace(file, limits=limits) for file in train + valid]
+    return [replace(file, limits=limits) for file in files]
 
 
-def _expand(spec: str, split: str | None, separator: str | None) -> list[SourceFile]:
-    return [replace(file, source=spec) for file in _files_of(spec, split, separator)]
+def _expand(
+    spec: str, split: str | None, separator: str | None, kept: Kept | None, limit: int | None
+) -> list[SourceFile]:
+    paths = kept(spec, limit) if kept is not None and is_on_hub(spec) else None
+    if paths is None:
+        return [replace(file, source=spec) for file in _files_of(spec, split, separator)]
+    files = [_file(path, split, separator) for path in paths]
+    return [replace(file, source=spec, name=f"{spec}/{file.paths[0].name}") for file in files]
 
 
 def _files_of(spec: str, split: str | None, separator: str | None) -> list[SourceFile]:
@@ -245,12 +277,9 @@ def _builtin(split: str | None) -> list[SourceFile]:
 
 
 def _dataset(spec: str, split: str | None) -> SourceFile:
-    try:
-        import datasets
-    except ImportError as error:
-        raise LowriseError(
-            f"The source {spec!r} needs the package datasets: pip install 'lowrise[hf]'."
-        ) from error
+    datasets = package(spec)
+    if is_on_hub(spec) and not is_offline():
+        require_reachable(spec)
     name, *rest = spec.removeprefix("hf:").split(":")
     local = Path(name).expanduser()
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrise.data.batches import TokenStream
-from lowrise.data.index import INDEX, read_index, split_of
+from lowrise.data.index import INDEX, TOKENIZER, read_index, split_of
 from lowrise.data.mixture import Part
 from lowrise.data.shards import damaged
 from lowrise.data.tokenizer import Tokenizer
@@ -119,7 +119,7 @@ def _summary(stream: TokenStream) -> dict[str, Any]:
         "documents": stream.documents,
         "tokens": stream.tokens,
         "text_bytes": stream.text_bytes,
-        "bytes_per_token": stream.text_bytes / stream.tokens,
+        "bytes_per_token": stream.text_bytes / max(1, stream.tokens),
     }
 
 
@@ -133,7 +133,7 @@ def open_corpus(directory: str | Path) -> Corpus:
     directory = Path(directory).expanduser()
     index = read_index(directory / INDEX)
     facts = index["tokenizer"]
-    path = directory / "tokenizer.json"
+    path = directory / TOKENIZER
     try:
         tokenizer = Tokenizer.load(
             path, separator_token=facts["separator_token"], is_known=lambda sha256: sha256 == facts["sha256"]

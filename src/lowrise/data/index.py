@@ -16,7 +16,7 @@ from lowrise.data.tokenizer import Tokenizer
 from lowrise.errors import LowriseError, UsageError
 from lowrise.files import is_count, is_known, is_plain_name, read_json, require_seal, sealed
 
-INDEX = "index.json"
+INDEX, TOKENIZER = "index.json", "tokenizer.json"
 VERSION = 3
 READS = (2, 3)
 
@@ -54,7 +54,7 @@ def make_index(
             "byte_order": "little",
             "block_bytes": BLOCK_BYTES,
             "tokenizer": {
-                "file": "tokenizer.json",
+                "file": TOKENIZER,
                 "sha256": tokenizer.sha256,
                 "vocab_size": tokenizer.vocab_size,
                 "separator_token": tokenizer.separator_token,
@@ -155,7 +155,7 @@ def _check(index: dict[str, Any]) -> None:
 
 def _check_tokenizer(facts: Any, dtype: str) -> None:
     _object(facts, _TOKENIZER, "tokenizer")
-    _require(facts["file"] == "tokenizer.json", "the tokenizer's file has another name")
+    _require(facts["file"] == TOKENIZER, "the tokenizer's file has another name")
     _require(_is_hash(facts["sha256"], 64), "the tokenizer has no SHA-256")
     _require(isinstance(facts["separator_token"], str), "the separator is not a string")
     size = facts["vocab_size"]

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from lowrise.data.config import DataConfig
 from lowrise.data.corpora import SourceFile
 from lowrise.data.index import check_shard
+from lowrise.data.limit import TokenLimit
 from lowrise.data.pieces import Cut, Piece, pieces
 from lowrise.data.shards import DTYPES, Shard, ShardWriter, dtype_for
 from lowrise.data.tokenizer import Tokenizer
@@ -93,9 +94,12 @@ class PartWriter:
             if shard["file"] != file.name or file.stat().st_size != shard["tokens"] * itemsize:
                 raise ValueError(f"{file.name} is not the one of this part")
 
-    def write_part(self, number: int, blocks: Iterator[Block]) -> dict[str, Any]:
-        """Take the blocks of one part, write their shards, then the part's JSON."""
+    def write_part(self, number: int, blocks: Iterator[Block], limit: TokenLimit) -> dict[str, Any]:
+        """Take the blocks of one part, write their shards, then the part's JSON. It ends early where the
+        limit lets it jump.
+        """
         dtype = dtype_for(self.tokenizer.vocab_size)
+        separator = DTYPES[dtype].type(self.tokenizer.separator_id)
         counts = {name: Counts() for name in SPLITS}
         end: Place | None = None
         with ExitStack() as stack:
@@ -105,13 +109,26 @@ class PartWriter:
             }
             for block, encoded in _encoded_ahead(_one_part(blocks), self.tokenizer, DTYPES[dtype]):
                 for piece, file, ids in zip(block.pieces, block.files, encoded, strict=True):
+                    if piece.split == "train" and limit.reached(file):
+                        continue
+                    if piece.split == "train":
+                        limit.count({str(file): len(ids)})
+                        if not piece.ends and limit.reached(file):
+                            ids, piece = np.append(ids, separator), piece._replace(ends=True)
                     writers[piece.split].write(ids)
                     count = counts[piece.split]
                     count.documents += piece.ends
                     count.text_bytes += piece.text_bytes
                     count.tokens_by_file[str(file)] = count.tokens_by_file.get(str(file), 0) + len(ids)
+                    if limit.reached(file) and limit.can_jump(file):
+                        limit.jumped = True
+                        break
                 self.report(block.done, self.total_bytes, "tokenizing")
                 end = block.next
+                if limit.jumped:
+                    following = limit.next_file(file)
+                    end = None if following is None else Place(following, 0)
+                    break
             shards = {name: writer.close() for name, writer in writers.items()}
         return self._finish_part(number, end, shards, counts)
 

@@ -19,18 +19,21 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lowrise.data.config import HOW_NOT_WHAT, DataConfig
-from lowrise.data.corpora import SourceFile, find_sources
+from lowrise.data.corpora import Kept, SourceFile, find_held_out, find_sources
 from lowrise.data.corpus import Corpus, open_corpus
 from lowrise.data.hashes import HashCache, stamp_of
-from lowrise.data.index import INDEX, make_index, shard_of
+from lowrise.data.hub import BYTES_PER_TOKEN, kept_text
+from lowrise.data.index import INDEX, TOKENIZER, make_index, shard_of
+from lowrise.data.limit import TokenLimit, token_limits
+from lowrise.data.log import PrepareLog
 from lowrise.data.parts import SPLITS, PartWriter, Place, Progress, blocks_from, part_path
 from lowrise.data.pieces import with_held_out_tail
 from lowrise.data.readers import holds
@@ -62,6 +65,31 @@ def prepare(config: DataConfig | None = None, *, progress: Progress | None = Non
     """
     config = config or DataConfig()
     config.check()
+    return _prepared(config, find_sources, progress)
+
+
+def prepare_held_out(
+    sources: Sequence[str],
+    tokenizer: str | Path,
+    like: DataConfig,
+    *,
+    progress: Progress | None = None,
+) -> Corpus:
+    """Texts to evaluate on, whole, with a given tokenizer: a corpus whose `valid` holds all of them and whose
+    `train` is empty. How documents are found, separated and cached is as in `like`.
+
+    Raises as `prepare`.
+    """
+    texts = tuple(sources)
+    config = replace(like, source=texts, valid=texts, weights=(), tokenizer=str(tokenizer), max_tokens=None)
+    config.check()
+    return _prepared(config, find_held_out, progress)
+
+
+def _prepared(
+    config: DataConfig, find: Callable[[DataConfig, Kept], list[SourceFile]], progress: Progress | None
+) -> Corpus:
+    """The corpus of the files that `find` finds."""
     report = progress or (lambda done, total, what: None)
     if config.workers:
         # The library makes its threads once, at their first use; a number that the user has set stays.
@@ -70,7 +98,12 @@ def prepare(config: DataConfig | None = None, *, progress: Progress | None = Non
     with explained_disk_errors(root):
         for directory in (root / "corpora", root / "tokenizers"):
             directory.mkdir(parents=True, exist_ok=True)
-        files = find_sources(config)
+
+        def kept(spec: str, tokens: int | None) -> list[Path] | None:
+            limit = None if tokens is None else tokens * BYTES_PER_TOKEN
+            return kept_text(spec, config.text_key, limit, root, report)
+
+        files = find(config, kept)
         stamps = _stamps(files)
         hashes = _hash_all(files, root, report)
         files = with_held_out_tail(files, config, report)
@@ -85,6 +118,7 @@ def prepare(config: DataConfig | None = None, *, progress: Progress | None = Non
             tokenizer.sha256,
             tokenizer.separator_token,
             *tokenizer.reads_text_by(),
+            *([list(token_limits(config).values())] if config.max_tokens else []),
         )
         directory = root / "corpora" / fingerprint[:32]
         if not (directory / INDEX).exists():
@@ -94,8 +128,9 @@ def prepare(config: DataConfig | None = None, *, progress: Progress | None = Non
             with locked(directory.with_suffix(".lock"), lambda: report(0, 0, "waiting for another process")):
                 if not (directory / INDEX).exists():
                     unchanged = partial(_require_unchanged, files, stamps)
-                    parts = _tokenized(directory, config, files, tokenizer, report, unchanged)
-                    _finish(directory, fingerprint, config, files, hashes, tokenizer, parts)
+                    with PrepareLog(root, fingerprint).opened(config, files) as log:
+                        parts = _tokenized(directory, config, files, tokenizer, report, unchanged, log)
+                        _finish(directory, fingerprint, config, files, hashes, tokenizer, parts)
     corpus = _opened(directory, fingerprint, report)
     return corpus.mixed(config.weights, _tokens_by_source(files, corpus)) if config.weights else corpus
 
@@ -199,7 +234,7 @@ def _require_separator(config: DataConfig, files: list[SourceFile], report: Prog
         warnings.warn(
             f"data.document_separator {separator!r} occurs nowhere in the text: each of the {len(files)} "
             "text files is one document.",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
@@ -213,17 +248,23 @@ def _tokenized(
     tokenizer: Tokenizer,
     report: Progress,
     unchanged: Callable[[], None],
+    log: PrepareLog,
 ) -> list[dict[str, Any]]:
-    """All parts, those that an earlier process has finished among them."""
+    """All parts that `data.max_tokens` asks for, those that an earlier process has finished among them."""
     directory.mkdir(exist_ok=True)
     work = PartWriter(directory, sum(file.size for file in files), tokenizer, report, unchanged)
     parts = work.finished_parts()
-    if not parts or parts[-1]["next"] is not None:
+    limit = TokenLimit(files, token_limits(config))
+    for part in parts:
+        limit.count(part["splits"]["train"]["tokens_by_file"])
+    while not parts or parts[-1]["next"] is not None:
         start = Place(*parts[-1]["next"]) if parts else Place(0, 0)
         # One pass over the sources for all parts: to begin anew at each would read a large file once a part.
         blocks = blocks_from(files, config, start, tokenizer.cut)
-        while not parts or parts[-1]["next"] is not None:
-            parts.append(work.write_part(len(parts), blocks))
+        limit.jumped = False
+        while (not parts or parts[-1]["next"] is not None) and not limit.jumped:
+            parts.append(work.write_part(len(parts), blocks, limit))
+            log.part(len(parts), parts[-1]["splits"])
     return parts
 
 
@@ -238,8 +279,9 @@ def _finish(
 ) -> None:
     """Write what makes the shards of the parts a corpus."""
     splits = {name: _total(parts, name) for name in SPLITS}
-    _require_text(config, splits)
-    tokenizer.write(directory / "tokenizer.json")
+    asked = [name for name in SPLITS if any(file.split in (name, None) for file in files)]
+    _require_text(config, splits, asked)
+    tokenizer.write(directory / TOKENIZER)
     sources = [
         {
             "name": file.name,
@@ -275,15 +317,15 @@ def _tokens_of_file(parts: list[dict[str, Any]], name: str, number: int) -> int:
     return sum(part["splits"][name]["tokens_by_file"].get(str(number), 0) for part in parts)
 
 
-def _require_text(config: DataConfig, splits: dict[str, Split]) -> None:
-    """An empty split is a mistake that should be heard of now."""
+def _require_text(config: DataConfig, splits: dict[str, Split], asked: Collection[str]) -> None:
+    """An empty split that was asked for is a mistake that should be heard of now."""
     documents = sum(split.documents for split in splits.values())
     if not any(split.text_bytes for split in splits.values()):
         raise UsageError(
             f"The corpus is empty: {', '.join(config.source)} has no text in its {documents} documents."
         )
     for name, other in (("train", "valid"), ("valid", "train")):
-        if splits[name].text_bytes:
+        if splits[name].text_bytes or name not in asked:
             continue
         if config.valid:
             sources = config.source if name == "train" else config.valid

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -11,7 +12,7 @@ from lowrise.console import Console
 from lowrise.data.config import DataConfig
 from lowrise.data.corpus import Corpus
 from lowrise.data.prepare import Progress as Callback
-from lowrise.data.prepare import prepare, verify
+from lowrise.data.prepare import prepare, prepare_held_out, verify
 
 
 @contextmanager
@@ -45,6 +46,14 @@ def verify_with_progress(corpus: Corpus, console: Console) -> None:
     """`verify` with a bar on the console, if that is a terminal."""
     with rich_progress(console) as show:
         verify(corpus, show)
+
+
+def held_out_with_progress(
+    sources: Sequence[str], tokenizer: str | Path, like: DataConfig, console: Console
+) -> Corpus:
+    """`prepare_held_out` with a bar on the console, if that is a terminal."""
+    with rich_progress(console) as show:
+        return prepare_held_out(sources, tokenizer, like, progress=show)
 
 
 def prepare_with_progress(config: DataConfig, console: Console) -> Corpus:

@@ -116,7 +116,7 @@ def require_lossless(config: DataConfig, files: list[SourceFile], tokenizer: Tok
             f"{told}, and has no entry for what it does not know: give a tokenizer with all bytes or an "
             "unk_token, or leave data.tokenizer out to train one on the corpus."
         )
-    warnings.warn(f"{told}: the model never sees them, and bits per byte come out too low.", stacklevel=4)
+    warnings.warn(f"{told}: the model never sees them, and bits per byte come out too low.", stacklevel=5)
 
 
 def _sample(config: DataConfig, files: list[SourceFile], report: Progress) -> Iterator[str]:

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from lowrise.config import RunConfig
 from lowrise.console import Console
-from lowrise.data import Corpus
-from lowrise.data.progress import prepare_with_progress
+from lowrise.data import Corpus, DataConfig
+from lowrise.data.index import TOKENIZER
+from lowrise.data.progress import held_out_with_progress, prepare_with_progress
 from lowrise.distributed import World
 from lowrise.distributed.fsdp import reshard
 from lowrise.errors import LowriseError, UsageError
@@ -31,6 +32,7 @@ from lowrise.model.loss import DEFAULT_CHUNK_TOKENS, next_token_loss
 from lowrise.runs.directory import open_run
 from lowrise.runs.environment import autocast_for
 from lowrise.runs.load import NO_CORPUS, load_run
+from lowrise.runs.trust import require_trust
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,11 +133,45 @@ def evaluate_split(
     return dataclasses.replace(result, bits_per_byte=result.bits_per_byte / share)
 
 
-def evaluate_run(folder: str | Path, device: str, console: Console) -> dict[str, Any]:
-    """Exact validation numbers of a run over the whole held-out split of its corpus."""
+def extra_texts(config: RunConfig, corpus: Corpus, console: Console) -> dict[str, Corpus]:
+    """The texts of `eval.extra` by their names, tokenized as the corpus is. Raises as `prepare`."""
+    tokenizer = corpus.directory / TOKENIZER
+    return {
+        name: held_out_with_progress([source], tokenizer, config.data, console)
+        for name, source in config.eval.extra.items()
+    }
+
+
+def evaluate_run(
+    folder: str | Path,
+    device: str,
+    console: Console,
+    *,
+    source: Sequence[str] = (),
+    trust: bool = False,
+) -> dict[str, Any]:
+    """Exact validation numbers of a run over the whole held-out split of its corpus, or over all of the texts
+    `source`, tokenized as the run does.
+
+    Raises `UsageError` before any file is touched that the folder of somebody else's run names, unless it is
+    to be trusted.
+    """
+    directory = open_run(folder)
+    if not source:
+        remedy = "name the text yourself, --data.source TEXT"
+        require_trust(directory.path, trust=trust, remedy=remedy)
     run = load_run(folder, device, console)
-    corpus = prepare_with_progress(run.config.data, console)
-    if run.corpus not in (corpus.fingerprint, NO_CORPUS):
+    if source:
+        data = run.config.data
+        like = DataConfig(
+            text_key=data.text_key,
+            document_separator=data.document_separator,
+            separator_token=data.separator_token,
+        )
+        corpus = held_out_with_progress(source, directory.tokenizer, like, console)
+    else:
+        corpus = prepare_with_progress(run.config.data, console)
+    if not source and run.corpus not in (corpus.fingerprint, NO_CORPUS):
         console.print(
             "The text of this run has changed since it was trained: these numbers are of the text as it is.",
             style="yellow",

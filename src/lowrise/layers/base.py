@@ -154,6 +154,12 @@ class LowRankLayer(nn.Module, ABC):
         """
         return False
 
+    def timed(self, number: int, total: int) -> object:
+        """What the layer does at update `number` of `total` because of the time alone; a run may be made
+        longer where this is equal for both lengths. None for a layer that no time changes.
+        """
+        return None
+
     def changes_parameters(self) -> bool:
         """Whether the layer may drop or resize parameters during training."""
         return self.is_adaptive() or bool(self.guide_parameters())

@@ -149,6 +149,9 @@ class LoRALinear(LowRankLayer):
     def rewrites_after(self, number: int, total: int) -> bool:
         return self.merge_every > 0 and number % self.merge_every == 0 and number < total
 
+    def timed(self, number: int, total: int) -> object:
+        return self.rewrites_after(number, total)
+
     @torch.no_grad()
     def merge_(self, number: int) -> None:
         """Add the product to W0 and start a new one, as a function of the state and `number` alone."""

@@ -129,6 +129,10 @@ class SelfGuidedLinear(LowRankLayer):
         self.mix[1].fill_(1.0 - alpha)
         self.guided = True
 
+    def timed(self, number: int, total: int) -> object:
+        half = total // 2
+        return guide_share(number, half) if number <= half else None
+
     def forward(self, x: Tensor) -> Tensor:
         z = x @ self.B
         if self.guide is None or not self.guided:

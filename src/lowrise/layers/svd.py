@@ -247,11 +247,14 @@ class SVDLinear(LowRankLayer):
 
     @torch.no_grad()
     def change_rank(self, number: int, total: int, generator: torch.Generator) -> RankChange | None:
-        if not self.is_adaptive() or number not in {round(share * total) for share in self.rank_events}:
+        if not self.timed(number, total):
             return None
         change = self._choice(generator)
         self.apply_change(change)
         return change
+
+    def timed(self, number: int, total: int) -> object:
+        return self.is_adaptive() and number in {round(share * total) for share in self.rank_events}
 
     def _choice(self, generator: torch.Generator) -> RankChange:
         factors = self.U, self.s, self.V

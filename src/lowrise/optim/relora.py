@@ -99,18 +99,26 @@ class ReLoRAAdamW(AdamW):
                 numbers.update(range(group["reset_every"], total_steps, group["reset_every"]))
         return tuple(sorted(numbers))
 
+    def timed(self, number: int, total: int) -> object:
+        return [_due(group, number, total) for group in self.param_groups]
+
     @torch.no_grad()
     def after_update(self, number: int, total: int) -> None:
         """Step 2 where it is due; not after the last update, which nothing follows."""
         for group in self.param_groups:
-            every = group["reset_every"]
-            if group["role"] != "factors" or not every or number % every or number >= total:
+            if not _due(group, number, total):
                 continue
             for param in group["params"]:
                 with self.opened_state(group, [param]) as (state,):
                     drop_moments_(
                         state["exp_avg"], state["exp_avg_sq"], how=group["reset"], prune=group["prune"]
                     )
+
+
+def _due(group: Mapping[str, Any], number: int, total: int) -> bool:
+    """Whether the moments of a group are reset after this update."""
+    every = group["reset_every"]
+    return group["role"] == "factors" and every > 0 and number % every == 0 and number < total
 
 
 def drop_moments_(m: Tensor, v: Tensor, *, how: str, prune: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -35,6 +36,11 @@ class FolderTensors(Mapping[str, Tensor]):
                     "save_pretrained, which writes safetensors."
                 )
             self._files = dict.fromkeys(_names(file), file)
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that hold them, by name."""
+        return sorted(set(self._files.values()))
 
     def __getitem__(self, name: str) -> Tensor:
         file = self._files[name]
@@ -117,6 +123,18 @@ def open_folder(folder: str | Path) -> Pretrained:
     layer, options = _one_layer(folder, config, maps)
     ranks = {name: int(entry["rank"]) for name, entry in maps.items()}
     return Pretrained(folder, config, layer, ranks, options, _end_token(folder))
+
+
+def weights_digest(folder: Path) -> str:
+    """SHA-256 of the files of a folder's weights, wherever it lies. Reads all of them."""
+    digests = []
+    for file in FolderTensors(folder).files:
+        try:
+            with file.open("rb") as stream:
+                digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+        except OSError as error:
+            raise UsageError(f"{file} cannot be read ({error}): copy it again.") from None
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
 
 def _end_token(folder: Path) -> str | None:

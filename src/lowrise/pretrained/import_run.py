@@ -14,9 +14,9 @@ from lowrise.checkpoint import CheckpointStore
 from lowrise.config import RunConfig, from_dict
 from lowrise.errors import UsageError
 from lowrise.export.folder import whole_folder
-from lowrise.files import write_whole
 from lowrise.model import LlamaConfig
 from lowrise.pretrained.folder import Pretrained, open_folder
+from lowrise.runs.directory import RunDirectory
 from lowrise.runs.load import NO_CORPUS
 from lowrise.runs.weights import model_tensors
 
@@ -47,9 +47,9 @@ def import_run(options: ImportOptions) -> RunConfig:
     origin = {"format": "run", "lowrise": __version__, "layer": source.layer}
     with whole_folder(run, force=options.force, origin=origin) as aside:
         model = source.model()
-        write_whole(aside / "config.toml", config.to_toml())
+        RunDirectory(aside).write_settings(config)
         tokenizer.write(aside / "tokenizer.json")
-        numbers = {"corpus": NO_CORPUS, "step": 0, "tokens": 0, "recipe": config.hash}
+        numbers = {"corpus": NO_CORPUS, "step": 0, "tokens": 0, "mathematics": config.mathematics}
         CheckpointStore(aside / "checkpoints").save(0, {"model": model_tensors(model)}, numbers)
     return config
 

@@ -279,8 +279,26 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _starts(environment: dict[str, Any]) -> list[tuple[str, str]]:
+    """A row for every start of a run that was started more than once: where it went on, with what."""
+    history = environment.get("history")
+    if not isinstance(history, list) or len(history) < 2:
+        return []
+    rows = []
+    for start in history:
+        if not isinstance(start, dict):
+            continue
+        changed = start.get("changed")
+        pairs = changed.items() if isinstance(changed, dict) else ()
+        told = [f"{key}: {' -> '.join(map(str, v))}" for key, v in pairs if isinstance(v, list)]
+        where = f"{start.get('ranks')} rank(s), {start.get('device')}"
+        rows.append((f"start at step {start.get('step')}", "; ".join([str(start.get("time")), where, *told])))
+    return rows
+
+
 def _environment(run: Run) -> str:
-    rows = [(key, str(value)) for key, value in flatten(run.environment).items()]
+    facts = {key: value for key, value in run.environment.items() if key not in ("seal", "history")}
+    rows = [(key, str(value)) for key, value in flatten(facts).items()] + _starts(run.environment)
     planned, measured = (run.summary.get(f"state_bytes_{what}") for what in ("planned", "measured"))
     if is_known(planned) and is_known(measured):
         off = (

@@ -4,15 +4,19 @@ file."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
 from lowrise.checkpoint import Checkpoint, CheckpointStore
-from lowrise.config import RunConfig, load
+from lowrise.config import RunConfig, load, resolved
+from lowrise.config.identity import Kind, differences, told
+from lowrise.config.places import named_code
 from lowrise.errors import LowriseError, UsageError
 from lowrise.files import append_text, exclusive, remove_left_behind, strict_json, write_whole
+from lowrise.runs.trust import require_known_code, seal
 
 
 class RunDirectory:
@@ -31,18 +35,41 @@ class RunDirectory:
         self.sample = self.path / "sample.txt"
         self.checkpoints = CheckpointStore(self.path / "checkpoints")
 
-    def begin(self, config: RunConfig) -> None:
-        """Make the folder for this configuration, or check that what it holds belongs to the same one."""
+    def begin(self, config: RunConfig) -> RunConfig | None:
+        """Make the folder, or check that what it holds has this configuration's mathematics; the
+        configuration of the last start, if checkpoints are left of it. Nothing is written."""
         self.path.mkdir(parents=True, exist_ok=True)
         self._own_files()
-        if self.config.exists() and self.checkpoints.steps():
-            before = load(self.config)
-            if before.hash != config.hash:
-                raise UsageError(
-                    f"{self.path} holds checkpoints of another recipe ({_differences(before, config)}): "
-                    "continue it with its own recipe, or give another folder with --run."
-                )
+        if not (self.config.exists() and self.checkpoints.steps()):
+            return None
+        require_known_code(self.path, named_code(config.to_dict()))
+        before = load(self.config)
+        changed = differences(before.to_dict(), config.to_dict(), Kind.MATHEMATICS)
+        if changed:
+            raise UsageError(
+                f"{self.path} holds checkpoints of another recipe ({told(changed)}): "
+                "continue it with its own recipe, or give another folder with --run."
+            )
+        return before
+
+    def write_start(self, config: RunConfig, facts: dict[str, Any], start: dict[str, Any]) -> None:
+        """Write down that the run goes on with this configuration, whose places become absolute:
+        `config.toml`, and `environment.json` with the facts of this start and a line for every start so
+        far."""
+        try:
+            history = json.loads(self.environment.read_text(encoding="utf-8"))["history"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            history = []  # of an earlier version, or damaged: it is only told
+        history = [*history, start] if isinstance(history, list) else [start]
+        self.write_settings(config, facts | {"history": history})
+
+    def write_settings(self, config: RunConfig, facts: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """Write `config.toml`, whose places become absolute, and `environment.json`: the facts, and the seal
+        that these places are this user's.
+        """
+        config = resolved(config)
         write_whole(self.config, config.to_toml())
+        self.write_json(self.environment, {**facts, "seal": seal(config)})
 
     def _own_files(self) -> None:
         """Refuse folders and links where a run writes files; nothing is written through a link."""
@@ -114,43 +141,28 @@ class RunDirectory:
 
 
 def open_run(path: str | Path) -> RunDirectory:
-    """A run that was trained before; a sentence if the folder is not one."""
+    """A run that was trained before, whose configuration may be loaded: it names no code of somebody else's.
+    A sentence if the folder is not one."""
     run = RunDirectory(path)
     if not run.config.is_file():
         raise UsageError(
             f"{path} is not a run directory: it has no config.toml. Train one with lowrise train --run."
         )
+    require_known_code(run.path)
     return run
 
 
 def require_recipe(checkpoint: Checkpoint, config: RunConfig) -> None:
-    """Refuse a checkpoint that another recipe or seed wrote (those before format 3 do not tell), or none of
-    our runs."""
-    recipe = checkpoint.numbers.get("recipe", config.hash)
-    if recipe != config.hash:
+    """Refuse a checkpoint that another recipe or seed wrote (earlier ones do not tell), or none of our
+    runs."""
+    recipe = checkpoint.numbers.get("mathematics", config.mathematics)
+    if recipe != config.mathematics:
         raise UsageError(
             f"{checkpoint.path} was written by a run of another recipe or seed ({recipe}, this run's is "
-            f"{config.hash}): it was copied here. Remove it, or start from it with init.run."
+            f"{config.mathematics}): it was copied here. Remove it, or start from it with init.run."
         )
     missing = [key for key in ("corpus", "step", "tokens") if key not in checkpoint.numbers]
     if missing:
         raise LowriseError(
             f"{checkpoint.path} has no {missing[0]}: lowrise train did not write it. Remove it."
         )
-
-
-def _differences(before: RunConfig, now: RunConfig, limit: int = 3) -> str:
-    old, new = flatten(before.to_dict()), flatten(now.to_dict())
-    keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-    free = ("checkpoint.", "log.", "parallel.", "data.cache", "data.workers")
-    keys = [key for key in keys if not key.startswith(free)]
-    shown = [f"{key}: {old.get(key, 'unset')} there, {new.get(key, 'unset')} here" for key in keys[:limit]]
-    return "; ".join(shown) + (f"; {len(keys) - limit} more" if len(keys) > limit else "")
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

@@ -110,6 +110,12 @@ def _processor() -> str:
 
 def autocast_for(config: RunConfig, device: torch.device) -> torch.autocast:
     """bfloat16 arithmetic over float32 weights where the configuration asks for it."""
-    precision = config.train.precision
-    enabled = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
+    enabled = precision_of(config, device) == "bfloat16"
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def precision_of(config: RunConfig, device: torch.device) -> str:
+    """What `train.precision` comes out as on this device: float32 or bfloat16."""
+    if config.train.precision != "auto":
+        return config.train.precision
+    return "bfloat16" if device.type == "cuda" else "float32"

@@ -20,6 +20,7 @@ from lowrise.errors import LowriseError, UsageError
 from lowrise.inference.frozen import Forms
 from lowrise.inference.session import TextModel, load_text_model
 from lowrise.runs.directory import open_run
+from lowrise.runs.trust import require_trust
 from lowrise.serve.chat import chat_format
 from lowrise.serve.requests import Limits
 from lowrise.signals import StopRequest
@@ -49,6 +50,9 @@ class ServeConfig:
     """Requests that may wait; more are told to come again."""
     grace: int = 10
     """Seconds that running requests get to finish after a stop signal."""
+    trust: bool = False
+    """Read the tokenizer folder that a run of somebody else's names in its config.toml: it may hold a chat
+    template."""
     forms: Forms = "auto"
     """Factored maps as they are stored, merged, whichever has fewer elements (auto) or was faster
     (measured)."""
@@ -71,6 +75,7 @@ def serve(command: ServeConfig, console: Console) -> int:
         ) from error
     _check(command)
     with _listening(command.host, command.port) as listener, StopRequest() as stop:
+        folders = _folders(command.run.expanduser(), command.trust)
         model = load_text_model(command.run, command.device, console, forms=command.forms)
         name = command.name or command.run.resolve().name
         engine = Engine(model, command.concurrency, command.queue)
@@ -88,7 +93,7 @@ def serve(command: ServeConfig, console: Console) -> int:
         app = build_app(
             model,
             name,
-            chat_format(model.tokenizer, _folders(command.run)),
+            chat_format(model.tokenizer, folders),
             _limits(command, model),
             engine,
             hosts=_hosts(command.host),
@@ -149,11 +154,15 @@ def _limits(command: ServeConfig, model: TextModel) -> Limits:
     )
 
 
-def _folders(run: Path) -> list[Path]:
-    """Where a chat template may lie: the run, and the tokenizer that its recipe names."""
+def _folders(run: Path, trust: bool) -> list[Path]:
+    """Where a chat template may lie: the run, and the tokenizer that its recipe names. Raises `UsageError`
+    where that was named by somebody else.
+    """
     named = load(open_run(run).config).data.tokenizer
     if named is None:
         return [run]
+    remedy = "copy a chat template that you know into the run's folder and take data.tokenizer out of it"
+    require_trust(run, trust=trust, remedy=remedy, reads=[named])
     tokenizer = Path(named).expanduser()
     return [run, tokenizer if tokenizer.is_dir() else tokenizer.parent]
 

@@ -3,5 +3,6 @@
 from lowrise.runs.directory import RunDirectory, open_run
 from lowrise.runs.plan import RunPlan, plan_run
 from lowrise.train.loop import Interrupted, Trainer, train
+from lowrise.train.trackers import Tracker
 
-__all__ = ["Interrupted", "RunDirectory", "RunPlan", "Trainer", "open_run", "plan_run", "train"]
+__all__ = ["Interrupted", "RunDirectory", "RunPlan", "Tracker", "Trainer", "open_run", "plan_run", "train"]

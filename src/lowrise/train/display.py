@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from types import TracebackType
 
 from rich.progress import (
@@ -59,9 +60,13 @@ class Display:
         """Lines of columns, cut at the width of the screen."""
         self.console.print(text, no_wrap=True, overflow="ellipsis")
 
-    def evaluated(self, step: int, val_loss: float) -> None:
+    def evaluated(self, step: int, val_loss: float, extra: Mapping[str, float] | None = None) -> None:
+        """`extra`: losses of further texts by their names."""
         self._val_loss = val_loss
-        self.say(f"step {step:>6}  validation loss {val_loss:.4f}  perplexity {math.exp(val_loss):.2f}")
+        others = "".join(f"  {name} {loss:.4f}" for name, loss in (extra or {}).items())
+        self.say(
+            f"step {step:>6}  validation loss {val_loss:.4f}  perplexity {math.exp(val_loss):.2f}{others}"
+        )
 
     def stepped(
         self, step: int, loss: float, lr: float, tokens_per_second: float, seconds_per_step: float

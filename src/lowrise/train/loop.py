@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
 
 import torch
 
 from lowrise.checkpoint import Saver
-from lowrise.checkpoint.newest import newest_checkpoint
 from lowrise.config import RunConfig
+from lowrise.config.identity import digest, told
 from lowrise.console import Console
 from lowrise.data import Corpus
 from lowrise.distributed import FailedElsewhere, World, check_alike, check_same_work
@@ -25,32 +24,30 @@ from lowrise.distributed.sharding import is_sharded
 from lowrise.distributed.world import lost_ranks_explained
 from lowrise.errors import LowriseError, UsageError
 from lowrise.files import write_whole
-from lowrise.inference.evaluate import EvalResult, Stopped, evaluate_split
+from lowrise.inference.evaluate import EvalResult, Stopped, evaluate_split, extra_texts
 from lowrise.inference.generate import sample_of
+from lowrise.ledger.peak import utilization
 from lowrise.optim import Optimizer
-from lowrise.optim.engine.options import require_match
 from lowrise.report.run_report import write_report
-from lowrise.runs.directory import RunDirectory, require_recipe
+from lowrise.runs.directory import RunDirectory
 from lowrise.runs.environment import (
     autocast_for,
     describe,
     peak_memory_bytes,
+    precision_of,
     random_state,
-    set_random_state,
 )
 from lowrise.runs.parallel import shares_rows
 from lowrise.runs.plan import RunPlan
-from lowrise.runs.weights import fit_ranks, load_saved_model, model_tensors
-from lowrise.signals import StopRequest
+from lowrise.runs.weights import model_tensors
+from lowrise.signals import SaveRequest, StopRequest
+from lowrise.train.course import Course
 from lowrise.train.display import Display
+from lowrise.train.resume import Origin, Start, accepted_changes, go_on, text_numbers
 from lowrise.train.step import TrainStep, Update
-from lowrise.train.summary import Progress, summarize
+from lowrise.train.summary import Progress, evaluation_record, summarize
 from lowrise.train.telemetry import measure, snapshot
-from lowrise.train.tensorboard import add_record, open_board
-from lowrise.train.warm_start import warm_start
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+from lowrise.train.trackers import Tracker, Trackers, open_tensorboard
 
 
 class Interrupted(LowriseError):
@@ -71,6 +68,7 @@ class Trainer:
         run: RunDirectory,
         display: Display,
         world: World | None = None,
+        trackers: Sequence[Tracker] = (),
     ) -> None:
         self.config, self.corpus, self.directory, self.display = config, corpus, run, display
         self.world = world or World()
@@ -83,8 +81,13 @@ class Trainer:
             if group["role"] == "matrix"
             for name in group["param_names"]
         }
-        self.stop = StopRequest()
-        self.saved_step = -1
+        self.given_trackers = Trackers(trackers if self.world.leads else ())
+        self.stop, self.save_request = StopRequest(), SaveRequest()
+        self.saved_step, self.save_due = -1, False
+        self.before: RunConfig | None = None
+        self.origin: Origin | None = None
+        self.extra = extra_texts(config, corpus, display.console)
+        self.extra_results: dict[str, EvalResult] = {}
         kept = config.checkpoint
         self.saver = Saver(
             run.checkpoints,
@@ -116,12 +119,18 @@ class Trainer:
     def run(self) -> dict[str, Any]:
         """Train to the end, or raise `Interrupted` after a stop signal; returns the summary."""
         config = self.config
-        check_same_work(self.world, recipe=config.hash, corpus=self.corpus.fingerprint)
+        check_same_work(self.world, recipe=digest(config.to_dict()), corpus=self.corpus.fingerprint)
         self.world.by_rank_0(self._begin)
-        self._resume()
+        start = self._resume()
         self.world.by_rank_0(self.saver.retire)  # a kill comes between a save and what follows it
         self._check_alike("at the start")
-        with StopRequest(once=True) as self.stop, self._board() as board, self.saver:
+        self.world.by_rank_0(lambda: self._write_start(start))
+        with (
+            StopRequest(once=True) as self.stop,
+            SaveRequest() as self.save_request,
+            self._tracked() as board,
+            self.saver,
+        ):
             while self.progress.step < config.train.steps and not self._asked_to_stop():
                 self._advance(board)
             if self.saved_step != self.progress.step:
@@ -134,18 +143,29 @@ class Trainer:
         return self._finish(result)
 
     def _begin(self) -> None:
-        self.directory.begin(self.config)
-        self.directory.write_json(self.directory.environment, describe(self.device, self.world.size))
+        self.before = self.directory.begin(self.config)
+
+    def _write_start(self, start: Start) -> None:
+        """Say and write down what is other than at the last start, and where this one runs."""
+        changed = accepted_changes(self.before, self.config)
+        if changed:
+            self.display.say(f"Settings that may change have changed: {told(changed, 9)}.")
+        facts = describe(self.device, self.world.size)
+        entry = start.entry(self.progress.step, changed) | {k: facts[k] for k in ("ranks", "device")}
+        self.directory.write_start(self.config, facts, entry)
         self.corpus.write_tokenizer(self.directory.tokenizer)
 
     def _asked_to_stop(self) -> bool:
-        """Whether any rank was: the same answer on all, at the same place of the run."""
-        number = self.world.largest(self.stop.signal or 0)
+        """Whether any rank was: the same answer on all, at the same place of the run. A request to save is
+        heard of here too, and met after the update."""
+        asked = [self.stop.signal or 0, int(self.save_request.take())]
+        number, save = self.world.largest_of(asked)
+        self.save_due = self.save_due or bool(save)
         if number:
             self.stop.request(number)
         return bool(self.stop)
 
-    def _advance(self, board: SummaryWriter | None) -> None:
+    def _advance(self, board: Tracker | None) -> None:
         """One update and all that falls due after it."""
         config, progress = self.config, self.progress
         number = progress.step + 1
@@ -176,6 +196,8 @@ class Trainer:
                 "skipped": progress.skipped,
                 "skipped_units": progress.skipped_units,
             }
+            if self.device.type == "cuda":
+                record |= self._device_record(seconds)
             if self.world.size > 1:
                 record |= self._parallel_record(seconds)
             if before is not None:
@@ -184,8 +206,18 @@ class Trainer:
         with self._on_the_wall_clock():
             if _due(number, config.eval.every) and number < config.train.steps:
                 self._evaluate(board, whole=False)
-            if _due(number, config.checkpoint.every):
+            if _due(number, config.checkpoint.every) or self.save_due:
                 self._save()
+
+    def _device_record(self, seconds: float) -> dict[str, Any]:
+        """Memory of this rank's GPU, and the share of the peak rate that this update reached on all."""
+        name, precision = torch.cuda.get_device_name(self.device), precision_of(self.config, self.device)
+        mfu = utilization(self.plan.flops_per_step, seconds, self.world.size, name, precision)
+        return {
+            "peak_memory_bytes": peak_memory_bytes(self.device),
+            "memory_bytes": torch.cuda.memory_allocated(self.device),
+            **({} if mfu is None else {"mfu": mfu}),
+        }
 
     def _parallel_record(self, seconds: float) -> dict[str, Any]:
         """What this rank sent in the last update, and the memory of all."""
@@ -226,39 +258,44 @@ class Trainer:
 
     # --- evaluation, records ------------------------------------------------------------------------------
 
-    def _evaluate(self, board: SummaryWriter | None, whole: bool) -> EvalResult | None:
+    def _evaluate(self, board: Tracker | None, whole: bool) -> EvalResult | None:
         """Evaluate and record; None, and no record, if a stop signal comes before the end."""
         limit = 0 if whole else self.config.eval.tokens
+        results: dict[str, EvalResult] = {}
         try:
             with autocast_for(self.config, self.device):
-                result = evaluate_split(
-                    self.model, self.corpus, self.config, limit, self._asked_to_stop, self.world
-                )
+                for name, corpus in {"": self.corpus, **self.extra}.items():
+                    results[name] = evaluate_split(
+                        self.model, corpus, self.config, limit, self._asked_to_stop, self.world
+                    )
         except Stopped:
             return None
-        self.display.evaluated(self.progress.step, result.loss)
-        self._write(
-            {
-                "step": self.progress.step,
-                "tokens": self.progress.tokens,
-                "val_loss": result.loss,
-                "val_perplexity": result.perplexity,
-                "val_bits_per_byte": result.bits_per_byte,
-                "val_tokens": result.tokens,
-            },
-            board,
-        )
-        return result
+        progress, self.extra_results = self.progress, {k: v for k, v in results.items() if k}
+        losses = {name: result.loss for name, result in self.extra_results.items()}
+        self.display.evaluated(progress.step, results[""].loss, losses)
+        self._write({"step": progress.step, "tokens": progress.tokens, **evaluation_record(results)}, board)
+        return results[""]
 
-    def _board(self) -> AbstractContextManager[SummaryWriter | None]:
-        wanted = self.config.log.tensorboard and self.world.leads
-        return open_board(self.directory.tensorboard, self.progress.step) if wanted else nullcontext()
+    @contextmanager
+    def _tracked(self) -> Iterator[Tracker | None]:
+        """All trackers as one, at rank 0."""
+        if not self.world.leads:
+            yield None
+            return
+        with ExitStack() as stack:
+            trackers: list[Tracker] = [self.given_trackers]
+            if self.config.log.tensorboard:
+                board = open_tensorboard(self.directory.tensorboard, self.progress.step)
+                trackers.append(stack.enter_context(board))
+            tracker = Trackers(trackers)
+            tracker.on_start(self.config.to_dict(), self.progress.step)
+            yield tracker
 
-    def _write(self, record: dict[str, Any], board: SummaryWriter | None) -> None:
+    def _write(self, record: dict[str, Any], board: Tracker | None) -> None:
         if self.world.leads:
             self.directory.append_metrics(record)
         if board is not None:
-            add_record(board, record)
+            (board.on_evaluate if "val_loss" in record else board.on_log)(record)
 
     # --- checkpoints --------------------------------------------------------------------------------------
 
@@ -271,48 +308,28 @@ class Trainer:
             "random": random_state(self.device) if self.world.leads else {},
         }
         numbers = dataclasses.asdict(self.progress) | {
-            "corpus": self.corpus.fingerprint,
-            "recipe": self.config.hash,
+            **text_numbers(self.corpus),
+            "mathematics": self.config.mathematics,
+            "precision": precision_of(self.config, self.device),
+            "course": Course.of(self.config).text(),
+            "origin": self.origin.text() if self.origin else "",
         }
         self.saver.save(self.progress.step, parts, numbers)
         self.saved_step = self.progress.step
+        self.save_due = False
 
     def _check_alike(self, when: str) -> None:
         """What all ranks should have alike; not rows, and not the state of a matrix that one rank owns."""
         copies = {name: t for name, t in model_tensors(self.model).items() if not is_sharded(t)}
         check_alike(self.world, copies | self.optimizer.common_state(), when)
 
-    def _resume(self) -> None:
-        checkpoint = newest_checkpoint(
-            self.directory.checkpoints, self.world, lambda text: self.display.say(text, style="yellow")
-        )
-        if checkpoint is None:
-            self._rewind(-1)
-            if self.config.init.run is not None or self.config.init.model is not None:
-                spent = warm_start(self.model, self.config, self.corpus.tokenizer, self.display.say)
-                self.progress.init_tokens, self.progress.init_flops = spent.tokens, spent.flops
-            return
-        require_recipe(checkpoint, self.config)
-        if checkpoint.numbers["corpus"] != self.corpus.fingerprint:
-            raise UsageError(
-                f"The text of this run has changed since its checkpoint at step {checkpoint.step}: "
-                "continuing would mix two corpora. Restore the text, or start a new run with --run."
-            )
-        if checkpoint.step:
-            self.train_step.notify_layers(checkpoint.step)
-        if fit_ranks(self.model, checkpoint.described("model"), self.optimizer):
-            self.train_step.ranks_changed()
-        load_saved_model(self.model, checkpoint, self.world)
-        checkpoint.load_into(
-            "optimizer", self.optimizer.named_state(), self.world, partial(require_match, check_dtype=True)
-        )
-        set_random_state(checkpoint.parts["random"], self.device)
-        known = {field.name for field in dataclasses.fields(Progress)}
-        self.train_step.progress = Progress(**{k: v for k, v in checkpoint.numbers.items() if k in known})
-        self.saved_step = self.progress.step
-        self.train_step.place_restarts()
-        self._rewind(self.progress.step)
-        self.display.say(f"Continuing from step {self.progress.step} ({checkpoint.path}).")
+    def _resume(self) -> Start:
+        start = go_on(self.train_step, self.directory, self.before, self.display.say)
+        self.origin = start.origin
+        if start.own:
+            self.saved_step = self.progress.step
+        self._rewind(self.progress.step if start.own else -1)
+        return start
 
     def _rewind(self, step: int) -> None:
         """The last evaluation comes after the last checkpoint, every other one before."""
@@ -323,7 +340,7 @@ class Trainer:
         stop = self.stop
         assert stop.signal is not None
         summary = self.summary(None, "interrupted")
-        self.world.by_rank_0(lambda: self.directory.write_json(self.directory.summary, summary))
+        self.world.by_rank_0(lambda: self._end(summary))
         return Interrupted(
             f"{stop.signal.name}: stopped after step {self.progress.step} of {self.config.train.steps}, "
             "saved. The same command continues from here.",
@@ -342,11 +359,16 @@ class Trainer:
             if sample is not None:
                 write_whole(self.directory.sample, sample)
                 summary["sample"] = sample
-            self.directory.write_json(self.directory.summary, summary)
+            self._end(summary)
             write_report(self.directory.path)
 
         self.world.by_rank_0(write)
         return summary
+
+    def _end(self, summary: dict[str, Any]) -> None:
+        """By rank 0."""
+        self.directory.write_json(self.directory.summary, summary)
+        self.given_trackers.on_end(summary)
 
     def summary(self, result: EvalResult | None, status: str) -> dict[str, Any]:
         return summarize(
@@ -358,7 +380,7 @@ class Trainer:
             optimizer_ms=self.train_step.optimizer_ms,
             device=self.device,
             status=status,
-        )
+        ) | evaluation_record(self.extra_results)
 
     # --- small things -------------------------------------------------------------------------------------
 
@@ -377,6 +399,7 @@ def train(
     directory: RunDirectory,
     console: Console,
     world: World | None = None,
+    trackers: Sequence[Tracker] = (),
 ) -> dict[str, Any]:
     """Train in the directory, or continue there; returns the summary. A failure is written into the summary
     too.
@@ -386,7 +409,7 @@ def train(
     world = world or World()
     with ExitStack() as stack, Display(console, config.train.steps) as display:
         world.by_rank_0(lambda: stack.enter_context(directory.locked()))
-        trainer = Trainer(config, corpus, directory, display, world)
+        trainer = Trainer(config, corpus, directory, display, world, trackers)
         try:
             # FSDP2 and owners talk in the middle of forward passes, backward passes and steps.
             with lost_ranks_explained(world, among_others=True):
@@ -397,7 +420,7 @@ def train(
             failed = trainer.summary(None, "failed") | {"error": str(error) or type(error).__name__}
             if world.leads:
                 with suppress(OSError):  # a disk that fails may be the error itself
-                    directory.write_json(directory.summary, failed)
+                    trainer._end(failed)
             if isinstance(error, torch.OutOfMemoryError):
                 raise LowriseError(
                     f"Out of memory at update {trainer.progress.step + 1}: lower train.micro_batch_size (now "

@@ -25,11 +25,13 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from lowrise.checkpoint import Checkpoint
 from lowrise.config import RunConfig
 from lowrise.data import Corpus
 from lowrise.distributed import GradientSum, World, clip_gradients_
@@ -39,11 +41,13 @@ from lowrise.layers.base import LowRankLayer
 from lowrise.model import next_token_loss
 from lowrise.optim import step_in_backward
 from lowrise.optim.engine.guard import usable
+from lowrise.optim.engine.options import require_match
 from lowrise.optim.engine.units import units_of
 from lowrise.runs.build import build_optimizer, compile_blocks
-from lowrise.runs.environment import autocast_for, choose_device, set_numerics
+from lowrise.runs.environment import autocast_for, choose_device, set_numerics, set_random_state
 from lowrise.runs.parallel import check_world, share_work, shared_model
 from lowrise.runs.plan import RunPlan, plan_of
+from lowrise.runs.weights import fit_ranks, load_saved_model
 from lowrise.train.ranks import change_ranks, check_adaptive
 from lowrise.train.schedule import multiplier, restarts_of
 from lowrise.train.summary import Progress
@@ -101,6 +105,21 @@ class TrainStep:
         self.low_rank_layers = [m for m in self.model.modules() if isinstance(m, LowRankLayer)]
         if config.train.compile:
             compile_blocks(self.model)
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Take over what was saved: weights, optimizer state, random state and counters. Collective."""
+        if checkpoint.step:
+            self.notify_layers(checkpoint.step)
+        if fit_ranks(self.model, checkpoint.described("model"), self.optimizer):
+            self.ranks_changed()
+        load_saved_model(self.model, checkpoint, self.world)
+        checkpoint.load_into(
+            "optimizer", self.optimizer.named_state(), self.world, partial(require_match, check_dtype=True)
+        )
+        set_random_state(checkpoint.parts["random"], self.device)
+        known = {field.name for field in fields(Progress)}
+        self.progress = Progress(**{k: v for k, v in checkpoint.numbers.items() if k in known})
+        self.place_restarts()
 
     # --- the update, from top to bottom -------------------------------------------------------------------
 

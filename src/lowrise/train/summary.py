@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,19 @@ class Progress:
     """Tokens that the runs before this one spent on the weights it starts from."""
     init_flops: int = 0
     """FLOPs of the same."""
+
+
+def evaluation_record(results: Mapping[str, EvalResult]) -> dict[str, Any]:
+    """The numbers of an evaluation for metrics.jsonl and summary.json: `val_loss` of the held-out split,
+    whose name is empty, and `val_loss/NAME` of a further text."""
+    record: dict[str, Any] = {}
+    for name, result in results.items():
+        at = f"/{name}" if name else ""
+        record[f"val_loss{at}"] = result.loss
+        record[f"val_perplexity{at}"] = result.perplexity
+        record[f"val_bits_per_byte{at}"] = result.bits_per_byte
+        record[f"val_tokens{at}"] = result.tokens
+    return record
 
 
 def summarize(

@@ -1,4 +1,5 @@
-"""First weights from another run, `[init] run = FOLDER`, or a Hugging Face folder, `[init] model = FOLDER`.
+"""First weights from another run, `[init] run = FOLDER` (with `what = "all"`: `train/resume.py`), or from a
+Hugging Face folder, `[init] model = FOLDER`.
 
 ReLoRA's full-rank phase is such a run (arXiv 2307.05695: most of its quality comes from there), and its dense
 weights become W0. The optimizer, the schedule and the batches begin anew.
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrise.checkpoint import Checkpoint
-from lowrise.config import RunConfig, load
+from lowrise.config import RunConfig, load, resolved
 from lowrise.data import Tokenizer
 from lowrise.distributed.sharding import copy_whole_, whole_parameters
 from lowrise.errors import UsageError
@@ -38,26 +39,36 @@ class Head:
     flops: int
 
 
-def warm_start(model: nn.Module, config: RunConfig, tokenizer: Tokenizer, say: Callable[[str], None]) -> Head:
-    """Load the weights that `config.init` names into the model. Raises `UsageError` for what does not fit."""
-    if config.init.model is not None:
-        folder = open_folder(config.init.model)
-        check_fits(folder, model, tokenizer)
-        load_weights_(model, weights_for(folder, model), source=f"init.model = {config.init.model}")
-        say(f"Starting from the weights of {config.init.model}.")
-        return Head(0, 0)  # what was spent on them is not known
+def start_from_model(
+    model: nn.Module, config: RunConfig, tokenizer: Tokenizer, say: Callable[[str], None]
+) -> None:
+    """Load the weights of the Hugging Face folder that `config.init` names into the model. Raises
+    `UsageError` for what does not fit.
+    """
+    assert config.init.model is not None
+    folder = open_folder(config.init.model)
+    check_fits(folder, model, tokenizer)
+    load_weights_(model, weights_for(folder, model), source=f"init.model = {config.init.model}")
+    say(f"Starting from the weights of {config.init.model}.")
+
+
+def warm_start(
+    model: nn.Module,
+    config: RunConfig,
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer,
+    say: Callable[[str], None],
+) -> Head:
+    """Load the weights of a checkpoint of the run that `config.init` names into the model. Raises
+    `UsageError` for what does not fit.
+    """
     assert config.init.run is not None
     run = open_run(config.init.run)
     before = load(run.config)
-    if Tokenizer.load(run.tokenizer, separator_token=before.data.separator_token).sha256 != tokenizer.sha256:
-        raise UsageError(
-            f"init.run = {config.init.run} was trained with another tokenizer: set data.tokenizer to its "
-            f"{run.tokenizer}, or train on its corpus."
-        )
-    checkpoint = _checkpoint(run, config.init.step)
+    require_same_tokenizer(run, before, tokenizer)
     load_weights_(model, checkpoint.parts["model"], source=f"init.run = {config.init.run}")
     say(f"Starting from the weights of {checkpoint.path}, a run of the method {before.method}.")
-    if before.seed == config.seed and before.data == config.data:
+    if before.seed == config.seed and before.data == resolved(config).data:
         say(
             f"Its batches come again in the same order, since the seed is {config.seed} here too: "
             "give this run another seed to go on with other text."
@@ -67,17 +78,13 @@ def warm_start(model: nn.Module, config: RunConfig, tokenizer: Tokenizer, say: C
     return Head(numbers["tokens"] + numbers.get("init_tokens", 0), own_flops + numbers.get("init_flops", 0))
 
 
-def _checkpoint(run: RunDirectory, step: int | None) -> Checkpoint:
-    """Reads only: a damaged checkpoint of another run is not put aside here."""
-    steps = run.checkpoints.steps()
-    if not steps:
-        raise UsageError(f"init.run = {run.path} has no checkpoint yet: train it first.")
-    if step is not None and step not in steps:
+def require_same_tokenizer(run: RunDirectory, before: RunConfig, tokenizer: Tokenizer) -> None:
+    """Refuse weights whose token ids mean other text."""
+    if Tokenizer.load(run.tokenizer, separator_token=before.data.separator_token).sha256 != tokenizer.sha256:
         raise UsageError(
-            f"init.step = {step} is no checkpoint of {run.path}; it has {', '.join(map(str, steps))} "
-            "(checkpoint.keep_every keeps more)."
+            f"init.run = {run.path} was trained with another tokenizer: set data.tokenizer to its "
+            f"{run.tokenizer}, or train on its corpus."
         )
-    return run.checkpoints.load(steps[-1] if step is None else step)
 
 
 @torch.no_grad()

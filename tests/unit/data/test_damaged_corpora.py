@@ -305,10 +305,10 @@ def test_damaged_parts_of_a_killed_preparation_are_made_again(
     right = content_of(corpus.directory)
     write_part = parts_module.PartWriter.write_part
 
-    def killed(self: Any, number: int, blocks: Any) -> Any:
+    def killed(self: Any, number: int, *rest: Any) -> Any:
         if number == 2:
             raise KeyboardInterrupt
-        return write_part(self, number, blocks)
+        return write_part(self, number, *rest)
 
     draw = random.Random(2)
     for _ in range(25):

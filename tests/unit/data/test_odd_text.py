@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -163,9 +164,9 @@ def test_a_source_that_changes_while_it_is_read_is_refused(
     path.write_text('{"text": "one"}\n')
     write_part = parts_module.PartWriter.write_part
 
-    def meanwhile(self: object, number: int, blocks: object) -> object:
+    def meanwhile(self: object, number: int, *rest: Any) -> object:
         path.write_text('{"text": "another"}\n')
-        return write_part(self, number, blocks)
+        return write_part(self, number, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(parts_module.PartWriter, "write_part", meanwhile)

@@ -453,6 +453,12 @@ class Optimizer(Spread):
         alone.
         """
 
+    def timed(self, number: int, total: int) -> object:
+        """What `after_update` does at update `number` of `total` because of the time alone; a run may be
+        made longer where this is equal for both lengths.
+        """
+        return None
+
     def resets(self, total_steps: int, skipped: int = 0) -> tuple[int, ...]:
         """Updates of a training loop, 1 to `total_steps`, after which this optimizer drops its moments, so
         that a schedule may dip there. None by default.
