@@ -101,6 +101,7 @@ class Methods:
 
 
 def train(arguments: Arguments, console: Console) -> int:
+    saving_ends_nothing()
     from lowrise.config import advice, validate
     from lowrise.config.command import Train, recipe_folder, recipe_of, starting_config
     from lowrise.config.renamed import renamed_flag
@@ -114,7 +115,6 @@ def train(arguments: Arguments, console: Console) -> int:
     from lowrise.train import RunDirectory
     from lowrise.train import train as run_training
 
-    saving_ends_nothing()
     arguments = [renamed_flag(word) for word in arguments]
     given = recipe_folder(arguments)
     if given is not None:  # before its plugins are loaded
