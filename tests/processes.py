@@ -203,7 +203,7 @@ def float64_run(world: World | None, folder: Path, runs: Path, data: str, method
         "end": whole_tensors(trainer.model),
         "state": optimizer.state_bytes(),
         "planned": optimizer.planned_bytes_here(),
-        "sent": trainer.communication().sent_bytes,
+        "sent": trainer.train_step.communication().sent_bytes,
         "formula": planned,
     }
 

@@ -101,6 +101,7 @@ class Methods:
 
 
 def train(arguments: Arguments, console: Console) -> int:
+    saving_ends_nothing()
     from lowrise.config import advice, validate
     from lowrise.config.command import Train, recipe_folder, recipe_of, starting_config
     from lowrise.config.renamed import renamed_flag
@@ -114,7 +115,6 @@ def train(arguments: Arguments, console: Console) -> int:
     from lowrise.train import RunDirectory
     from lowrise.train import train as run_training
 
-    saving_ends_nothing()
     arguments = [renamed_flag(word) for word in arguments]
     given = recipe_folder(arguments)
     if given is not None:  # before its plugins are loaded
@@ -152,6 +152,8 @@ def train(arguments: Arguments, console: Console) -> int:
 
 def evaluate(arguments: Arguments, console: Console) -> int:
     command = parse(Eval, arguments, "eval")
+    if not command.runs:
+        raise UsageError("lowrise eval needs a run: give the folder of one, or of several.")
     from lowrise.inference.evaluate import check_runs, evaluate_run, show
 
     runs = [run.expanduser() for run in command.runs]
@@ -168,9 +170,11 @@ def evaluate(arguments: Arguments, console: Console) -> int:
 
 
 def generate(arguments: Arguments, console: Console) -> int:
-    from lowrise.inference.terminal import GenerateConfig, generate_on_terminal
+    from lowrise.inference.options import GenerateConfig
 
     command = parse(GenerateConfig, arguments, "generate")
+    from lowrise.inference.terminal import generate_on_terminal
+
     return generate_on_terminal(command, console, Console(stderr=True))
 
 

@@ -15,7 +15,8 @@ from lowrise.methods import METHODS
 from lowrise.runs.build import build_optimizer
 from lowrise.runs.weights import model_tensors
 from lowrise.train import RunDirectory
-from lowrise.train.loop import Interrupted, Trainer
+from lowrise.train.loop import Interrupted
+from lowrise.train.step import TrainStep
 
 SUMMARY_KEYS = [
     "method",
@@ -314,7 +315,7 @@ def test_a_failure_is_written_down(text_folder, tmp_path, monkeypatch):
     def out_of_memory(self):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Trainer, "update", out_of_memory)
+    monkeypatch.setattr(TrainStep, "__call__", out_of_memory)
     with pytest.raises(LowriseError, match=r"Out of memory at update 1.*micro_batch_size \(now 4\)"):
         run_training(config, tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())

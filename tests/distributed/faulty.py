@@ -8,16 +8,15 @@ import signal
 import sys
 
 from lowrise.cli import main
-from lowrise.train.loop import Trainer
-from lowrise.train.step import Update
+from lowrise.train.step import TrainStep, Update
 
 fault, rank, step = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-update = Trainer.update
+update = TrainStep.__call__
 
 
-def faulty_update(trainer: Trainer) -> Update:
-    done = update(trainer)
-    if trainer.world.rank == rank and trainer.progress.step == step:
+def faulty_update(train_step: TrainStep) -> Update:
+    done = update(train_step)
+    if train_step.world.rank == rank and train_step.progress.step == step:
         if fault == "sigterm":
             os.kill(os.getpid(), signal.SIGTERM)
         elif fault == "sigkill":
@@ -27,5 +26,5 @@ def faulty_update(trainer: Trainer) -> Update:
     return done
 
 
-Trainer.update = faulty_update  # type: ignore[method-assign]
+TrainStep.__call__ = faulty_update  # type: ignore[method-assign]
 sys.exit(main(sys.argv[4:]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,4 +74,7 @@ def _texts(value: object) -> list[str]:
 
 def _absolute(path: str) -> str:
     """Without following links: a link may be meant to lead elsewhere later."""
-    return str(Path(path).expanduser().absolute())
+    place = Path(path)
+    with suppress(RuntimeError):  # the home folder of nobody
+        place = place.expanduser()
+    return str(place.absolute())

@@ -191,8 +191,6 @@ def evaluate_run(
 
 def check_runs(folders: Sequence[Path]) -> None:
     """`UsageError` for what is no run, before anything is evaluated."""
-    if not folders:
-        raise UsageError("lowrise eval needs a run: give the folder of one, or of several.")
     for folder in folders:
         open_run(folder)
 

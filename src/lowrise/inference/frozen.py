@@ -16,19 +16,17 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowrise.errors import UsageError
+from lowrise.inference.options import Forms
 from lowrise.layers.base import LowRankLayer, dense_weight
 from lowrise.model.norm import RMSNorm
 
-Forms = Literal["auto", "stored", "merged", "measured"]
-"""How a factored map is used: "stored" in its factors, "merged" as their product, "auto" whichever has fewer
-elements, "measured" whichever was faster at the batch size."""
 FORMS: tuple[str, ...] = get_args(Forms)
 _GAIN = 0.95  # merging costs memory: it must save at least a twentieth of the time
 _MEASURED_LAYERS = 4  # so many layers in turn, so that no cache holds what it would not hold in decoding

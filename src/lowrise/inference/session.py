@@ -13,7 +13,7 @@ from lowrise.console import Console
 from lowrise.data import Tokenizer
 from lowrise.inference.batch import Batch
 from lowrise.inference.decoder import FrozenDecoder
-from lowrise.inference.frozen import Forms
+from lowrise.inference.options import Forms
 from lowrise.inference.sampling import Sampling
 from lowrise.inference.text import StopStrings, TextStream
 from lowrise.runs.environment import autocast_for

@@ -143,10 +143,10 @@ class RunDirectory:
 def open_run(path: str | Path) -> RunDirectory:
     """A run that was trained before, whose configuration may be loaded: it names no code of somebody else's.
     A sentence if the folder is not one."""
-    run = RunDirectory(path)
+    run = RunDirectory(Path(path).expanduser())
     if not run.config.is_file():
         raise UsageError(
-            f"{path} is not a run directory: it has no config.toml. Train one with lowrise train --run."
+            f"{run.path} is not a run directory: it has no config.toml. Train one with lowrise train --run."
         )
     require_known_code(run.path)
     return run

@@ -17,7 +17,7 @@ from tyro.conf import Positional
 from lowrise.config import load
 from lowrise.console import Console
 from lowrise.errors import LowriseError, UsageError
-from lowrise.inference.frozen import Forms
+from lowrise.inference.options import Forms
 from lowrise.inference.session import TextModel, load_text_model
 from lowrise.runs.directory import open_run
 from lowrise.runs.trust import require_trust

@@ -84,7 +84,7 @@ def go_on(
         return Start(own=True, origin=origin)
     if config.init.model is not None:
         start_from_model(step.model, config, step.corpus.tokenizer, say)
-        return Start(origin=Origin.of_model(config.init), path=Path(config.init.model))
+        return Start(origin=Origin.of_model(config.init), path=Path(config.init.model).expanduser())
     if config.init.run is None:
         return Start()
     checkpoint = origin_checkpoint(config.init)

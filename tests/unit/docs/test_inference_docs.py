@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lowrise.cli import Eval
-from lowrise.inference.terminal import GenerateConfig
+from lowrise.inference.options import GenerateConfig
 from lowrise.serve.requests import IGNORED, NEUTRAL, SHARED
 from lowrise.serve.server import ServeConfig
 

@@ -24,12 +24,20 @@ import lowrise
 from lowrise import layers, optim
 from lowrise.checkpoint import CheckpointStore, Saver
 from lowrise.config import load
-from lowrise.data import corpora
+from lowrise.console import Console
+from lowrise.data import corpora, prepare
 from lowrise.distributed import World
 from lowrise.model import LlamaConfig, build_model, next_token_loss
+from lowrise.runs.directory import RunDirectory
 
-# Tested beside this: methods/*.md in test_method_docs.py, huggingface.md in test_huggingface_docs.py.
-ELSEWHERE = {"docs/huggingface.md", *(page for page in PAGES if page.startswith("docs/methods/"))}
+# Tested beside this: methods/*.md in test_method_docs.py, huggingface.md in test_huggingface_docs.py, export.md in
+# test_export_docs.py, commands/serve.md in unit/serve/test_openai_client.py.
+ELSEWHERE = {
+    "docs/huggingface.md",
+    "docs/export.md",
+    "docs/commands/serve.md",
+    *(page for page in PAGES if page.startswith("docs/methods/")),
+}
 WITH_PYTHON = [page for page in PAGES if page not in ELSEWHERE and blocks_of(page, "python")]
 WITH_TOML = [page for page in PAGES if blocks_of(page, "toml")]
 IN_DOCSTRINGS = docstring_blocks()
@@ -97,7 +105,21 @@ def with_convolutions(folder: Path) -> dict[str, Any]:
     model.add_module("experts", Experts())
     model.add_module("block", nn.Sequential())
     model.block.add_module("experts", Experts())
-    return usual() | {"model": model}
+    return usual() | {"model": model, "torch": torch}
+
+
+def with_tracked_run(folder: Path) -> dict[str, Any]:
+    write_text(folder / "text.jsonl")
+    config = config_for(folder, "muon")
+    corpus = prepare(config.data)
+    console = Console(quiet=True)
+    parts = {
+        "config": config,
+        "corpus": corpus,
+        "directory": RunDirectory(folder / "run"),
+        "console": console,
+    }
+    return usual() | parts
 
 
 def with_table(folder: Path) -> dict[str, Any]:
@@ -112,6 +134,7 @@ PLACES: dict[str, Place] = {
     "docs/data.md": with_texts,
     "docs/extending.md": with_table,
     "docs/optimizers.md": with_convolutions,
+    "docs/runs.md": with_tracked_run,
 }
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from small_runs import config_for, console, run_training, trainer_for, write_text
 
 from lowrise.cli import main
+from lowrise.config import load
 from lowrise.data.tokenizer import Tokenizer, train_bpe
 from lowrise.errors import UsageError
 from lowrise.export.huggingface import write_folder
@@ -237,6 +238,43 @@ def test_a_run_from_a_folder_trains_and_continues(
     assert (
         first["tokens"] == run_training(config, tmp_path / "run")["tokens"]
     )  # ends at once, of the same recipe
+
+
+def test_a_run_from_a_folder_goes_on_with_the_same_weights_elsewhere_and_with_no_others(
+    text_folder: Path, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    held = {"data.tokenizer": str(tmp_path / "hf" / "tokenizer.json"), "model.preset": "nano"}
+    held |= {"schedule.name": "constant", "schedule.warmup": 1.0}
+
+    def train(folder: str, steps: int) -> None:
+        settings: dict[str, Any] = {**held, "init.model": str(tmp_path / folder), "train.steps": steps}
+        run_training(adopted(config_for(text_folder, "adamw", **settings)), tmp_path / "run")
+
+    folder_of(tmp_path / "hf", tokenizer)
+    train("hf", 2)
+    shutil.copytree(tmp_path / "hf", tmp_path / "copy")
+    train("copy", 3)
+    file = min((tmp_path / "copy").glob("*.safetensors"))
+    save_file({name: tensor + 1 for name, tensor in load_file(file).items()}, file)
+    with pytest.raises(UsageError, match=r"has begun from .*/hf, and init names .*/copy now"):
+        train("copy", 4)
+
+
+def test_an_imported_run_is_ones_own(
+    text_folder: Path, tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Its places are absolute, and this user is not asked about them; another one is."""
+    folder_of(tmp_path / "hf", tokenizer)
+    text = write_text(tmp_path / "text.jsonl", documents=40)
+    monkeypatch.chdir(tmp_path)
+    import_run(ImportOptions(folder=tmp_path / "hf", run=Path("run"), source=("text.jsonl",)))
+    monkeypatch.chdir(text_folder)
+    assert main(["eval", str(tmp_path / "run"), "--json"]) == 0
+    assert load(tmp_path / "run" / "config.toml").data.source == (str(text),)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another"))
+    capsys.readouterr()
+    assert main(["eval", str(tmp_path / "run")]) == 2
+    assert "was not made by this user" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

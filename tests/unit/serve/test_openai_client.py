@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -192,3 +194,13 @@ def test_a_client_that_leaves_frees_its_place(serve) -> None:
         time.sleep(0.01)
     assert served.engine.present == 0
     assert client.completions.create(model="small", prompt="the", max_tokens=2).usage.completion_tokens <= 2
+
+
+def test_the_client_of_the_page_gets_a_text(serve):
+    page = Path(__file__).parents[3] / "docs" / "commands" / "serve.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    code = code.replace("http://127.0.0.1:8000", serve().url).replace('model="mine"', 'model="test"')
+    *lines, last = code.strip().splitlines()
+    names: dict[str, object] = {}
+    exec("\n".join(lines), names)
+    assert isinstance(eval(last, names), str)
