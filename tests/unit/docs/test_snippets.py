@@ -30,8 +30,8 @@ from lowrise.distributed import World
 from lowrise.model import LlamaConfig, build_model, next_token_loss
 from lowrise.runs.directory import RunDirectory
 
-# Tested beside this: methods/*.md in test_method_docs.py, huggingface.md in test_huggingface_docs.py, export.md in
-# test_export_docs.py, commands/serve.md in unit/serve/test_openai_client.py.
+# Tested beside this: methods/*.md in test_method_docs.py, huggingface.md in test_huggingface_docs.py,
+# export.md in test_export_docs.py, commands/serve.md in unit/serve/test_openai_client.py.
 ELSEWHERE = {
     "docs/huggingface.md",
     "docs/export.md",

@@ -199,7 +199,7 @@ def test_a_client_that_leaves_frees_its_place(serve) -> None:
 def test_the_client_of_the_page_gets_a_text(serve):
     page = Path(__file__).parents[3] / "docs" / "commands" / "serve.md"
     (code,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    code = code.replace("http://127.0.0.1:8000", serve().url).replace('model="mine"', 'model="test"')
+    code = code.replace("http://127.0.0.1:8000", serve().url).replace('model="mine"', 'model="small"')
     *lines, last = code.strip().splitlines()
     names: dict[str, object] = {}
     exec("\n".join(lines), names)
