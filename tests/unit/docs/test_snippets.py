@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.distributed
 from doc_pages import PAGES, blocks_of, docstring_blocks
-from small_runs import WORDS, config_for, run_training, write_text
+from small_runs import WORDS, config_for, console, corpus_of, run_training, write_text
 from torch import nn
 
 import lowrise
@@ -27,6 +27,7 @@ from lowrise.config import load
 from lowrise.data import corpora
 from lowrise.distributed import World
 from lowrise.model import LlamaConfig, build_model, next_token_loss
+from lowrise.runs.directory import RunDirectory
 
 # Tested beside this: methods/*.md in test_method_docs.py, huggingface.md in test_huggingface_docs.py.
 ELSEWHERE = {"docs/huggingface.md", *(page for page in PAGES if page.startswith("docs/methods/"))}
@@ -85,6 +86,19 @@ def with_run(folder: Path) -> dict[str, Any]:
     return usual()
 
 
+def with_training(folder: Path) -> dict[str, Any]:
+    """What `lowrise.train.train` takes."""
+    write_text(folder / "text.jsonl")
+    config = config_for(folder, "muon")
+    directory = RunDirectory(folder / "run")
+    return usual() | {
+        "config": config,
+        "corpus": corpus_of(config),
+        "directory": directory,
+        "console": console(),
+    }
+
+
 def with_convolutions(folder: Path) -> dict[str, Any]:
     class Experts(nn.Module):
         def __init__(self) -> None:
@@ -112,6 +126,7 @@ PLACES: dict[str, Place] = {
     "docs/data.md": with_texts,
     "docs/extending.md": with_table,
     "docs/optimizers.md": with_convolutions,
+    "docs/runs.md": with_training,
 }
 
 
@@ -147,6 +162,10 @@ def check_extending(names: dict[str, Any]) -> None:
     assert sum(int(number.replace(",", "")) for number in documents) == 300
 
 
+def check_runs(names: dict[str, Any]) -> None:
+    assert names["directory"].summary.is_file()
+
+
 def check_report(names: dict[str, Any]) -> None:
     assert Path("runs/my-run/report.html").is_file()
 
@@ -158,6 +177,7 @@ CHECKS = {
     "docs/checkpoints.md": check_checkpoints,
     "docs/commands/report.md": check_report,
     "docs/extending.md": check_extending,
+    "docs/runs.md": check_runs,
 }
 TABLES: tuple[dict[str, Any], ...] = (layers.LAYERS, corpora.READERS, corpora.KIND_OF_SUFFIX)
 
