@@ -8,6 +8,9 @@ STAMP := $(VENV)/.installed
 .PHONY: demo test lint docs clean
 demo: $(STAMP)
 	$(BIN)/lowrise train
+	@printf '\nNext, with this environment active (. %s/bin/activate):\n' '$(VENV)'
+	@printf '  %s\n' 'lowrise generate runs/RUN --prompt "def "    (RUN: the folder above)' \
+		'lowrise train --data.source YOUR-TEXTS/ --run runs/mine' 'lowrise export runs/mine'
 
 test: $(STAMP) lint
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadgroup
