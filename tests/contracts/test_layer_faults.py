@@ -164,3 +164,34 @@ def test_the_default_dtype_changes_no_weight(layer: str, default: torch.dtype) -
 @pytest.mark.parametrize("shape", [(0, 4), (2, 0), (0, 0)])
 def test_an_empty_batch_gives_empty_logits(shape: tuple[int, int]) -> None:
     assert build_model(config())(torch.zeros(shape, dtype=torch.long)).shape == (*shape, 300)
+
+
+@pytest.mark.parametrize("from_weights", [False, True])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_hooks_of_a_map_stay_with_the_layer_in_its_place(layer, from_weights):
+    model = nn.Sequential(nn.Linear(8, 6), nn.ReLU())
+    seen: list[str] = []
+    handles = [
+        model[0].register_forward_hook(lambda *_: seen.append("forward")),
+        model[0].register_forward_pre_hook(lambda *_: seen.append("before")),
+        model[0].register_full_backward_hook(lambda *_: seen.append("backward")),
+    ]
+    lowrise.factorize(model, layer=layer, rank=2, from_weights=from_weights)
+    model(torch.ones(3, 8, requires_grad=True)).sum().backward()
+    assert seen == ["before", "forward", "backward"]
+    for handle in handles:
+        handle.remove()
+    model(torch.ones(3, 8))
+    assert len(seen) == 3
+
+
+def test_adapters_of_peft_are_left_as_they_are():
+    peft = pytest.importorskip("peft")
+    model = nn.Sequential()
+    model.add_module("proj", nn.Linear(16, 16))
+    model.add_module("other", nn.Linear(16, 16))
+    model = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["proj"]))
+    lowrise.factorize(model, rank=2, skip="*proj*")
+    kinds = {name: type(m).__name__ for name, m in model.named_modules() if not list(m.children())}
+    assert {kind for name, kind in kinds.items() if "lora_A" in name or "lora_B" in name} == {"Linear"}
+    assert [name for name, kind in kinds.items() if kind == "LowRankLinear"] == ["base_model.model.other"]

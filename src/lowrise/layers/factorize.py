@@ -21,6 +21,21 @@ Rank = int | float | Mapping[str, int | float]
 Model = TypeVar("Model", bound=nn.Module)
 
 
+# What `nn.Module.register_*_hook` fills: hooks of a map stay with the layer in its place.
+HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_always_called",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_is_full_backward_hook",
+)
+# Modules of peft that are factors already.
+ADAPTERS = frozenset({"lora_A", "lora_B"})
+
+
 def factorize(
     model: Model,
     *,
@@ -132,7 +147,11 @@ def _choose(
     heads = head_and_embedding_weights(model)
 
     if targets is None:
-        names = [n for n, m in linear.items() if owners[id(m.weight)] == 1 and id(m.weight) not in heads]
+        names = [
+            n
+            for n, m in linear.items()
+            if owners[id(m.weight)] == 1 and id(m.weight) not in heads and not ADAPTERS & set(n.split("."))
+        ]
     else:
         names = select(targets, linear, what="targets")
         for name in names:
@@ -189,4 +208,6 @@ def _replace(
         layer = new_class(in_features, out_features, rank, **arguments)
     if not weight.requires_grad and not new_class.keeps_base_frozen:
         layer.requires_grad_(False)
+    for name in HOOKS:
+        vars(layer)[name] = vars(module)[name]  # the very dicts, so that handles go on removing
     return layer.train(module.training)
