@@ -3,7 +3,7 @@
 # One would guess: Q8_0 has a scale per block of 32 numbers, so its relative error does not depend on the
 #   scale of the matrix, and it is always far better than Q4_0.
 # What happens: the scale is a float16 number, and it is the largest number of the block divided by 127. For
-#   numbers of about 1e-5 it has a few bits left, at 1e-6 it is zero. The relative error is 0.5% at scale 1,
+#   numbers of about 1e-5 it has a few bits left, at 1e-6 hardly any. The relative error is 0.5% at scale 1,
 #   9% at 1e-5 (Q4_0: 8.6%), 100% at 1e-6 (Q4_0: 11%), with no warning. BF16 keeps its 0.2%.
 # Where it matters: the factors of B A can be scaled against each other without changing the product. A pair
 #   out of balance, as a small start of B leaves it, is exported to zeros; balance the factors

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # safetensors 0.8.0 (numpy 2.4.6, Python 3.11).
-# One would guess: safetensors.numpy.save_file, given a transposed or sliced array, either saves its values or refuses
-#   it, as safetensors.torch.save_file does ("non contiguous tensor").
-# What happens: it saves the array's shape with the bytes that lie in memory behind its first element. No error, no
-#   warning; the file is well formed and holds other numbers.
-# Where it matters: factors and projectors are often transposed views (P.T, U[:, :r]); an export by way of numpy writes
-#   a scrambled matrix of the right shape. numpy.ascontiguousarray before saving avoids it.
+# One would guess: safetensors.numpy.save_file, given a transposed or sliced array, either saves its values or
+#   refuses it, as safetensors.torch.save_file does ("non contiguous tensor").
+# What happens: it saves the array's shape with the bytes that lie in memory behind its first element. No
+#   error, no warning; the file is well formed and holds other numbers.
+# Where it matters: factors and projectors are often transposed views (P.T, U[:, :r]); an export by way of
+#   numpy writes a scrambled matrix of the right shape. numpy.ascontiguousarray before saving avoids it.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

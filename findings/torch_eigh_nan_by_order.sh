@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # torch 2.13.0, CPU build with MKL (Python 3.11).
-# One would guess: torch.linalg.eigh of a matrix with a NaN either always raises LinAlgError or always returns NaN, and
-#   eigh and eigvalsh agree about it.
-# What happens: up to order 25 eigh raises; from 26 on it returns in silence. With a NaN in one diagonal entry all of
-#   its eigenvectors are then finite (one eigenvalue is NaN). eigvalsh raises for each of these matrices. svd raises for
-#   a NaN, but takes a 4 x 4 matrix with an inf and returns NaN; matrix_rank of that matrix is 0, in silence.
-# Where it matters: a basis computed from a spoiled gradient's Gram matrix. A test on small matrices shows an error that
-#   real sizes do not give, and a check of the eigenvectors alone finds nothing: inputs have to be checked.
+# One would guess: torch.linalg.eigh of a matrix with a NaN either always raises LinAlgError or always returns
+#   NaN, and eigh and eigvalsh agree about it.
+# What happens: up to order 25 eigh raises; from 26 on it returns in silence. With a NaN in one diagonal entry
+#   all of its eigenvectors are then finite (one eigenvalue is NaN). eigvalsh raises for each of these
+#   matrices. svd raises for a NaN, but takes a 4 x 4 matrix with an inf and returns NaN; matrix_rank of that
+#   matrix is 0, in silence.
+# Where it matters: a basis computed from a spoiled gradient's Gram matrix. A test on small matrices shows an
+#   error that real sizes do not give, and a check of the eigenvectors alone finds nothing: inputs have to be
+#   checked.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -41,7 +43,8 @@ for order in (4, 16, 25, 26, 64, 128):
     X = G @ G.T
     X[0, 0] = float("nan")
     seen[order] = outcome(torch.linalg.eigh, X), outcome(torch.linalg.eigvalsh, X)
-    print(f"order {order}, one NaN: eigh (values, vectors not finite) {seen[order][0]}, eigvalsh {seen[order][1]}")
+    vectors, values = seen[order]
+    print(f"order {order}, one NaN: eigh (values, vectors not finite) {vectors}, eigvalsh {values}")
 
 torch.manual_seed(0)
 Y = torch.randn(4, 4)
@@ -49,7 +52,8 @@ Y[0, 0] = float("inf")
 svd_of_inf, rank_of_inf = outcome(torch.linalg.svd, Y), int(torch.linalg.matrix_rank(Y))
 Y[0, 0] = float("nan")
 svd_of_nan = outcome(torch.linalg.svd, Y)
-print(f"4 x 4: svd with a NaN {svd_of_nan}; with an inf (U, S, Vh not finite) {svd_of_inf}, matrix_rank {rank_of_inf}")
+print(f"4 x 4 with a NaN: svd {svd_of_nan}")
+print(f"4 x 4 with an inf: svd (U, S, Vh not finite) {svd_of_inf}, matrix_rank {rank_of_inf}")
 
 small = all(seen[order] == ("raised", "raised") for order in (4, 16, 25))
 large = all(seen[order] == ((1, 0), "raised") for order in (26, 64, 128))

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # uvicorn 0.54.0 (Python 3.11, Linux).
-# One would guess: SIGTERM makes Server.run() (and uvicorn.run()) shut down and return, so that `finally`, what stands
-#   after the call, and atexit functions run, and the process ends with status 0.
-# What happens: after its orderly shutdown uvicorn puts the earlier handler back and raises the signal again. For SIGTERM
-#   the earlier handler is the operating system's: the process dies of the signal within run(). `finally`, atexit and
-#   the code behind it do not run. For SIGINT it is Python's: `finally` and atexit run, by way of KeyboardInterrupt.
-#   The application's own lifespan shutdown runs in both cases.
-# Where it matters: a model server that writes logs, deletes temporary files or frees a lock after run(). Works at Ctrl-C,
-#   not under a process manager. Do it in the lifespan, or set a handler for SIGTERM before run().
+# One would guess: SIGTERM makes Server.run() (and uvicorn.run()) shut down and return, so that `finally`,
+#   what stands after the call, and atexit functions run, and the process ends with status 0.
+# What happens: after its orderly shutdown uvicorn puts the earlier handler back and raises the signal again.
+#   For SIGTERM the earlier handler is the operating system's: the process dies of the signal within run().
+#   `finally`, atexit and the code behind it do not run. For SIGINT it is Python's: `finally` and atexit run,
+#   by way of KeyboardInterrupt. The application's own lifespan shutdown runs in both cases.
+# Where it matters: a model server that writes logs, deletes temporary files or frees a lock after run().
+#   Works at Ctrl-C, not under a process manager. Do it in the lifespan, or set a handler for SIGTERM before
+#   run().
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# CPython 3.11, module lzma (the rule holds for every version so far).
+# CPython 3.11, module lzma.
 # One would guess: lzma.open reads what xz reads: all streams of a file.
-# What happens: the .xz format allows padding between streams, zero bytes in a multiple of four (its specification,
-#   "Stream Padding"). xz tests and unpacks such a file whole; Python returns the first stream and drops the rest, in
-#   silence, as it does with any bytes behind a whole stream that do not begin another one. gzip in the same situation
-#   skips the zeros and reads on.
-# Where it matters: corpora put together from .xz parts: documents are missing from the training data and nothing tells.
-#   Compare the number of unpacked bytes with `xz --list`.
+# What happens: the .xz format allows padding between streams, zero bytes in a multiple of four (its
+#   specification, "Stream Padding"). xz tests and unpacks such a file whole; Python returns the first stream
+#   and drops the rest, in silence, as it does with any bytes behind a whole stream that do not begin another
+#   one. gzip in the same situation skips the zeros and reads on.
+# Where it matters: corpora put together from .xz parts: documents are missing from the training data and
+#   nothing tells. Compare the number of unpacked bytes with `xz --list`.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # zstandard 0.25.0 (Python 3.11).
-# One would guess: reading a .zst file that was cut off (a broken download) ends with an error, as with gzip, bz2, lzma.
-# What happens: zstandard.open, stream_reader and copy_stream return what could be unpacked and then end as if the file
-#   were whole. And ZstdDecompressor().decompress reads the first frame alone: a second one behind it, as `cat a.zst
-#   b.zst` makes it, is dropped, while stream_reader and zstandard.open read both.
-# Where it matters: corpora of *.jsonl.zst: a shard lacks its end and the run trains on the rest. Compare sizes or hashes,
-#   or ask decompressobj() for `eof` at the end of the file.
+# One would guess: reading a .zst file that was cut off (a broken download) ends with an error, as with gzip,
+#   bz2, lzma.
+# What happens: zstandard.open, stream_reader and copy_stream return what could be unpacked and then end as if
+#   the file were whole. And ZstdDecompressor().decompress reads the first frame alone: a second one behind
+#   it, as `cat a.zst b.zst` makes it, is dropped, while stream_reader and zstandard.open read both.
+# Where it matters: corpora of *.jsonl.zst: a shard lacks its end and the run trains on the rest. Compare
+#   sizes or hashes, or ask decompressobj() for `eof` at the end of the file.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
