@@ -43,6 +43,8 @@ class ActivationPlan:
     """Gradient of the head's weight, which the loss forms in its forward pass."""
     recomputed: tuple[int, ...]
     """What is formed again at one time in each block's backward pass; zeros without recomputation."""
+    backward: int
+    """Gradients of activations at one time in the backward pass of a block's MLP, and of the stream."""
     cast: int
     """Narrow copies of weights that autocast holds to the end of the forward pass and no block keeps."""
     logits: int
@@ -77,6 +79,7 @@ def plan_activations(
         outside=8 * tokens + angles + last_norm + tokens * width * wide,
         head_gradient=head.numel() * max(4, wide) if head.requires_grad else 0,
         recomputed=tuple(part.recomputed(mode) for part in parts),
+        backward=tokens * (2 * config.intermediate_size * (_NARROW if autocast else wide) + width * wide),
         cast=sum(part.cast - part.cast_kept(mode) for part in parts),
         logits=_logits(tokens, chunk, head.shape[0], width, _NARROW if autocast else wide, max(4, wide)),
     )

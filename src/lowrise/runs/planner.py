@@ -91,7 +91,9 @@ class Planned:
         weights = sum(_held(p, rows, self.devices) for p in self.model.parameters())
         weights += sum(b.numel() * b.element_size() for b in self.model.buffers())
         trainable = [p for p in self.model.parameters() if p.requires_grad]
-        gradients = sum(_held(p, rows, self.devices) for p in trainable)
+        sizes = [_held(p, rows, self.devices) for p in trainable]
+        # Per-layer updates free each gradient at once, unless earlier passes have left all of them.
+        gradients = max(sizes) if self.config.train.per_layer and passes == 1 else sum(sizes)
         state = self._state(owners, rows)
         gathered = self._gathered(rows)
         held = weights + state + gathered
@@ -174,12 +176,12 @@ class Planned:
         ]
         grown = _held(self.model.lm_head.weight, rows, self.devices)
         left = sum(activations.blocks)
-        for block, kept, again in reversed(
-            list(zip(self.model.model.layers, activations.blocks, activations.recomputed, strict=True))
-        ):
+        blocks = zip(self.model.model.layers, activations.blocks, activations.recomputed, strict=True)
+        for block, kept, again in reversed(list(blocks)):
+            peaks.append((there or min(grown, gradients)) + left + again + activations.backward)
             grown += sum(_held(p, rows, self.devices) for p in block.parameters() if p.requires_grad)
-            peaks.append((gradients if all_gradients else grown) + left + again)
             left -= kept
+            peaks.append((there or min(grown, gradients)) + left)
         return max(peaks)
 
 
