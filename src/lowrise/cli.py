@@ -284,6 +284,22 @@ def compare(arguments: Arguments, console: Console) -> int:
     )
 
 
+def plan(arguments: Arguments, console: Console) -> int:
+    from lowrise.runs.plan_options import PlanOptions
+
+    options = parse(PlanOptions, arguments, "plan")
+    options.check()
+    load_plugins(options.plugin)
+    from lowrise.report.plan_report import plans, show
+
+    rows = plans(options)
+    if options.json:
+        print(strict_json({"plans": rows}))
+    else:
+        show(rows, options, console)
+    return 0
+
+
 COMMANDS: dict[str, tuple[Callable[[Arguments, Console], int], str]] = {
     "train": (train, "train a model, or continue a run"),
     "eval": (evaluate, "exact validation loss, perplexity, bits per byte of runs"),
@@ -296,6 +312,7 @@ COMMANDS: dict[str, tuple[Callable[[Arguments, Console], int], str]] = {
     "import": (import_, "make a run out of a Hugging Face folder, dense or factored"),
     "factorize": (factorize, "split the maps of a dense Hugging Face folder into two factors each"),
     "compare": (compare, "methods side by side at one budget, tuned on one grid, over several seeds"),
+    "plan": (plan, "what a run will cost: parameters, FLOPs, bytes a device, time, before it starts"),
     "data": (data, "prepare a corpus, or look into one"),
     "methods": (methods, "the table of methods; with a name, its defaults, its recipe, its papers"),
 }

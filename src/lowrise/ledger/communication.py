@@ -15,6 +15,8 @@ first two are absent.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from torch import Tensor, nn
 
 from lowrise.distributed.sharding import is_sharded, shard_group
@@ -30,27 +32,37 @@ def planned_communication(
     ranks: int,
     passes: int,
     gathered_bytes: int | None = None,
+    ranks_of_copy: int | None = None,
+    by_rows: Collection[Tensor] | None = None,
+    owned: Collection[Tensor] | None = None,
 ) -> int:
     """The sum of the lines above for a model that `ranks` ranks share; parameters in `blocks` are gathered
     twice a pass. `gathered_bytes`: of an element while it travels; None: its own.
+
+    Before the ranks are there, say how they will share: `ranks_of_copy` (S) share the parameters `by_rows`,
+    and units whose first parameter is in `owned` have an owner. None: what is so now.
     """
     if ranks == 1:
         return 0
     inside = {id(p) for p in blocks.parameters()}
-    rows = [p for p in model.parameters() if is_sharded(p)]
-    copies = [p for p in model.parameters() if not is_sharded(p) and p.requires_grad]
+    if by_rows is None:
+        by_rows = {p for p in model.parameters() if is_sharded(p)}
+    if owned is None:
+        units = (unit for group in optimizer.param_groups for unit in units_of(group))
+        owned = {unit[0] for unit in units if optimizer.ranks() and optimizer.owner(unit) is not None}
+    rows = [p for p in model.parameters() if p in by_rows]
+    copies = [p for p in model.parameters() if p not in by_rows and p.requires_grad]
     sent = 2 * sum(map(_bytes, copies)) * (ranks - 1) / ranks
+    S = ranks_of_copy or (shard_group(rows[0]).size if rows else ranks)
     if rows:
-        S = shard_group(rows[0]).size
         C = ranks // S
         gathers = sum((2 if id(p) in inside else 1) * _bytes(p, gathered_bytes) for p in rows)
         sums = sum(_bytes(p) for p in rows if p.requires_grad)
         sent += passes * ((gathers + sums) * (S - 1) / S + 2 * sums / S * (C - 1) / C)
-    owners = optimizer.ranks()
     for unit in (unit for group in optimizer.param_groups for unit in units_of(group)):
-        if owners is not None and optimizer.owner(unit) is not None:
-            trips = 3 / owners.size if is_sharded(unit[0]) else 1
-            sent += trips * sum(map(_bytes, unit)) * (owners.size - 1) / owners.size
+        if unit[0] in owned:
+            trips = 3 / S if unit[0] in by_rows else 1
+            sent += trips * sum(map(_bytes, unit)) * (S - 1) / S
     return round(sent)
 
 

@@ -49,6 +49,7 @@ from lowrise.runs.parallel import check_world, share_work, shared_model
 from lowrise.runs.plan import RunPlan, plan_of
 from lowrise.runs.weights import fit_ranks, load_saved_model
 from lowrise.train.ranks import change_ranks, check_adaptive
+from lowrise.train.room import require_room
 from lowrise.train.schedule import multiplier, restarts_of
 from lowrise.train.summary import Progress
 
@@ -90,6 +91,7 @@ class TrainStep:
         self.gradients = GradientSum(world)
         self.rows = world.share(config.train.global_batch_size)
         self.device = world.device(choose_device(config.train.device))
+        require_room(config, corpus.tokenizer.vocab_size, world, self.device)
         set_numerics(config, self.device)
         self.shared = shared_model(config, corpus.tokenizer.vocab_size, world, self.device)
         self.model = self.shared.model

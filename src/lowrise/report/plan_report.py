@@ -1,0 +1,211 @@
+"""What `lowrise plan` says: one row for each method, as tables of 80 columns and as JSON."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from rich.table import Table
+
+from lowrise.config import RunConfig, from_dict, load, validate
+from lowrise.config.command import recipe_file
+from lowrise.console import Console
+from lowrise.errors import UsageError, did_you_mean
+from lowrise.ledger import flops_per_token
+from lowrise.methods import METHODS
+from lowrise.model.config import PRESETS
+from lowrise.names import lookup
+from lowrise.report.formatting import bytes_, duration, scientific, si
+from lowrise.runs.plan_options import PlanOptions
+from lowrise.runs.planner import Planned, changes, remedy
+from lowrise.runs.recipes import SIZES, recipe
+
+_KINDS = ("weights", "gradients", "state", "activations", "workspace", "peak")
+_INFERENCE_ELEMENT = 2  # bytes of a weight in bfloat16
+
+
+def plans(options: PlanOptions) -> list[dict[str, Any]]:
+    """One row for each method that was asked for, with plain numbers."""
+    options.check()
+    return [_row(config, options) for config in _configs(options)]
+
+
+def show(rows: list[dict[str, Any]], options: PlanOptions, console: Console) -> None:
+    """One method as a list, several as two tables."""
+    if len(rows) == 1:
+        console.print(_list(rows[0]))
+    else:
+        console.print(_costs(rows))
+        console.print()
+        console.print(_memory(rows))
+    for row in rows:
+        if row["fits"] is False:
+            console.print(f"{row['method']}: {_advice(row, options)}", soft_wrap=True)
+    console.print(
+        "Peak, activations and workspace are estimates for eager kernels; the rest is exact.", soft_wrap=True
+    )
+
+
+# ---- what is planned
+
+
+def _configs(options: PlanOptions) -> Iterator[RunConfig]:
+    if options.recipe is not None:
+        yield _with(load(recipe_file(str(options.recipe))), options)
+        return
+    assert options.model is not None
+    if options.model not in PRESETS:
+        raise UsageError(f"lowrise plan --model {options.model}: {did_you_mean(options.model, PRESETS)}")
+    if options.method != "all":
+        lookup(METHODS, options.method, "method", "lowrise methods")
+    for name in METHODS if options.method == "all" else [options.method]:
+        if options.model in SIZES:
+            config = from_dict(tomllib.loads(recipe(name, options.model, options.plugin)))
+        else:
+            config = load(None, {"method": name, "model.preset": options.model, "plugin": options.plugin})
+        yield _with(config, options)
+
+
+def _with(config: RunConfig, options: PlanOptions) -> RunConfig:
+    """The configuration with what the options say in its place."""
+    train, model, parallel = config.train, config.model, config.parallel
+    if options.tokens is not None:
+        steps = max(1, round(options.tokens / (train.global_batch_size * train.seq_len)))
+        train = replace(train, steps=steps)
+    if options.micro_batch_size is not None:
+        train = replace(train, micro_batch_size=options.micro_batch_size)
+    if options.precision is not None:
+        train = replace(train, precision=options.precision)
+    if options.recompute is not None:
+        model = replace(model, recompute=options.recompute)  # type: ignore[call-arg]
+    if options.parallel is not None:
+        parallel = replace(parallel, data=options.parallel)
+    layer, optimizer = config.layer, config.optimizer
+    if options.rank is not None:
+        if hasattr(layer, "rank"):
+            layer = replace(layer, rank=options.rank)  # type: ignore[call-arg]
+        elif hasattr(optimizer, "rank"):
+            optimizer = replace(optimizer, rank=options.rank)  # type: ignore[call-arg]
+    changed = replace(config, train=train, model=model, parallel=parallel, layer=layer, optimizer=optimizer)
+    validate(changed)
+    if train.global_batch_size % options.devices:
+        raise UsageError(
+            f"lowrise plan --devices {options.devices}: train.global_batch_size = {train.global_batch_size} "
+            "sequences cannot be shared evenly; give a number that divides them."
+        )
+    return changed
+
+
+def _row(config: RunConfig, options: PlanOptions) -> dict[str, Any]:
+    autocast = config.train.precision != "float32"
+    planned = Planned(config, config.data.vocab_size, devices=options.devices, autocast=autocast)
+    device, run, model = planned.on_device(), planned.run, planned.model
+    rate = options.flops_per_second
+    row: dict[str, Any] = {
+        "method": config.method,
+        "params_total": run.params_total,
+        "params_non_embedding": run.params_non_embedding,
+        "tokens": run.steps * run.tokens_per_step,
+        "steps": run.steps,
+        "train_flops": run.train_flops,
+        "seconds": run.train_flops / (rate * options.devices) if rate else None,
+        "devices": options.devices,
+        "layout": asdict(planned.layout),
+        "bytes_per_device": {kind: getattr(device, kind) for kind in _KINDS},
+        "communicated_bytes_per_update": device.communicated,
+        "inference_bytes": _INFERENCE_ELEMENT * run.params_total,
+        "inference_cache_bytes_per_token": _INFERENCE_ELEMENT
+        * 2
+        * model.config.num_layers
+        * model.config.kv_heads
+        * model.config.head_dim,
+        "inference_flops_per_token": flops_per_token(model, config.train.seq_len).forward,
+        "device_memory": options.memory,
+        "fits": None if options.memory is None else device.peak <= options.memory,
+        "change": None,
+    }
+    if row["fits"] is False and options.memory is not None:
+        found = remedy(planned, options.memory)
+        if found is not None:
+            layout, plan = found
+            row["change"] = {"settings": changes(planned.layout, layout), "peak": plan.peak}
+    return row
+
+
+# ---- what is shown
+
+
+def _advice(row: Mapping[str, Any], options: PlanOptions) -> str:
+    needs = f"needs {bytes_(row['bytes_per_device']['peak'])}, {bytes_(options.memory)} are there"
+    if row["change"] is None:
+        tried = (
+            "no micro batch, recomputation or fsdp"
+            if options.devices > 1
+            else "no micro batch or recomputation"
+        )
+        return f"{needs}: {tried} makes it fit; take more devices, a smaller rank or a smaller model."
+    settings = " ".join(f"--{key} {value}" for key, value in row["change"]["settings"].items())
+    return f"{needs}: with {settings} it takes {bytes_(row['change']['peak'])}."
+
+
+def _list(row: Mapping[str, Any]) -> Table:
+    layout = row["layout"]
+    table = Table(box=None, show_header=False, pad_edge=False)
+    lines = [
+        ("method", row["method"]),
+        ("parameters", f"{row['params_total']:,}"),
+        ("  without embedding and head", f"{row['params_non_embedding']:,}"),
+        ("training", f"{si(row['tokens'])} tokens in {row['steps']:,} updates"),
+        ("training FLOPs", scientific(row["train_flops"])),
+        ("time", duration(row["seconds"])),
+        ("micro batch, recompute", f"{layout['micro_batch_size']} sequences, {layout['recompute']}"),
+        ("devices", f"{row['devices']}{', weights shared by rows' if layout['fsdp'] else ''}"),
+        *((f"  {kind}", bytes_(row["bytes_per_device"][kind])) for kind in _KINDS),
+        ("sent by a device in an update", bytes_(row["communicated_bytes_per_update"])),
+        ("inference: weights in bfloat16", bytes_(row["inference_bytes"])),
+        ("  cache for a token", bytes_(row["inference_cache_bytes_per_token"])),
+        ("  FLOPs for a token", scientific(row["inference_flops_per_token"])),
+    ]
+    if row["fits"] is not None:
+        lines.append(("fits", f"{_yes(row)}, in {bytes_(row['device_memory'])}"))
+    for name, value in lines:
+        table.add_row(name, value)
+    return table
+
+
+def _costs(rows: list[dict[str, Any]]) -> Table:
+    table = _table("method", "params", "non-emb.", "FLOPs", "time", "sent", "inference", "FLOPs/tok")
+    for row in rows:
+        table.add_row(
+            row["method"],
+            si(row["params_total"]),
+            si(row["params_non_embedding"]),
+            scientific(row["train_flops"]),
+            duration(row["seconds"]),
+            bytes_(row["communicated_bytes_per_update"]),
+            bytes_(row["inference_bytes"]),
+            si(row["inference_flops_per_token"]),
+        )
+    return table
+
+
+def _memory(rows: list[dict[str, Any]]) -> Table:
+    table = _table("method", "weights", "grads", "state", "activ.", "work", "peak", "fits")
+    for row in rows:
+        kinds = (bytes_(row["bytes_per_device"][kind]) for kind in _KINDS)
+        table.add_row(row["method"], *kinds, _yes(row))
+    return table
+
+
+def _table(*names: str) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(names[0], no_wrap=True)
+    for name in names[1:]:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _yes(row: Mapping[str, Any]) -> str:
+    return "–" if row["fits"] is None else "yes" if row["fits"] else "no"
