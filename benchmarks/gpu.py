@@ -25,6 +25,7 @@ from pathlib import Path
 
 from gpu_stages.record import Record, driver, failures
 from gpu_stages.table import table_of
+from gpu_stages.training import many_graphs
 
 from lowrise.console import Console
 from lowrise.errors import LowriseError, UsageError
@@ -39,6 +40,7 @@ GRACE = 0.1  # of a stage's time, between the last row that may begin and the en
 
 def main() -> int:
     options = parsed()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that stages end with this process
     try:
         if options.command == "table":
             print(table_of(options.folder))
@@ -160,6 +162,8 @@ def stage(options: argparse.Namespace) -> int:
     """In the process of a stage; what ends it is in its JSON too."""
     module = importlib.import_module(f"gpu_stages.{options.name}")
     record = Record(options.out / f"{options.name}.json", options.until)
+    if options.compile:
+        many_graphs()
     try:
         module.run(options, record)
     except Exception as error:

@@ -21,7 +21,7 @@ from lowrise.runs.weights import model_tensors
 from lowrise.train.step import TrainStep
 
 from .record import Record
-from .training import config_of, is_small, many_graphs, no_waiting, train_step
+from .training import config_of, is_small, no_waiting, train_step
 
 UPDATES = 20
 # Every other method is watched in all updates but the first, in which libraries start and bases are made.
@@ -30,7 +30,6 @@ WAITING = {"tsvd": "its solvers (QR of the factors) run in every step"}
 
 
 def run(options: argparse.Namespace, record: Record) -> None:
-    many_graphs()
     for method in record.in_time(options.methods):
         with record.row(method) as row:
             row |= checked(config_for(options, method), watched=method not in WAITING)

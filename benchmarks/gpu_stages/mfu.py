@@ -8,6 +8,7 @@ import statistics
 import torch
 from common import timed
 
+from lowrise.ledger import plan_memory
 from lowrise.ledger.peak import utilization
 from lowrise.runs.environment import peak_memory_bytes, precision_of
 
@@ -55,6 +56,9 @@ def measured(options: argparse.Namespace, family: str, size: str) -> dict[str, o
         "tflops_per_second": step.plan.flops_per_step / median / 1e12,
         "mfu": utilization(step.plan.flops_per_step, median, 1, name, precision),
         "peak_memory_bytes": peak_memory_bytes(step.device),
+        "planned_bytes": plan_memory(
+            step.model, step.optimizer.param_groups, type(step.optimizer)
+        ).total_bytes,
         "params": step.plan.params_total,
         "precision": precision,
         "batch": [4, micro, length],

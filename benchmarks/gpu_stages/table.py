@@ -81,6 +81,7 @@ SECTIONS: dict[str, tuple[str, dict[str, Callable[[Row], str]]]] = {
             "TFLOP/s": number("tflops_per_second", ".1f"),
             "of the peak": number("mfu", ".1%"),
             "goal": number("goal_mfu", ".0%"),
+            "weights, gradients, state, GiB": number("planned_bytes", ".2f", 2.0**-30),
             "peak memory, GiB": number("peak_memory_bytes", ".2f", 2.0**-30),
         },
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import io
+import statistics
 import time
 from pathlib import Path
 
@@ -20,22 +21,23 @@ from .record import Record
 from .training import config_of, is_small, train_step
 
 METHODS = ("adamw", "muon", "lowrank", "spectron")
-WARM_UP, TRIED = 2, 5
-SHARE = 0.7  # of the time that is left is planned for updates: evaluation and saving come too
+TRIED = 7
+SHARE = 0.8  # of the time that is left is planned for updates: evaluation and saving come too
 FEWEST, MOST_SMALL = 10, 200  # updates; the second for presets that show that the script runs
 
 
 def run(options: argparse.Namespace, record: Record) -> None:
     corpus = corpus_of(options)
     methods = [m for m in METHODS if m in options.methods]
-    rates = {method: seconds_of_an_update(config_for(options, method, 100), corpus) for method in methods}
+    tried = {method: seconds_of_updates(config_for(options, method, 100), corpus) for method in methods}
+    starts, rates = (sum(kind) for kind in zip(*tried.values(), strict=True))
     record.note(
-        update_seconds=rates,
+        first_and_later_update_seconds=tried,
         source=str(options.text or "builtin"),
         train_tokens=len(corpus.train),
         valid_tokens=len(corpus.valid),
     )
-    updates = max(FEWEST, int(SHARE * record.seconds_left / max(sum(rates.values()), 1e-9)))
+    updates = max(FEWEST, int(SHARE * (record.seconds_left - starts) / rates))
     if is_small(options.preset):
         updates = min(updates, MOST_SMALL)
     for method in record.in_time(methods):
@@ -61,11 +63,11 @@ def config_for(options: argparse.Namespace, method: str, updates: int) -> RunCon
     return dataclasses.replace(config, data=data_config(options))
 
 
-def seconds_of_an_update(config: RunConfig, corpus: Corpus) -> float:
+def seconds_of_updates(config: RunConfig, corpus: Corpus) -> tuple[float, float]:
+    """Of the first, which compiles (a run needs no more for that), and of a later one."""
     step = train_step(config, corpus)
-    for _ in range(WARM_UP):
-        step()
-    return min(timed(step, step.device) for _ in range(TRIED))
+    seconds = [timed(step, step.device) for _ in range(TRIED)]
+    return seconds[0], statistics.median(seconds[2:])
 
 
 def trained(config: RunConfig, corpus: Corpus, folder: Path) -> dict[str, object]:
