@@ -27,6 +27,7 @@ from lowrise.optim.engine import ownership as spread
 from lowrise.runs.build import build_optimizer
 from lowrise.runs.parallel import share_work
 from lowrise.runs.plan import plan_of
+from lowrise.runs.planner import Planned
 from lowrise.runs.weights import model_tensors
 from lowrise.train.loop import Trainer
 
@@ -196,7 +197,11 @@ def float64_run(world: World | None, folder: Path, runs: Path, data: str, method
     optimizer = trainer.optimizer
     planned = plan_of(config, trainer.model, optimizer, world).communicated_bytes  # of the next update
     updates.append(trainer.update())
+    ahead = Planned(config, trainer.corpus.tokenizer.vocab_size, devices=world.size if world else 1)
+    ahead.model.double()
+    device = ahead.on_device()
     return {
+        "ahead": (device.communicated, device.state),
         "losses": [update.loss for update in updates],
         "norms": [update.grad_norm for update in updates],
         "start": start,

@@ -208,6 +208,17 @@ def test_ranks_send_what_the_formula_says(method, data, in_float64):
     assert sent == pytest.approx(ranks[0]["formula"], rel=1e-3 if method == "sltrain" else 1e-9, abs=2)
 
 
+@every_method
+@pytest.mark.parametrize("data", ["ddp", "fsdp"])
+def test_what_ranks_send_and_keep_is_known_before_they_are_there(method, data, in_float64):
+    if method == "tsvd":
+        pytest.skip("its ranks fall during the run")
+    ranks = [result[method] for result in in_float64[data]]
+    sent, state = ranks[0]["ahead"]
+    assert sent == ranks[0]["formula"]
+    assert state == max(r["planned"] for r in ranks)
+
+
 def test_each_rank_reports_its_memory_and_what_it_sent(runs):
     summary = json.loads((runs.folder / "many" / "spectron" / "summary.json").read_text())
     planned = summary["communicated_bytes_planned"]

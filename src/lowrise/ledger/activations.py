@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from lowrise.layers.base import LedgerEntry
+from lowrise.layers.base import LatentLayer, LedgerEntry
 from lowrise.ledger.flops import linear_entry
 from lowrise.model.llama import MAPS, Llama
 from lowrise.model.loss import DEFAULT_CHUNK_TOKENS
@@ -167,7 +167,7 @@ def _elements(block: nn.Module, names: Sequence[str]) -> list[int]:
 def _decoders(block: nn.Module) -> int:
     """Elements of A of o_proj and down_proj."""
     modules = (block.get_submodule(name) for name in ("self_attn.o_proj", "mlp.down_proj"))
-    return sum(m.A.numel() for m in modules if isinstance(getattr(m, "A", None), nn.Parameter))
+    return sum(m.role_parameters()[0].numel() for m in modules if isinstance(m, LatentLayer))
 
 
 def _logits(tokens: int, chunk: int | None, vocabulary: int, width: int, e: int, wide: int) -> int:

@@ -1,7 +1,7 @@
 """Planned bytes of what stays on the device between steps: weights, gradients, optimizer state. From shapes
 alone, so a meta model will do.
 
-Activations are not here: they depend on the batch, the kernels and the compiler.
+Activations are in `ledger.activations`: they depend on the batch, the kernels and the compiler.
 """
 
 from __future__ import annotations

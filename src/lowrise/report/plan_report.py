@@ -21,6 +21,7 @@ from lowrise.report.formatting import bytes_, duration, scientific, si
 from lowrise.runs.plan_options import PlanOptions
 from lowrise.runs.planner import Planned, changes, remedy
 from lowrise.runs.recipes import SIZES, recipe
+from lowrise.runs.trust import require_known_code
 
 _KINDS = ("weights", "gradients", "state", "activations", "workspace", "peak")
 _INFERENCE_ELEMENT = 2  # bytes of a weight in bfloat16
@@ -53,6 +54,8 @@ def show(rows: list[dict[str, Any]], options: PlanOptions, console: Console) -> 
 
 def _configs(options: PlanOptions) -> Iterator[RunConfig]:
     if options.recipe is not None:
+        if options.recipe.expanduser().is_dir():  # before its plugins are loaded
+            require_known_code(options.recipe.expanduser())
         yield _with(load(recipe_file(str(options.recipe))), options)
         return
     assert options.model is not None

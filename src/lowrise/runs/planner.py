@@ -121,7 +121,7 @@ class Planned:
     # ---- parts
 
     def _by_rows(self, layout: Layout) -> set[Tensor]:
-        return set(self.model.parameters()) - self.copies if layout.fsdp else set()
+        return {p for p in self.model.parameters() if p not in self.copies} if layout.fsdp else set()
 
     def _owners(self, layout: Layout) -> dict[Tensor, int]:
         """First parameter of a unit -> the device that moves it, for units that have one."""
