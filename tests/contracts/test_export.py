@@ -131,7 +131,9 @@ def test_a_stranger_reads_the_same_ids_and_the_same_text(form: str, folders: Any
 
 
 def test_ranks_of_each_layer_are_in_the_configuration(folders: Any) -> None:
-    factors = json.loads((folders["tsvd", "factored"] / "config.json").read_text())["factors"]
+    config = json.loads((folders["tsvd", "factored"] / "config.json").read_text())
+    assert {"AutoConfig", "AutoModel", "AutoModelForCausalLM"} <= config["auto_map"].keys()
+    factors = config["factors"]
     layers = run_of(folders["tsvd", "factored"]).model.model
     assert {name: options["rank"] for name, options in factors.items()} == {
         name: module.rank for name, module in layers.named_modules() if isinstance(module, LAYERS["svd"])
