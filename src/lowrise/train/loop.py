@@ -272,7 +272,7 @@ class Trainer:
             return None
         progress, self.extra_results = self.progress, {k: v for k, v in results.items() if k}
         losses = {name: result.loss for name, result in self.extra_results.items()}
-        self.display.evaluated(progress.step, results[""].loss, losses)
+        self.display.evaluated(progress.step, results[""], losses)
         self._write({"step": progress.step, "tokens": progress.tokens, **evaluation_record(results)}, board)
         return results[""]
 
