@@ -44,6 +44,7 @@ from lowrise.signals import SaveRequest, StopRequest
 from lowrise.train.course import Course
 from lowrise.train.display import Display
 from lowrise.train.resume import Origin, Start, accepted_changes, go_on, text_numbers
+from lowrise.train.services import services_of
 from lowrise.train.step import TrainStep, Update
 from lowrise.train.summary import Progress, evaluation_record, summarize
 from lowrise.train.telemetry import measure, snapshot
@@ -409,7 +410,8 @@ def train(
     world = world or World()
     with ExitStack() as stack, Display(console, config.train.steps) as display:
         world.by_rank_0(lambda: stack.enter_context(directory.locked()))
-        trainer = Trainer(config, corpus, directory, display, world, trackers)
+        services = services_of(config, directory, lambda text: display.say(text, style="yellow"))
+        trainer = Trainer(config, corpus, directory, display, world, [*trackers, *services])
         try:
             # FSDP2 and owners talk in the middle of forward passes, backward passes and steps.
             with lost_ranks_explained(world, among_others=True):
