@@ -361,7 +361,6 @@ class Trainer:
                 write_whole(self.directory.sample, sample)
                 summary["sample"] = sample
             self._end(summary)
-            write_report(self.directory.path)
 
         self.world.by_rank_0(write)
         return summary
@@ -369,6 +368,7 @@ class Trainer:
     def _end(self, summary: dict[str, Any]) -> None:
         """By rank 0."""
         self.directory.write_json(self.directory.summary, summary)
+        write_report(self.directory.path)
         self.given_trackers.on_end(summary)
 
     def summary(self, result: EvalResult | None, status: str) -> dict[str, Any]:
