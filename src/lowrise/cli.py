@@ -314,6 +314,25 @@ def report(arguments: Arguments, console: Console) -> int:
     return 0
 
 
+def bench(arguments: Arguments, console: Console) -> int:
+    from lowrise.compare.bench_options import BenchOptions
+
+    options = parse(BenchOptions, arguments, "bench")
+    load_plugins(options.plugin)
+    options.check()
+    from lowrise.compare import bench as benchmark
+
+    # The object alone goes to standard output, for the program that reads it.
+    result = benchmark.bench(options, Console(stderr=True) if options.json else console)
+    if options.out is not None:
+        benchmark.write(result, options.out.expanduser())
+    if options.json:
+        print(strict_json(result))
+    else:
+        benchmark.show(result, console)
+    return 0
+
+
 def plan(arguments: Arguments, console: Console) -> int:
     from lowrise.runs.plan_options import PlanOptions
 
@@ -343,6 +362,7 @@ COMMANDS: dict[str, tuple[Callable[[Arguments, Console], int], str]] = {
     "factorize": (factorize, "split the maps of a dense Hugging Face folder into two factors each"),
     "compare": (compare, "methods side by side at one budget, tuned on one grid, over several seeds"),
     "plan": (plan, "what a run will cost: parameters, FLOPs, bytes a device, time, before it starts"),
+    "bench": (bench, "what this machine does: tokens a second, step time, memory of methods in one run"),
     "report": (report, "write a run's report again, or one page of several runs"),
     "data": (data, "prepare a corpus, or look into one"),
     "methods": (methods, "the table of methods; with a name, its defaults, its recipe, its papers"),

@@ -269,7 +269,7 @@ def _telemetry(run: Run) -> str:
         figure = chart(
             series,
             x_label="step",
-            y_label=title.split(" ‖")[0].split(" (")[0],
+            y_label=key.replace("_", " "),
             width=450,
             height=270,
             log_y=log,
