@@ -258,6 +258,42 @@ _ROWS = (
         cites=("glentis2025minimalist",),
         defaults={"optimizer.lr": 4e-4, "other.lr": 3e-3},  # benchmarks/results; as in the other rows
     ),
+    Method(
+        name="normuon",
+        layer="dense",
+        optimizer="normuon",
+        summary="dense weights, Muon whose updates have rows of about one size",
+        source="Li et al. 2025, arXiv 2510.05491; released code",
+        cites=("li2025normuon", "jordan2024muon"),
+        defaults={"optimizer.lr": 3e-3, "other.lr": 3e-3},  # as muon
+    ),
+    Method(
+        name="dion2",
+        layer="dense",
+        optimizer="dion2",
+        summary="dense weights, Muon on the quarter of the rows or columns of the largest momentum",
+        source="Ahn, Amsel & Langford 2025, arXiv 2512.16928; released code",
+        cites=("ahn2025dion2",),
+        defaults={"optimizer.lr": 0.02, "other.lr": 3e-3},
+    ),
+    Method(
+        name="stablespam",
+        layer="dense",
+        optimizer="stablespam",
+        summary="dense weights, AdamW behind gradients that are clipped by entries and smoothed in norm",
+        source="Huang et al. 2025, arXiv 2502.17055; released code",
+        cites=("huang2025stablespam",),
+        defaults={"optimizer.lr": 1e-3, "other.lr": 3e-3, "train.grad_clip": 0.0},
+    ),
+    Method(
+        name="sinkgd-spectral",
+        layer="dense",
+        optimizer="sinkgd",
+        summary="SinkGD with updates of spectral norm lr sqrt(out / in), found by power iteration",
+        source="Scetbon et al. 2025, arXiv 2502.06742; axolotl, pull requests 3763 and 3785",
+        cites=("scetbon2025gradient", "axolotl2026sinkgd"),
+        defaults={"optimizer.lr": 0.05, "optimizer.target": "muon", "other.lr": 3e-3},
+    ),
 )
 
 METHODS: dict[str, Method] = {row.name: row for row in _ROWS}
