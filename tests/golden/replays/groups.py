@@ -19,7 +19,9 @@ Build = Callable[[nn.Parameter, Config], Optimizer]
 
 def configs(data: Fixture) -> dict[str, Config]:
     """Group -> its rule and options."""
-    return {name: json.loads(str(data[f"{name}/config"])) for name in json.loads(str(data["index"]))["groups"]}
+    return {
+        name: json.loads(str(data[f"{name}/config"])) for name in json.loads(str(data["index"]))["groups"]
+    }
 
 
 def taken(config: Config, names: dict[str, str], spellings: dict[str, dict[Any, Any]]) -> Config:
@@ -46,8 +48,8 @@ def replay_groups(
     bars: tuple[float, float],
     lr_factor: Callable[[Config], float] = lambda config: 1.0,
 ) -> Iterator[Line]:
-    """Every group: the weights after every step, and the final state. `builds` by rule; `states` from names of
-    arrays to those of lowrise's state; `bars` in float64 and float32.
+    """Every group: the weights after every step, and the final state. `builds` by rule; `states` from names
+    of arrays to those of lowrise's state; `bars` in float64 and float32.
     """
     bar = bars[0] if dtype == torch.float64 else bars[1]
     for name, config in configs(data).items():
@@ -82,7 +84,9 @@ def _group(
         optimizer.step()
         seen.append(weight.detach().double().clone())
     golden = torch.from_numpy(data[f"{name}/W"]).double()
-    yield Line(f"{case}/W", max_error(torch.stack(seen), golden, start), bar + _rounding(golden, start, dtype))
+    yield Line(
+        f"{case}/W", max_error(torch.stack(seen), golden, start), bar + _rounding(golden, start, dtype)
+    )
     for key, own in states.items():
         if f"{name}/{key}" in data:
             golden = torch.from_numpy(data[f"{name}/{key}"]).double()

@@ -11,7 +11,17 @@ from torch import nn
 
 from lowrise.optim import StableSPAM
 
-SAME = ("betas", "eps", "gamma1", "gamma2", "theta", "eta_min", "weight_decay", "reset_every", "reset_counter")
+SAME = (
+    "betas",
+    "eps",
+    "gamma1",
+    "gamma2",
+    "theta",
+    "eta_min",
+    "weight_decay",
+    "reset_every",
+    "reset_counter",
+)
 NAMES = {**{key: key for key in SAME}, "total_steps": "total_steps"}
 STATES = {"m": "exp_avg", "v": "exp_avg_sq", "m_max": "m_max", "m_norm": "m_norm", "v_norm": "v_norm"}
 
