@@ -40,6 +40,9 @@ WIDER = {
     # Details are divided by the denominator of their approximation, which is small where that is. Measured
     # 4.9e-6.
     "gwt": 5e-5,
+    # Its rate is four times Muon's at this width, and rounding of the iteration moves weights with it. Measured
+    # 1.05e-5.
+    "dion2": 5e-5,
     # A whole matrix is scaled by the ratio of two norms in one random direction. Measured 1.1e-5 after twenty
     # updates.
     "apollo-mini": 5e-5,

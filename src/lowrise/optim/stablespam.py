@@ -67,8 +67,8 @@ class StableSPAM(Optimizer):
         theta: Decay rate of the mean maximum a; 0.999 as released.
         reset_every: Updates between two resets of the moments; 1000 as released. 0: never.
         reset_counter: What k is after a reset. shared: the moments' counter, as released; separate: t.
-        reset_moments: Whether moments are dropped before or after the update of the reset. before: as the
-            paper says; after: as the released code runs.
+        reset_moments: Whether moments are dropped before or after the update of the reset. before: as it
+            is meant; after: as the released code runs.
         total_steps: T of step 1, the length of the run; 0: c = 1.
         eta_min: Least c, at the end of the run; 0.5 as released.
 
