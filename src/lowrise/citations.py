@@ -197,14 +197,14 @@ _ENTRIES = (
         arxiv="2510.05491",
     ),
     Citation(
-        key="ahn2025dion2",
+        key="ahn2025simple",
         title="Dion2: A Simple Method to Shrink Matrix in Muon",
         authors=("Ahn, Kwangjun", "Amsel, Noah", "Langford, John"),
         year=2025,
         arxiv="2512.16928",
     ),
     Citation(
-        key="huang2025stablespam",
+        key="huang2025spam",
         title="Stable-SPAM: How to Train in 4-Bit More Stably than 16-Bit Adam",
         authors=(
             "Huang, Tianjin",
@@ -223,7 +223,7 @@ _ENTRIES = (
         arxiv="2502.17055",
     ),
     Citation(
-        key="axolotl2026sinkgd",
+        key="lian2026sinkgd",
         title="SinkGD width transfer, spectral norm, MD sphere + fused Triton kernels",
         authors=("Lian, Wing", "others"),
         year=2026,
