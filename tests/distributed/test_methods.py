@@ -40,7 +40,7 @@ WIDER = {
     # Details are divided by the denominator of their approximation, which is small where that is. Measured
     # 4.9e-6.
     "gwt": 5e-5,
-    # Its rate is four times Muon's at this width, and rounding of the iteration moves weights with it. Measured
+    # Its updates are four times Muon's at this width, and so is what rounding of the iteration does. Measured
     # 1.05e-5.
     "dion2": 5e-5,
     # A whole matrix is scaled by the ratio of two norms in one random direction. Measured 1.1e-5 after twenty
