@@ -15,6 +15,8 @@ from lowrise.optim import Optimizer
 
 Config = dict[str, Any]
 Build = Callable[[nn.Parameter, Config], Optimizer]
+# What else follows from a group's name, its options and the weights before and after each step (T + 1, m, n).
+Also = Callable[[str, Config, Tensor], Iterator[Line]]
 
 
 def configs(data: Fixture) -> dict[str, Config]:
@@ -47,6 +49,7 @@ def replay_groups(
     *,
     bars: tuple[float, float],
     lr_factor: Callable[[Config], float] = lambda config: 1.0,
+    also: Also | None = None,
 ) -> Iterator[Line]:
     """Every group: the weights after every step, and the final state. `builds` by rule; `states` from names
     of arrays to those of lowrise's state; `bars` in float64 and float32.
@@ -57,7 +60,9 @@ def replay_groups(
         if config["rule"] not in builds:
             yield Line(case)
             continue
-        yield from guarded(case, _group, data, dtype, name, config, builds, states, bar, lr_factor, case)
+        yield from guarded(
+            case, _group, data, dtype, name, config, builds, states, bar, lr_factor, also, case
+        )
 
 
 def _group(
@@ -69,6 +74,7 @@ def _group(
     states: dict[str, str],
     bar: float,
     lr_factor: Callable[[Config], float],
+    also: Also | None,
     case: str,
 ) -> Iterator[Line]:
     start = torch.from_numpy(data[f"{name}/W0"]).double()
@@ -92,6 +98,8 @@ def _group(
             golden = torch.from_numpy(data[f"{name}/{key}"]).double()
             got = optimizer.state[weight][own].double().reshape(golden.shape)
             yield Line(f"{case}/{key}", max_error(got, golden, 0.0), bar)
+    if also is not None:
+        yield from also(name, config, torch.stack([start, *seen]))
 
 
 def _rounding(golden: Tensor, start: Tensor, dtype: torch.dtype) -> float:
