@@ -69,7 +69,8 @@ class StableSPAM(Optimizer):
         reset_counter: What k is after a reset. shared: the moments' counter, as released; separate: t.
         reset_moments: Whether moments are dropped before or after the update of the reset. before: as it
             is meant; after: as the released code runs.
-        total_steps: T of step 1, the length of the run; 0: c = 1.
+        total_steps: T of step 1, the length of the run. None: that of `lowrise train`, and without a run c =
+            1. 0: c = 1.
         eta_min: Least c, at the end of the run; 0.5 as released.
 
     Raises:
@@ -92,7 +93,7 @@ class StableSPAM(Optimizer):
         reset_every: int = 1000,
         reset_counter: ResetCounter = "shared",
         reset_moments: ResetMoments = "before",
-        total_steps: int = 0,
+        total_steps: int | None = None,
         eta_min: float = 0.5,
     ) -> None:
         defaults = {
@@ -116,7 +117,7 @@ class StableSPAM(Optimizer):
             if not 0.0 <= group[key] < 1.0:
                 raise UsageError(f"StableSPAM has {key} = {group[key]}; it must be at least 0 and below 1.")
         for key in ("reset_every", "total_steps"):
-            if group[key] < 0:
+            if group[key] is not None and group[key] < 0:
                 raise UsageError(f"StableSPAM has {key} = {group[key]}; it must be at least 0 (0: off).")
         if group["reset_every"] == 1:
             raise UsageError(
@@ -141,6 +142,10 @@ class StableSPAM(Optimizer):
         periods = {group["reset_every"] for group in self.param_groups if group["reset_every"]}
         steps = {step for period in periods for step in range(period, total_steps - skipped, period)}
         return tuple(sorted(step + skipped for step in steps))
+
+    def timed(self, number: int, total: int) -> object:
+        """Whether T is the length of the run: then c at every update depends on it."""
+        return [group["total_steps"] == total for group in self.param_groups]
 
     def _update(self, group: dict[str, Any], units: list[Unit]) -> None:
         for t, members in _by_step(units):
@@ -216,8 +221,8 @@ def counter(t: int, reset_every: int) -> int:
     return t if last == 0 else t - last + 1
 
 
-def cosine_factor(t: int, total_steps: int, eta_min: float) -> float:
+def cosine_factor(t: int, total_steps: int | None, eta_min: float) -> float:
     """c of step 1."""
-    if total_steps == 0:
+    if not total_steps:
         return 1.0
     return eta_min + (1.0 - eta_min) * (1.0 + math.cos(math.pi * t / (total_steps + 1))) / 2.0

@@ -9,9 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lowrise.config import load
 from lowrise.errors import UsageError
+from lowrise.model import LlamaConfig, build_model
 from lowrise.optim import AdamW, StableSPAM
 from lowrise.optim.stablespam import cosine_factor, counter, smoothed
+from lowrise.runs.build import build_optimizer
 
 F64 = torch.float64
 
@@ -186,3 +189,17 @@ def test_state_and_flops() -> None:
 def test_options_that_cannot_be_get_a_sentence(options: dict, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         StableSPAM([nn.Parameter(torch.zeros(4, 3))], **options)
+
+
+def test_in_a_run_the_cosine_is_as_long_as_the_run() -> None:
+    model = build_model(LlamaConfig.preset("nano", vocab_size=300))
+    for settings, expected in (
+        ({}, 70),
+        ({"optimizer.total_steps": 0}, 0),
+        ({"optimizer.total_steps": 9}, 9),
+    ):
+        config = load(None, {"method": "stablespam", "train.steps": 70, **settings})
+        optimizer = build_optimizer(config, model)
+        assert {group["total_steps"] for group in optimizer.param_groups} == {expected}
+        longer = optimizer.timed(3, 70) != optimizer.timed(3, 90)
+        assert longer == (expected == 70), "what was done would have been another update"
