@@ -107,7 +107,7 @@ _ROWS = (
         summary="factorized weights, orthogonalized momenta, update norm bounded by the learning rate",
         source="Janson, Oyallon & Belilovsky 2026, arXiv 2602.12429",
         cites=("janson2026stabilizing",),
-        defaults={"optimizer.lr": 0.02, "other.lr": 3e-3},  # a coarse grid at nano (docs)
+        defaults={"optimizer.lr": 0.02, "other.lr": 3e-3},
     ),
     Method(
         name="cola",
@@ -274,7 +274,7 @@ _ROWS = (
         summary="dense weights, Muon on the quarter of the rows or columns of the largest momentum",
         source="Ahn, Amsel & Langford 2025, arXiv 2512.16928; released code",
         cites=("ahn2025simple",),
-        defaults={"optimizer.lr": 0.02, "other.lr": 3e-3},
+        defaults={"optimizer.lr": 0.02, "other.lr": 3e-3},  # a coarse grid at nano (docs)
     ),
     Method(
         name="stablespam",
