@@ -205,14 +205,13 @@ def smoothed(
     largest = torch.maximum(flat.amax(dim=1), -flat.amin(dim=1))
     a.lerp_(largest, 1.0 - theta)
     limit = (a / (1.0 - theta**k)).view(along)
-    clipped = torch.where(G.abs() > limit, G / largest.view(along) * limit, G)
+    clipped = torch.where(G.abs() > limit, G * (limit / largest.view(along)), G)
     q = torch.linalg.vector_norm(clipped.reshape(batch, -1), dim=1)
     p.lerp_(q, 1.0 - g1)
     s.lerp_(q.square(), 1.0 - g2)
     wanted = p / (1.0 - g1**k) / ((s / (1.0 - g2**k)).sqrt_().add_(eps))
-    zero = q == 0
-    divisor = torch.where(zero, torch.ones_like(q), q).view(along)
-    return clipped.div_(divisor).mul_(torch.where(zero, torch.ones_like(wanted), wanted).view(along))
+    factor = torch.where(q > 0, wanted / q, torch.ones_like(q))  # a zero gradient is left alone
+    return clipped.mul_(factor.view(along))
 
 
 def counter(t: int, reset_every: int) -> int:
