@@ -210,8 +210,9 @@ def smoothed(
     p.lerp_(q, 1.0 - g1)
     s.lerp_(q.square(), 1.0 - g2)
     wanted = p / (1.0 - g1**k) / ((s / (1.0 - g2**k)).sqrt_().add_(eps))
-    factor = torch.where(q > 0, wanted / q, torch.ones_like(q))  # a zero gradient is left alone
-    return clipped.mul_(factor.view(along))
+    zero = q == 0  # a zero gradient is left alone
+    clipped.div_(torch.where(zero, torch.ones_like(q), q).view(along))  # by itself: q may be subnormal
+    return clipped.mul_(torch.where(zero, torch.ones_like(wanted), wanted).view(along))
 
 
 def counter(t: int, reset_every: int) -> int:
