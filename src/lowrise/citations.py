@@ -189,6 +189,46 @@ _ENTRIES = (
         year=2025,
         arxiv="2506.16659",
     ),
+    Citation(
+        key="li2025normuon",
+        title="NorMuon: Making Muon more efficient and scalable",
+        authors=("Li, Zichong", "Liu, Liming", "Liang, Chen", "Chen, Weizhu", "Zhao, Tuo"),
+        year=2025,
+        arxiv="2510.05491",
+    ),
+    Citation(
+        key="ahn2025simple",
+        title="Dion2: A Simple Method to Shrink Matrix in Muon",
+        authors=("Ahn, Kwangjun", "Amsel, Noah", "Langford, John"),
+        year=2025,
+        arxiv="2512.16928",
+    ),
+    Citation(
+        key="huang2025spam",
+        title="Stable-SPAM: How to Train in 4-Bit More Stably than 16-Bit Adam",
+        authors=(
+            "Huang, Tianjin",
+            "Hu, Haotian",
+            "Zhang, Zhenyu",
+            "Jin, Gaojie",
+            "Li, Xiang",
+            "Shen, Li",
+            "Chen, Tianlong",
+            "Liu, Lu",
+            "Wen, Qingsong",
+            "Wang, Zhangyang",
+            "Liu, Shiwei",
+        ),
+        year=2025,
+        arxiv="2502.17055",
+    ),
+    Citation(
+        key="lian2026sinkgd",
+        title="SinkGD width transfer, spectral norm, MD sphere + fused Triton kernels",
+        authors=("Lian, Wing", "others"),
+        year=2026,
+        url="https://github.com/axolotl-ai-cloud/axolotl/pull/3785",
+    ),
 )
 
 CITATIONS: dict[str, Citation] = {entry.key: entry for entry in _ENTRIES}

@@ -258,6 +258,52 @@ _ROWS = (
         cites=("glentis2025minimalist",),
         defaults={"optimizer.lr": 4e-4, "other.lr": 3e-3},  # benchmarks/results; as in the other rows
     ),
+    Method(
+        name="normuon",
+        layer="dense",
+        optimizer="normuon",
+        summary="dense weights, Muon whose updates have rows of about one size",
+        source="Li et al. 2025, arXiv 2510.05491; released code",
+        cites=("li2025normuon", "jordan2024muon"),
+        defaults={"optimizer.lr": 3e-3, "other.lr": 3e-3},  # as muon
+    ),
+    Method(
+        name="dion2",
+        layer="dense",
+        optimizer="dion2",
+        summary="dense weights, Muon on the quarter of the rows or columns of the largest momentum",
+        source="Ahn, Amsel & Langford 2025, arXiv 2512.16928; released code",
+        cites=("ahn2025simple",),
+        defaults={"optimizer.lr": 0.02, "other.lr": 3e-3},  # a coarse grid at nano (docs)
+    ),
+    Method(
+        name="stablespam",
+        layer="dense",
+        optimizer="stablespam",
+        summary="dense weights, AdamW behind gradients that are clipped by entries and smoothed in norm",
+        source="Huang et al. 2025, arXiv 2502.17055; released code",
+        cites=("huang2025spam",),
+        defaults={
+            "optimizer.lr": 1e-3,  # a coarse grid at nano (docs)
+            "optimizer.reset_every": 250,  # ours: a quarter of the run, where 1000 were of 20,000
+            "other.lr": 3e-3,
+            "train.grad_clip": 0.0,  # the authors' scripts
+        },
+    ),
+    Method(
+        name="sinkgd-spectral",
+        layer="dense",
+        optimizer="sinkgd",
+        summary="SinkGD with updates of spectral norm lr sqrt(out / in), found by power iteration",
+        source="Scetbon et al. 2025, arXiv 2502.06742; axolotl, pull requests 3763 and 3785",
+        cites=("scetbon2025gradient", "lian2026sinkgd"),
+        defaults={
+            "optimizer.lr": 0.05,  # a coarse grid at nano (docs)
+            "optimizer.target": "muon",
+            "other.lr": 3e-3,
+            "train.grad_clip": 0.0,  # the matrices' updates do not depend on the size of the gradient
+        },
+    ),
 )
 
 METHODS: dict[str, Method] = {row.name: row for row in _ROWS}

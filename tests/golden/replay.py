@@ -28,24 +28,32 @@ from replays.common import Fixture, Line
 from replays.gwt import replay_gwt
 from replays.loro import replay_loro
 from replays.muon import replay_muon
+from replays.normuon import replay_normuon
 from replays.projected import replay_projected
 from replays.relora import replay_relora
 from replays.sinkgd import replay_sinkgd
+from replays.sinkgd_spectral import replay_sinkgd_spectral
 from replays.spectron import replay_spectron
+from replays.stablespam import replay_stablespam
 from replays.swan import replay_swan
 from replays.tsvd import replay_tsvd
 
 REPLAYS: dict[str, Callable[[Fixture, torch.dtype], Iterator[Line]]] = {
     "apollo": replay_projected,
     "cola": replay_cola,
+    "dion2": replay_normuon,
     "fira": replay_projected,
     "galore": replay_projected,
     "gwt": replay_gwt,
     "loro": replay_loro,
     "muon": replay_muon,
+    "normuon": replay_normuon,
     "relora": replay_relora,
     "sinkgd": replay_sinkgd,
+    "sinkgd-spectral": replay_sinkgd_spectral,
+    "sinkgd_spectral": replay_sinkgd_spectral,
     "spectron": replay_spectron,
+    "stablespam": replay_stablespam,
     "swan": replay_swan,
     "tsvd": replay_tsvd,
 }

@@ -3,6 +3,7 @@ share is in `rules/`."""
 
 from lowrise.optim.adamw import AdamW
 from lowrise.optim.apollo import APOLLO
+from lowrise.optim.dion2 import Dion2
 from lowrise.optim.engine.base import Optimizer
 from lowrise.optim.engine.in_backward import step_in_backward
 from lowrise.optim.engine.matrix import MatrixOptimizer
@@ -11,25 +12,30 @@ from lowrise.optim.galore import GaLore
 from lowrise.optim.gwt import GWT
 from lowrise.optim.loro import LORO
 from lowrise.optim.muon import Muon
+from lowrise.optim.normuon import NorMuon
 from lowrise.optim.relora import ReLoRAAdamW
 from lowrise.optim.scale import SCALE
 from lowrise.optim.sinkgd import SinkGD
 from lowrise.optim.spectron import Spectron
+from lowrise.optim.stablespam import StableSPAM
 from lowrise.optim.swan import SWAN
 from lowrise.optim.tsvd import TSVD
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {
     "adamw": AdamW,
     "apollo": APOLLO,
+    "dion2": Dion2,
     "fira": Fira,
     "galore": GaLore,
     "gwt": GWT,
     "loro": LORO,
     "muon": Muon,
+    "normuon": NorMuon,
     "relora": ReLoRAAdamW,
     "scale": SCALE,
     "sinkgd": SinkGD,
     "spectron": Spectron,
+    "stablespam": StableSPAM,
     "swan": SWAN,
     "tsvd": TSVD,
 }
@@ -43,13 +49,16 @@ __all__ = [
     "SWAN",
     "TSVD",
     "AdamW",
+    "Dion2",
     "Fira",
     "GaLore",
     "MatrixOptimizer",
     "Muon",
+    "NorMuon",
     "Optimizer",
     "ReLoRAAdamW",
     "SinkGD",
     "Spectron",
+    "StableSPAM",
     "step_in_backward",
 ]

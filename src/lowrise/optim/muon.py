@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
@@ -13,6 +12,7 @@ from lowrise.errors import UsageError
 from lowrise.linalg.polar import QUINTIC, newton_schulz
 from lowrise.linalg.precision import multiplies_fast_in_bfloat16
 from lowrise.optim.engine.matrix import MatrixOptimizer
+from lowrise.optim.rules.orthogonal import shape_rate
 
 NsDtype = Literal["auto", "fast", "bfloat16", "float32", "float64"]
 AdjustLr = Literal["match_rms_adamw", "original"]
@@ -116,7 +116,7 @@ class Muon(MatrixOptimizer):
 
 def adjusted_lr(lr: float, m: int, n: int, rule: str) -> float:
     """Step 5: the learning rate of an m x n matrix."""
-    return lr * (math.sqrt(max(1.0, m / n)) if rule == "original" else 0.2 * math.sqrt(max(m, n)))
+    return lr * shape_rate(m, n, rule)
 
 
 def iteration_dtype(choice: str, momentum: Tensor) -> torch.dtype:

@@ -57,6 +57,8 @@ def build_optimizer(
     options = options_of(config.optimizer)
     if "seed" in options and options["seed"] is None:
         options["seed"] = config.seed
+    if "total_steps" in options and options["total_steps"] is None:
+        options["total_steps"] = config.train.steps
     groups = param_groups(
         model,
         lr=config.optimizer.lr,

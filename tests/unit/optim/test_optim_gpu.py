@@ -6,7 +6,19 @@ import pytest
 import torch
 from torch import nn
 
-from lowrise.optim import GWT, SCALE, SWAN, AdamW, Muon, Optimizer, SinkGD, Spectron
+from lowrise.optim import (
+    GWT,
+    SCALE,
+    SWAN,
+    AdamW,
+    Dion2,
+    Muon,
+    NorMuon,
+    Optimizer,
+    SinkGD,
+    Spectron,
+    StableSPAM,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -27,14 +39,29 @@ def test_no_step_waits_for_the_device(build: type[Optimizer], options: dict, dty
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("build", [GWT, SWAN, SinkGD, SCALE])
-def test_no_step_of_a_dense_method_waits_for_the_device(build: type[Optimizer], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("build", "options"),
+    [
+        (GWT, {}),
+        (SWAN, {}),
+        (SinkGD, {}),
+        (SinkGD, {"target": "muon"}),
+        (SCALE, {}),
+        (NorMuon, {}),
+        (Dion2, {}),
+        (Dion2, {"shards": 2, "ortho": "pe"}),
+        (StableSPAM, {"reset_every": 2}),
+    ],
+)
+def test_no_step_of_a_dense_method_waits_for_the_device(
+    build: type[Optimizer], options: dict, dtype: torch.dtype
+) -> None:
     shapes = {"matrix": [(64, 48), (48, 64), (64, 48)], "embedding": [(90, 64)], "head": [(90, 64)]}
     groups = [
         {"params": [nn.Parameter(torch.randn(s, device="cuda", dtype=dtype)) for s in listed], "role": role}
         for role, listed in shapes.items()
     ]
-    expect_no_wait(build(groups, lr=0.01))
+    expect_no_wait(build(groups, lr=0.01, **options))
 
 
 def expect_no_wait(optimizer: Optimizer) -> None:
