@@ -256,7 +256,7 @@ def methods(arguments: Arguments, console: Console) -> int:
 
 
 def compare(arguments: Arguments, console: Console) -> int:
-    from lowrise.compare.plan import CompareConfig
+    from lowrise.compare.options import CompareConfig
 
     command = parse(CompareConfig, arguments, "compare")
     from lowrise.compare.compare import compare as run_compare

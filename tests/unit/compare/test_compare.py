@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from lowrise.compare.compare import compare
-from lowrise.compare.plan import CompareConfig
+from lowrise.compare.options import CompareConfig
 from lowrise.compare.workers import hold_directory
 from lowrise.console import Console
 from lowrise.errors import LowriseError
@@ -83,7 +83,7 @@ def run(config: CompareConfig) -> tuple[int, dict[str, Any], str]:
 
 
 def request(tmp_path: Path, *recipes: str, **options: Any) -> CompareConfig:
-    defaults = {"budget": "tokens=500", "out": str(tmp_path / "out"), "seeds": 2, "workers": 3}
+    defaults = {"budget": ("tokens=500",), "out": str(tmp_path / "out"), "seeds": 2, "workers": 3}
     return CompareConfig(recipes=recipes, **{**defaults, **options})
 
 
@@ -100,7 +100,9 @@ def test_the_best_rate_is_found_its_seeds_are_run_and_the_files_are_written(tmp_
     assert (first["label"], first["best"]["lr"], first["best"]["edges"]) == ("bad", 0.02, ["highest lr"])
     assert (second["label"], second["best"]["lr"], second["best"]["edges"]) == ("good", 0.01, [])
     assert second["val_loss"]["values"] == pytest.approx([3.0, 3.001, 3.002])  # the trainer's own arithmetic
-    assert second["difference"]["verdict"] == "better"
+    assert second["difference"]["verdict"] == "undecided"
+    assert "bad lies at the edge of its grid (highest lr tried)" in second["difference"]["because"]
+    assert second["difference"]["high"] < 0
     assert len(result["runs"]) == 2 * (3 + 2)
     assert {r["steps"] for r in result["runs"]} == {5}
     for name in ("plan.json", "compare.json", "compare.md", "report.html"):
@@ -118,12 +120,12 @@ def test_a_second_start_repeats_nothing_and_a_second_budget_shares_the_equal_run
     assert code == 0
     assert starts(tmp_path / "out") == before
     code, result, _ = run(
-        request(tmp_path, recipe, budget="flops=5e6")
+        request(tmp_path, recipe, budget=("flops=5e6",))
     )  # 5e6 / (100 tokens x 1e4) is 5 steps too
     assert code == 0
     assert starts(tmp_path / "out") == before
     assert result["budget"] == "5e06 FLOPs"
-    run(request(tmp_path, recipe, budget="tokens=600"))
+    run(request(tmp_path, recipe, budget=("tokens=600",)))
     assert len(starts(tmp_path / "out")) == 2 * len(before)
 
 
@@ -136,7 +138,7 @@ def test_a_crash_does_not_lose_the_rest_and_is_tried_again_at_the_next_start(tmp
     assert code == 1
     row, other = result["rows"]
     assert (row["completed"], row["failed"], row["lost_seeds"]) == (3, 1, 1)
-    assert other["difference"]["verdict"] == "undecided: a seed was lost"
+    assert other["difference"]["because"] == "1 seed(s) of sick diverged or failed"
     failed = [r for r in result["runs"] if r["status"] == "failed"]
     assert len(failed) == 1
     assert "status 1" in failed[0]["error"]
@@ -208,7 +210,7 @@ def test_sigint_reaches_the_workers_which_save_and_a_second_start_continues(tmp_
         "import sys\n"
         f"sys.path[:0] = [{str(TRAINER.parent)!r}]\n"
         "from test_compare import *\n"
-        f"sys.exit(run(request(Path({str(tmp_path)!r}), {recipe!r}, budget='tokens=15000'))[0])\n"
+        f"sys.exit(run(request(Path({str(tmp_path)!r}), {recipe!r}, budget=('tokens=15000',)))[0])\n"
     )
     process = subprocess.Popen([sys.executable, str(script)])
     out = tmp_path / "out"
@@ -223,7 +225,7 @@ def test_sigint_reaches_the_workers_which_save_and_a_second_start_continues(tmp_
     result = json.loads((out / "compare.json").read_text())
     assert {r["status"] for r in result["runs"]} == {"waiting"}
     assert result["rows"][0]["waiting"] == 3
-    code, result, _ = run(request(tmp_path, recipe, budget="tokens=15000"))
+    code, result, _ = run(request(tmp_path, recipe, budget=("tokens=15000",)))
     assert code == 0
     grid = [lines for name, lines in starts(out).items() if "seed0" in name]
     assert all(len(lines) == 2 and int(lines[1]) > 1 for lines in grid)  # continued, not begun again
