@@ -80,25 +80,25 @@ DIFFERENCE: tuple[Column, ...] = (
 )
 COST: tuple[Column, ...] = (
     ("params", lambda row: si(row.costs["params_total"])),
-    ("non-embedding", lambda row: si(row.costs["params_non_embedding"])),
+    ("non-emb.", lambda row: si(row.costs["params_non_embedding"])),
     ("FLOPs", lambda row: scientific(row.costs["train_flops"])),
     ("tokens", lambda row: si(row.costs["tokens"])),
-    ("training", lambda row: duration(row.costs["train_seconds"])),
-    ("tokens/s", lambda row: si(row.costs["tokens_per_second"])),
-    ("optimizer step", lambda row: milliseconds(row.costs["optimizer_step_ms"])),
-    ("optimizer state", lambda row: show_bytes(row.costs["state_bytes_measured"])),
-    ("peak memory", lambda row: show_bytes(row.costs["peak_memory_bytes"])),
+    ("train", lambda row: duration(row.costs["train_seconds"])),
+    ("tok/s", lambda row: si(row.costs["tokens_per_second"])),
+    ("opt. step", lambda row: milliseconds(row.costs["optimizer_step_ms"])),
+    ("state", lambda row: show_bytes(row.costs["state_bytes_measured"])),
+    ("peak mem.", lambda row: show_bytes(row.costs["peak_memory_bytes"])),
 )
 RATIOS: tuple[Column, ...] = (
     QUALITY[0],
-    ("perplexity", lambda row: ratio(row.ratios["val_perplexity"])),
+    ("perpl.", lambda row: ratio(row.ratios["val_perplexity"])),
     ("params", lambda row: ratio(row.ratios["params_total"])),
-    ("non-embedding", lambda row: ratio(row.ratios["params_non_embedding"])),
+    ("non-emb.", lambda row: ratio(row.ratios["params_non_embedding"])),
     ("FLOPs", lambda row: ratio(row.ratios["train_flops"])),
-    ("tokens/s", lambda row: ratio(row.ratios["tokens_per_second"])),
-    ("optimizer step", lambda row: ratio(row.ratios["optimizer_step_ms"])),
-    ("optimizer state", lambda row: ratio(row.ratios["state_bytes_measured"])),
-    ("peak memory", lambda row: ratio(row.ratios["peak_memory_bytes"])),
+    ("tok/s", lambda row: ratio(row.ratios["tokens_per_second"])),
+    ("opt. step", lambda row: ratio(row.ratios["optimizer_step_ms"])),
+    ("state", lambda row: ratio(row.ratios["state_bytes_measured"])),
+    ("peak mem.", lambda row: ratio(row.ratios["peak_memory_bytes"])),
 )
 
 

@@ -22,9 +22,11 @@ from lowrise.files import is_known
 # Where a recipe keeps what a comparison sets.
 STEPS_KEY = "train.steps"
 SEED_KEY = "seed"
-EVAL_KEY = "eval.every"
+EVAL_KEY, EVAL_TOKENS_KEY = "eval.every", "eval.tokens"
 _OWNED = {STEPS_KEY: "--budget", SEED_KEY: "--seeds and --first-seed"}
-CURVE_POINTS = 10  # evaluations that a curve has at least
+# Evaluations that a curve has at least, and what those in between may read: a forward pass is a third of an
+# update, so that ten of them cost about a fifth of the training, or next to nothing.
+CURVE_POINTS, CURVE_SHARE, CURVE_TOKENS = 10, 0.06, 8192
 
 
 @dataclass(frozen=True)
@@ -321,21 +323,28 @@ def resolve(plan: Plan, key: RunKey, load_recipe: LoadRecipe) -> RunSpec[RunKey]
             overrides[AXES[axis].key] = value
             name += f"-{axis.replace('_lr', '').replace('_', '')}{value:g}"
     loaded = load_recipe(recipe.path, overrides)
-    overrides |= curve_settings(lookup(loaded.to_dict(), EVAL_KEY), recipe.steps, plan.overrides)
+    tokens = recipe.steps * recipe.tokens_per_step
+    overrides |= curve_settings(loaded.to_dict(), recipe.steps, tokens, plan.overrides)
     name += f"-seed{key.seed}-{loaded.hash[:10]}"
     flops = recipe.steps * recipe.flops_per_step
     return RunSpec(key, name, recipe.path, overrides, loaded.hash, recipe.steps, flops)
 
 
-def curve_settings(every: Any, steps: int, overrides: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+def curve_settings(
+    tree: Mapping[str, Any], steps: int, tokens: int, overrides: Sequence[tuple[str, Any]]
+) -> dict[str, Any]:
     """Evaluations along the way of a run that is too short for the recipe's, so that its curve has points.
 
-    How often a run is evaluated is no part of its hash. What the user has set stays.
+    How often a run is evaluated is no part of its hash; the last evaluation always reads the whole held-out
+    text. What the user has set stays.
     """
-    enough = max(1, steps // CURVE_POINTS)
+    every, enough = lookup(tree, EVAL_KEY), max(1, steps // CURVE_POINTS)
     if not is_known(every) or 0 < every <= enough or EVAL_KEY in dict(overrides):
         return {}
-    return {EVAL_KEY: enough}
+    settings = {EVAL_KEY: enough}
+    if not lookup(tree, EVAL_TOKENS_KEY) and EVAL_TOKENS_KEY not in dict(overrides):
+        settings[EVAL_TOKENS_KEY] = max(CURVE_TOKENS, int(CURVE_SHARE * tokens))
+    return settings
 
 
 def scaled(base: float, factor: float) -> float:

@@ -84,23 +84,32 @@ def failure_lines(comparison: Comparison) -> list[str]:
 
 
 def print_comparison(console: Console, comparison: Comparison) -> None:
-    """The tables one below the other, so that each fits a terminal; then failures and the notes on rows."""
+    """The tables one below the other, each within 80 columns; then failures and the notes on rows."""
     parts = [(f"Quality at {comparison.budget}", cells(comparison, QUALITY))]
     if len(comparison.rows) > 1:
         first = comparison.rows[0].label
         parts.append((f"Difference from {first}", cells(comparison, DIFFERENCE, others=True)))
-    parts.append(("Cost", cells(comparison, (QUALITY[0], *COST))))
+    parts.append(("Cost", cells(comparison, (QUALITY[0], *(one for one in COST if one[0] != "tokens")))))
     if len(comparison.rows) > 1:
         parts.append((f"Ratios to {first}", cells(comparison, RATIOS)))
     if comparison.published.rows:
         parts.append(("Published perplexities of the same protocol", published_cells(comparison)))
     for title, (header, rows) in parts:
-        table = Table(title=title, title_justify="left", header_style="bold")
+        table = Table(
+            title=title,
+            title_justify="left",
+            header_style="bold",
+            box=None,
+            pad_edge=False,
+            padding=(0, 1, 0, 0),
+        )
         for i, name in enumerate(header):
-            table.add_column(name, justify="right" if i else "left", overflow="fold")
+            long = name in ("best lr", "source")
+            table.add_column(name, justify="right" if i else "left", overflow="fold", no_wrap=not long)
         for row in rows:
             table.add_row(*row)
         console.print(table)
+        console.print()
     particular = comparison.notes[len(comparison.rules) :]
     for line in [*comparison.power, *failure_lines(comparison), *particular, comparison.published.note]:
         console.print(Text.assemble(("•", "yellow"), f" {line}"))
