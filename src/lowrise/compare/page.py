@@ -108,8 +108,8 @@ def _without_result(row: Row) -> str:
 
 def _curves_section(comparison: Comparison, runs_dir: Path) -> str:
     about = (
-        "At the chosen point: mean over the seeds, with a band of one standard deviation. Points along the way may "
-        "be of a part of the held-out text (eval.tokens), the last one is of all of it."
+        "At the chosen point: mean over the seeds, with a band of one standard deviation. Points along the "
+        "way may be of a part of the held-out text (eval.tokens), the last one is of all of it."
     )
     figures = []
     for x_key, x_label in (("tokens", "training tokens"), ("flops", "training FLOPs")):

@@ -163,19 +163,23 @@ def parse_factors(text: str, option: str) -> tuple[float, ...]:
     return tuple(factors)
 
 
-def parse_settings(settings: Sequence[str]) -> tuple[tuple[str, Any], ...]:
+def parse_settings(
+    settings: Sequence[str], owned: Mapping[str, str] | None = None
+) -> tuple[tuple[str, Any], ...]:
     """`("train.steps=3", "data.corpus=wiki")` -> pairs with TOML values; what is no TOML value is a string.
 
-    Raises `UsageError` where there is no `=`, and for the keys that the comparison itself decides.
+    Raises `UsageError` where there is no `=`, and for the keys that the comparison itself decides (`owned`:
+    key -> the flag to use).
     """
+    owned = _OWNED if owned is None else owned
     pairs: list[tuple[str, Any]] = []
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key:
             raise UsageError(f"--set {setting!r} has no key before an '='. Write --set key.sub=value.")
-        if key in _OWNED:
+        if key in owned:
             raise UsageError(
-                f"--set {key} would break the comparison, which decides it itself. Use {_OWNED[key]}."
+                f"--set {key} would break the comparison, which decides it itself. Use {owned[key]}."
             )
         if key in dict(pairs):
             raise UsageError(f"--set {key} is given twice: give it once.")

@@ -76,9 +76,10 @@ class Runner(Generic[Key]):
         """The runs to start next, in order. Results of earlier starts are taken in on the way."""
         while True:
             fresh = False
-            waiting = []
+            waiting: list[RunSpec[Key]] = []
+            named = set(self._pool.running)  # two keys may ask for the same run
             for spec in self._required(self._outcomes):
-                if spec.key in self._outcomes or spec.name in self._pool.running:
+                if spec.key in self._outcomes or spec.name in named:
                     continue
                 self._specs[spec.name] = spec
                 earlier = read_earlier(spec, self._runs_dir / spec.name)
@@ -87,6 +88,7 @@ class Runner(Generic[Key]):
                     fresh = True
                 else:
                     waiting.append(spec)
+                    named.add(spec.name)
             if not fresh:
                 return waiting
 
