@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -99,50 +100,72 @@ def detectable(sd: float, n: int, *, comparisons: int = 1, is_paired: bool = Fal
     """
     from scipy import optimize
 
-    freedom = n - 1 if is_paired else 2 * (n - 1)
+    test = _Test.of(n, comparisons, is_paired)
     error = sd * math.sqrt((1 if is_paired else 2) / n)
-    limit = critical(freedom, comparisons)
-    shift = optimize.brentq(lambda shift: power(shift, freedom, limit) - POWER, 0.0, 20 * (limit + 5))
-    return float(shift) * error
-
-
-def critical(freedom: int, comparisons: int = 1) -> float:
-    """The |t| from which a two-sided test at 0.05 / comparisons sees a difference."""
-    from scipy import stats
-
-    return float(stats.t.isf((1 - CONFIDENCE) / 2 / comparisons, freedom))
-
-
-def power(shift: float, freedom: int, limit: float) -> float:
-    """Probability that |t| exceeds `limit` where the true difference is `shift` standard errors.
-
-    The tails of the noncentral t distribution as the mean over the estimated standard error s (s^2 is
-    chi-squared / freedom) of the normal tails beyond `limit` s: scipy's own tails are NaN for large shifts.
-    """
-    from scipy.special import ndtr
-
-    errors, weights = _estimated_errors(freedom)
-    beyond = ndtr(shift - limit * errors) + ndtr(-shift - limit * errors)
-    return float(weights @ beyond)
-
-
-@cache
-def _estimated_errors(freedom: int) -> tuple[np.ndarray, np.ndarray]:
-    """Values of an estimated standard error whose true value is 1, and their weights in a mean."""
-    from scipy.stats import chi2
-
-    nodes, weights = np.polynomial.legendre.leggauss(200)
-    return np.sqrt(chi2.ppf((nodes + 1) / 2, freedom) / freedom), weights / 2
+    highest = 20 * (float(test.limits.max()) + 5)
+    return error * float(optimize.brentq(lambda shift: test.power(shift) - POWER, 0.0, highest))
 
 
 def seeds_needed(
     difference: float, sd: float, *, comparisons: int = 1, is_paired: bool = False
 ) -> int | None:
     """The smallest number of seeds (3 to 100) with which `difference` is seen 8 times in 10; None beyond."""
-    for n in range(3, 101):
-        if detectable(sd, n, comparisons=comparisons, is_paired=is_paired) <= abs(difference):
-            return n
-    return None
+
+    def sees(n: int) -> bool:
+        return detectable(sd, n, comparisons=comparisons, is_paired=is_paired) <= abs(difference)
+
+    found = 3 + bisect_left(range(3, 101), True, key=sees)
+    return found if found <= 100 else None
+
+
+@dataclass(frozen=True)
+class _Test:
+    """A two-sided t test of which power is asked: degrees of freedom of its standard error, and the values of
+    |t| from which it sees a difference, each with its probability.
+
+    Welch's test has no single one: its degrees of freedom are estimated too. With equal true spreads and n
+    seeds a side they are (n - 1) / (B^2 + (1 - B)^2), where B, the share of the first side in the sum of
+    both variances, is Beta((n - 1) / 2, (n - 1) / 2) and independent of that sum. The pooled t test would
+    promise 8 times in 10 where Welch's sees 7, at three seeds.
+    """
+
+    freedom: int
+    limits: np.ndarray
+    weights: np.ndarray
+
+    @classmethod
+    def of(cls, n: int, comparisons: int = 1, is_paired: bool = False) -> _Test:
+        from scipy import stats
+
+        tail = (1 - CONFIDENCE) / 2 / comparisons
+        if is_paired:
+            return cls(n - 1, np.array([stats.t.isf(tail, n - 1)]), np.ones(1))
+        nodes, weights = _nodes(32)
+        share = stats.beta.ppf(nodes, (n - 1) / 2, (n - 1) / 2)
+        freedom = (n - 1) / (share**2 + (1 - share) ** 2)
+        return cls(2 * (n - 1), stats.t.isf(tail, freedom), weights)
+
+    def power(self, shift: float) -> float:
+        """Probability to see a true difference of `shift` standard errors.
+
+        The tails of the noncentral t distribution as the mean over the estimated standard error s (s^2 is
+        chi-squared / freedom) of the normal tails beyond limit x s: scipy's own are NaN for large shifts.
+        """
+        from scipy.special import ndtr
+        from scipy.stats import chi2
+
+        nodes, weights = _nodes(200)
+        errors = np.sqrt(chi2.ppf(nodes, self.freedom) / self.freedom)
+        bounds = np.outer(errors, self.limits)
+        beyond = ndtr(shift - bounds) + ndtr(-shift - bounds)
+        return float(weights @ beyond @ self.weights)
+
+
+@cache
+def _nodes(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes in (0, 1) and weights of a Gauss-Legendre mean."""
+    nodes, weights = np.polynomial.legendre.leggauss(count)
+    return (nodes + 1) / 2, weights / 2
 
 
 def sd_interval(sd: float, freedom: int) -> tuple[float, float]:

@@ -61,15 +61,15 @@ def best_of(trials: Sequence[Trial]) -> Trial | None:
 
 
 def edges(space: Sequence[Dimension], trials: Sequence[Trial]) -> list[str]:
-    """In words, each numeric key whose best value lies at an end of what was tried: of a list its last
-    value, of a range the last twentieth.
+    """In words, each numeric key whose best value lies at an end of what was tried: of a list the last value
+    that ran, of a range its last twentieth.
     """
     best = best_of(trials)
     if best is None:
         return []
     found = []
     for dimension in space:
-        ends, value = dimension.ends(), best.settings[dimension.key]
+        ends, value = _ends(dimension, trials), best.settings[dimension.key]
         if ends is None:
             continue
         share = _share(value, *ends, log=dimension.log)
@@ -77,6 +77,16 @@ def edges(space: Sequence[Dimension], trials: Sequence[Trial]) -> list[str]:
         found += [f"{dimension.key} (lower end)"] if share <= reach else []
         found += [f"{dimension.key} (upper end)"] if share >= 1 - reach else []
     return found
+
+
+def _ends(dimension: Dimension, trials: Sequence[Trial]) -> tuple[float, float] | None:
+    """Of a range its ends; of numbers the least and the largest with a trial that ran, diverged ones too."""
+    if dimension.is_range:
+        return dimension.ends()
+    ran = [t.settings[dimension.key] for t in trials if t.status in ("completed", "diverged")]
+    if dimension.ends() is None or len(set(ran)) < 2:
+        return None
+    return min(ran), max(ran)
 
 
 def _share(value: float, low: float, high: float, *, log: bool) -> float:

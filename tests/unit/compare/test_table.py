@@ -111,8 +111,9 @@ def test_holm_takes_back_what_one_of_many_would_have_been() -> None:
 
 def test_the_power_line_says_what_is_seen_and_what_the_observed_would_take() -> None:
     (line,) = compare({"first": [3.0, 3.1, 3.2], "second": [2.95, 3.05, 3.15]}).power
-    # sd 0.1, 3 seeds a side: 0.31 is seen 8 times in 10 (noncentral t, 4 degrees of freedom).
-    assert "with 3 seeds a true difference of 0.31 is seen 8 times in 10" in line
+    # sd 0.1, 3 seeds a side: the pooled t test would see 0.31, Welch's, which estimates its degrees of
+    # freedom, 0.35.
+    assert "with 3 seeds a true difference of 0.35 is seen 8 times in 10" in line
     assert "the observed -0.0500 takes about 64 seeds" in line
 
 
