@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from lowrise.compare.table import Comparison, Row
 from lowrise.files import is_known
 from lowrise.report import html
 from lowrise.report.charts import Series, chart
-from lowrise.report.formatting import number
+from lowrise.report.formatting import UNKNOWN, number
 from lowrise.report.intervals import Bar, intervals
-from lowrise.runs.history import read_run
+from lowrise.runs.history import Run, read_run
 
 Curve = tuple[np.ndarray, np.ndarray]  # tokens or FLOPs, validation loss
 _LOSS = "validation loss (nats per token)"
@@ -47,7 +47,9 @@ def to_html(comparison: Comparison, runs_dir: Path, environment: dict[str, Any])
     body.append(_published_section(comparison))
     if comparison.settings:
         header = ["setting", *(row.label for row in rows)]
-        settings = [[key, *(str(by[row.label]) for row in rows)] for key, by in comparison.settings.items()]
+        settings = [
+            [key, *(_setting(by[row.label]) for row in rows)] for key, by in comparison.settings.items()
+        ]
         body.append(html.section("Settings that differ", html.table(header, settings, text=True)))
     notes = "".join(html.note(text) for text in comparison.notes)
     body.append(html.section("How to read this", notes))
@@ -66,6 +68,10 @@ def to_html(comparison: Comparison, runs_dir: Path, environment: dict[str, Any])
     facts = [[key, str(value)] for key, value in environment.items()]
     body.append(html.section("Environment", html.table(("what", "value"), facts, text=True)))
     return html.page(title, body, "lowrise comparison report")
+
+
+def _setting(value: Any) -> str:
+    return UNKNOWN if value is None else str(value)
 
 
 def _difference_section(comparison: Comparison) -> str:
@@ -108,8 +114,9 @@ def _without_result(row: Row) -> str:
 
 def _curves_section(comparison: Comparison, runs_dir: Path) -> str:
     about = (
-        "At the chosen point: mean over the seeds, with a band of one standard deviation. Points along the "
-        "way may be of a part of the held-out text (eval.tokens), the last one is of all of it."
+        "At the chosen point: mean over the seeds, with a band of one standard deviation. Where "
+        "runs are short, the points are of a part of the held-out text (eval.tokens), the same for all; the "
+        "results above are of all of it."
     )
     figures = []
     for x_key, x_label in (("tokens", "training tokens"), ("flops", "training FLOPs")):
@@ -141,10 +148,8 @@ def _curves(comparison: Comparison, runs_dir: Path, label: str, x_key: str) -> l
             or not directory.is_dir()
         ):
             continue
-        tokens, losses = read_run(directory).column("tokens", "val_loss")
         total, flops = run["summary"].get("tokens"), run["summary"].get("train_flops")
-        if is_known(total) and total > 0 and (not tokens or tokens[-1] < total):
-            tokens, losses = [*tokens, float(total)], [*losses, float(run["val_loss"])]
+        tokens, losses = _points(read_run(directory), run)
         x = np.array(tokens)
         if x_key == "flops":
             if not (is_known(total) and is_known(flops) and total > 0):
@@ -152,6 +157,21 @@ def _curves(comparison: Comparison, runs_dir: Path, label: str, x_key: str) -> l
             x = x * (flops / total)
         curves.append((x, np.array(losses)))
     return curves
+
+
+def _points(run: Run, about: Mapping[str, Any]) -> tuple[list[float], list[float]]:
+    """(tokens, validation losses) of one text: where evaluations along the way read a part of it, the
+    last one, of all, is another number and no point of the curve.
+    """
+    tokens, losses = run.column("tokens", "val_loss")
+    read_tokens, read_losses, read = run.column("tokens", "val_loss", "val_tokens")
+    if len(read) > 1 and read[0] < read[-1]:
+        same = [i for i, number in enumerate(read) if number == read[0]]
+        return [read_tokens[i] for i in same], [read_losses[i] for i in same]
+    total = about["summary"].get("tokens")
+    if is_known(total) and total > 0 and (not tokens or tokens[-1] < total):
+        return [*tokens, float(total)], [*losses, float(about["val_loss"])]
+    return tokens, losses
 
 
 def seed_band(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -327,7 +327,7 @@ def resolve(plan: Plan, key: RunKey, load_recipe: LoadRecipe) -> RunSpec[RunKey]
             overrides[AXES[axis].key] = value
             name += f"-{axis.replace('_lr', '').replace('_', '')}{value:g}"
     loaded = load_recipe(recipe.path, overrides)
-    tokens = recipe.steps * recipe.tokens_per_step
+    tokens = max(one.steps * one.tokens_per_step for one in plan.recipes)  # the same text for all curves
     overrides |= curve_settings(loaded.to_dict(), recipe.steps, tokens, plan.overrides)
     name += f"-seed{key.seed}-{loaded.hash[:10]}"
     flops = recipe.steps * recipe.flops_per_step

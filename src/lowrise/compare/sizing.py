@@ -91,9 +91,10 @@ def _largest(label: str, size: Size, knob: _Knob, plan_with: PlanWith) -> Sized:
         low, high = (middle, high) if fits(middle) else (low, middle)
     used = quantity(low) if low else None
     if used is None:
+        narrower = "" if knob.refused_below else ", choose the width (--size-by width)"
         raise UsageError(
             f"{label} does not fit in {size}: at {knob.words(high)}, the smallest, it has "
-            f"{size.show(quantity(high))}. Give at least that, or leave it out."
+            f"{size.show(quantity(high))}. Give at least that{narrower}, or leave {label} out."
         )
     return Sized(knob.settings(low), knob.words(low), used)
 

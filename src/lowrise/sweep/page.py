@@ -52,7 +52,7 @@ def to_html(
             [Line(f"trial {t.number}", (*t.settings.values(), t.value)) for t in trials],
             best=strong,
         )
-        about = f"A line for each trial; strong are the {strong} best."
+        about = f"A line for each trial; strong: the best {strong if strong > 1 else 'one'}."
         body.append(html.section("Parallel coordinates", html.note(about), figure))
     body.append(html.section("Each key by itself", html.pair(*_keys(plan, trials, goal))))
     if plan.search != "grid":
