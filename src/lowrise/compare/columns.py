@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from lowrise.compare.plan import AXES
+from lowrise.compare.rows import Comparison, Row
 from lowrise.compare.statistics import Interval, Statistic
-from lowrise.compare.table import Comparison, Row
 from lowrise.report.formatting import (
     UNKNOWN,
     duration,

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lowrise.compare.plan import Plan
+from lowrise.compare.rows import Row
 from lowrise.compare.rules import rules
 from lowrise.compare.statistics import detectable, pooled_sd, sd_interval, seeds_needed
 from lowrise.compare.tuning import Tuning
 from lowrise.report.formatting import duration, significant
-
-if TYPE_CHECKING:
-    from lowrise.compare.table import Row
 
 _UNUSED, _OFF_TIME = 0.9, 0.1  # shares of a budget from which a note is due
 

@@ -14,7 +14,7 @@ import numpy as np
 from lowrise.compare.about import in_one_line
 from lowrise.compare.columns import COST, DIFFERENCE, QUALITY, RATIOS, cells, published_cells
 from lowrise.compare.plan import AXES
-from lowrise.compare.table import Comparison, Row
+from lowrise.compare.rows import Comparison, Row
 from lowrise.files import is_known
 from lowrise.report import html
 from lowrise.report.charts import Series, chart

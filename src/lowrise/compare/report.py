@@ -15,7 +15,7 @@ from rich.text import Text
 from lowrise.compare.about import in_one_line
 from lowrise.compare.columns import COST, DIFFERENCE, QUALITY, RATIOS, Column, cells, published_cells
 from lowrise.compare.page import to_html
-from lowrise.compare.table import Comparison
+from lowrise.compare.rows import Comparison
 from lowrise.console import Console
 from lowrise.files import write_whole
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from lowrise.compare.about import about
 from lowrise.compare.notes import notes, power_lines
 from lowrise.compare.outcomes import RunSpec
 from lowrise.compare.plan import AXES, Plan, Recipe, RunKey
-from lowrise.compare.published import Published, beside
+from lowrise.compare.published import beside
+from lowrise.compare.rows import Comparison, Row
 from lowrise.compare.rules import Difference, Side, differences, rules
 from lowrise.compare.statistics import Statistic
 from lowrise.compare.tuning import Outcomes, Tuning, chosen_runs, tune
@@ -29,45 +30,6 @@ _COSTS = (
     "peak_memory_bytes",
 )
 _SECONDS = "train_seconds"  # updates alone, as tokens_per_second counts
-
-
-@dataclass(frozen=True)
-class Row:
-    """One recipe of the table. Costs are medians over the runs at the chosen learning rate."""
-
-    label: str
-    method: str
-    best: dict[str, Any] | None
-    val_loss: Statistic
-    val_perplexity: Statistic
-    val_bits_per_byte: Statistic
-    costs: dict[str, float | None]
-    completed: int
-    diverged: int
-    failed: int
-    waiting: int
-    lost_seeds: int
-    losses: dict[int, float]
-    """Seed -> validation loss of the completed runs at the chosen point."""
-    difference: Difference
-    ratios: dict[str, float | None] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The whole result: rows in the order of the recipes, every run, and what a reader must know."""
-
-    budget: str
-    rows: tuple[Row, ...]
-    runs: tuple[dict[str, Any], ...]
-    settings: dict[str, dict[str, Any]]
-    notes: tuple[str, ...]
-    rules: dict[str, str]
-    about: dict[str, dict[str, str]]
-    """What was compared (model, text, batch, ...) -> recipe -> in words."""
-    power: tuple[str, ...]
-    """What these seeds can see, a sentence for each comparison."""
-    published: Published
 
 
 def aggregate(plan: Plan, specs: Mapping[RunKey, RunSpec[RunKey]], outcomes: Outcomes) -> Comparison:

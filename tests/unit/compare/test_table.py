@@ -13,7 +13,8 @@ from lowrise.compare.outcomes import Outcome, RunSpec
 from lowrise.compare.page import seed_band, to_html
 from lowrise.compare.plan import Plan, Recipe, RunKey
 from lowrise.compare.report import to_markdown, write_comparison
-from lowrise.compare.table import Comparison, aggregate, differing_settings
+from lowrise.compare.rows import Comparison
+from lowrise.compare.table import aggregate, differing_settings
 
 LRS = (0.5, 1.0, 2.0)
 
