@@ -63,6 +63,7 @@ def _show(statistic: Statistic) -> str:
 
 Column = tuple[str, Callable[[Row], str]]
 
+RECIPE: Column = ("recipe", lambda row: row.label)
 QUALITY: tuple[Column, ...] = (
     ("recipe", lambda row: row.label if row.method in ("", row.label) else f"{row.label} ({row.method})"),
     ("best lr", _show_best),
@@ -72,13 +73,14 @@ QUALITY: tuple[Column, ...] = (
     ("runs", _show_runs),
 )
 DIFFERENCE: tuple[Column, ...] = (
-    QUALITY[0],
+    RECIPE,
     ("Welch [95%]", lambda row: _show_interval(row.difference.welch)),
     ("paired by seed [95%]", lambda row: _show_interval(row.difference.paired)),
     ("p", _show_p),
     ("verdict", lambda row: row.difference.verdict),
 )
 COST: tuple[Column, ...] = (
+    RECIPE,
     ("params", lambda row: si(row.costs["params_total"])),
     ("non-emb.", lambda row: si(row.costs["params_non_embedding"])),
     ("FLOPs", lambda row: scientific(row.costs["train_flops"])),
@@ -90,7 +92,7 @@ COST: tuple[Column, ...] = (
     ("peak mem.", lambda row: show_bytes(row.costs["peak_memory_bytes"])),
 )
 RATIOS: tuple[Column, ...] = (
-    QUALITY[0],
+    RECIPE,
     ("perpl.", lambda row: ratio(row.ratios["val_perplexity"])),
     ("params", lambda row: ratio(row.ratios["params_total"])),
     ("non-emb.", lambda row: ratio(row.ratios["params_non_embedding"])),

@@ -62,7 +62,7 @@ def _of_budget(plan: Plan, row: Row) -> list[str]:
     found, recipe = [], plan.recipe(row.label)
     if plan.size is not None and recipe.sized is not None:
         used = recipe.sized.used / plan.size.amount
-        if used < _UNUSED:
+        if used < _UNUSED and not recipe.sized.is_width:
             found.append(
                 f"{row.label}: at {recipe.sized.words} it uses {used:.0%} of the budget of {plan.size.what}; "
                 "--size-by width may use more."

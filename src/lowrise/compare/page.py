@@ -39,7 +39,7 @@ def to_html(comparison: Comparison, runs_dir: Path, environment: dict[str, Any])
     body.append(html.section("Result", html.table(*cells(comparison, QUALITY))))
     if len(rows) > 1:
         body.append(_difference_section(comparison))
-    body.append(html.section("Cost", html.table(*cells(comparison, (QUALITY[0], *COST)))))
+    body.append(html.section("Cost", html.table(*cells(comparison, COST))))
     if len(rows) > 1:
         body.append(html.section(f"Ratios to {rows[0].label}", html.table(*cells(comparison, RATIOS))))
     body.append(_curves_section(comparison, runs_dir))

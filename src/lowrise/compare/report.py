@@ -52,7 +52,7 @@ def to_markdown(comparison: Comparison) -> str:
     if len(comparison.rows) > 1:
         parts += [f"Difference of the validation loss from {comparison.rows[0].label}:"]
         parts += [table(DIFFERENCE, others=True), *comparison.power]
-    parts += ["Costs:", table((QUALITY[0], *COST))]
+    parts += ["Costs:", table(COST)]
     if len(comparison.rows) > 1:
         parts += [f"Ratios to {comparison.rows[0].label}:", table(RATIOS)]
     if comparison.published.rows:
@@ -89,7 +89,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
     if len(comparison.rows) > 1:
         first = comparison.rows[0].label
         parts.append((f"Difference from {first}", cells(comparison, DIFFERENCE, others=True)))
-    parts.append(("Cost", cells(comparison, (QUALITY[0], *(one for one in COST if one[0] != "tokens")))))
+    parts.append(("Cost", cells(comparison, [one for one in COST if one[0] != "tokens"])))
     if len(comparison.rows) > 1:
         parts.append((f"Ratios to {first}", cells(comparison, RATIOS)))
     if comparison.published.rows:
@@ -104,7 +104,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
             padding=(0, 1, 0, 0),
         )
         for i, name in enumerate(header):
-            long = name in ("best lr", "source")
+            long = name in ("recipe", "best lr", "source", "verdict")
             table.add_column(name, justify="right" if i else "left", overflow="fold", no_wrap=not long)
         for row in rows:
             table.add_row(*row)

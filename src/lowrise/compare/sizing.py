@@ -35,6 +35,7 @@ class Sized:
     settings: dict[str, Any]
     words: str
     used: int
+    is_width: bool
 
 
 def choose_size(label: str, tree: Mapping[str, Any], size: Size, by: SizeBy, plan_with: PlanWith) -> Sized:
@@ -58,14 +59,13 @@ def choose_size(label: str, tree: Mapping[str, Any], size: Size, by: SizeBy, pla
 @dataclass(frozen=True)
 class _Knob:
     """A number from 1 to `most` that the quantity grows with, and the settings that it stands for. A value
-    that the recipe refuses is too small (`refused_below`: a width below a rank) or too large (a rank above a
-    matrix's sides).
+    that the recipe refuses is too small (a width below a rank) or too large (a rank above a matrix's sides).
     """
 
     settings: Callable[[int], dict[str, Any]]
     words: Callable[[int], str]
     most: int
-    refused_below: bool = False
+    is_width: bool = False
 
 
 def _largest(label: str, size: Size, knob: _Knob, plan_with: PlanWith) -> Sized:
@@ -80,7 +80,7 @@ def _largest(label: str, size: Size, knob: _Knob, plan_with: PlanWith) -> Sized:
 
     def fits(value: int) -> bool:
         there = quantity(value)
-        return knob.refused_below if there is None else there <= size.amount
+        return knob.is_width if there is None else there <= size.amount
 
     low, high = 0, 1
     while high <= knob.most and fits(high):
@@ -91,12 +91,12 @@ def _largest(label: str, size: Size, knob: _Knob, plan_with: PlanWith) -> Sized:
         low, high = (middle, high) if fits(middle) else (low, middle)
     used = quantity(low) if low else None
     if used is None:
-        narrower = "" if knob.refused_below else ", choose the width (--size-by width)"
+        narrower = "" if knob.is_width else ", choose the width (--size-by width)"
         raise UsageError(
             f"{label} does not fit in {size}: at {knob.words(high)}, the smallest, it has "
             f"{size.show(quantity(high))}. Give at least that{narrower}, or leave {label} out."
         )
-    return Sized(knob.settings(low), knob.words(low), used)
+    return Sized(knob.settings(low), knob.words(low), used, knob.is_width)
 
 
 def _rank_knobs(tree: Mapping[str, Any], size: Size) -> Iterator[_Knob]:
@@ -132,7 +132,7 @@ def _width_knob(tree: Mapping[str, Any]) -> _Knob:
     def words(value: int) -> str:
         return f"width {settings(value)['model.hidden_size']}"
 
-    return _Knob(settings, words, _LARGEST_HEAD // 2, refused_below=True)
+    return _Knob(settings, words, _LARGEST_HEAD // 2, is_width=True)
 
 
 def _shape(tree: Mapping[str, Any]) -> dict[str, Any]:
