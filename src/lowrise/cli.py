@@ -73,6 +73,17 @@ class Eval:
 
 
 @dataclass(kw_only=True)
+class Report:
+    """Write the report of a run again, also of one that goes on; of several runs, one page to compare
+    them."""
+
+    folders: Positional[tuple[Path, ...]]
+    """Folders of runs."""
+    out: Path | None = None
+    """HTML file; none: report.html in the folder of one run, ./report.html for several."""
+
+
+@dataclass(kw_only=True)
 class DataInfo:
     """What a prepared corpus holds: documents, tokens, bytes, tokenizer."""
 
@@ -281,6 +292,44 @@ def sweep(arguments: Arguments, console: Console) -> int:
     return run_sweep(request, load_recipe=load_recipe, plan_run=planner(console), console=console)
 
 
+def report(arguments: Arguments, console: Console) -> int:
+    command = parse(Report, arguments, "report")
+    from lowrise.report.run_report import write_report
+    from lowrise.report.several import write_several
+
+    folders = [folder.expanduser() for folder in command.folders]
+    if not folders:
+        raise UsageError("lowrise report needs a run: give the folder of one, or of several.")
+    if len(folders) == 1 and command.out is None:
+        target = write_report(folders[0])
+    else:
+        out = (command.out or Path("report.html")).expanduser()
+        if out.exists() and not out.is_file():
+            raise UsageError(f"lowrise report --out {out} is a folder: name the HTML file.")
+        target = write_several(folders, out)
+    console.print(f"Report: {target}", soft_wrap=True)
+    return 0
+
+
+def bench(arguments: Arguments, console: Console) -> int:
+    from lowrise.compare.bench_options import BenchOptions
+
+    options = parse(BenchOptions, arguments, "bench")
+    load_plugins(options.plugin)
+    options.check()
+    from lowrise.compare import bench as benchmark
+
+    # The object alone goes to standard output, for the program that reads it.
+    result = benchmark.bench(options, Console(stderr=True) if options.json else console)
+    if options.out is not None:
+        benchmark.write(result, options.out.expanduser())
+    if options.json:
+        print(strict_json(result))
+    else:
+        benchmark.show(result, console)
+    return 0
+
+
 def plan(arguments: Arguments, console: Console) -> int:
     from lowrise.runs.plan_options import PlanOptions
 
@@ -311,6 +360,8 @@ COMMANDS: dict[str, tuple[Callable[[Arguments, Console], int], str]] = {
     "compare": (compare, "methods side by side at one budget, tuned on one grid, over several seeds"),
     "sweep": (sweep, "one recipe with other settings: a grid, random draws or optuna; the best recipe"),
     "plan": (plan, "what a run will cost: parameters, FLOPs, bytes a device, time, before it starts"),
+    "bench": (bench, "what this machine does: tokens a second, step time, memory of methods in one run"),
+    "report": (report, "write a run's report again, or one page of several runs"),
     "data": (data, "prepare a corpus, or look into one"),
     "methods": (methods, "the table of methods; with a name, its defaults, its recipe, its papers"),
 }

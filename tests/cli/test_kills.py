@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -16,54 +15,18 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from nursery import ENVIRONMENT, Nursery
 from small_runs import config_for, final_tensors, write_text
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "160"}
 STEPS = 24
-
-# Waits with everything imported, and forks into a command for every line that it reads: most moments of
-# a tiny run would be those of the imports. Kills within them are tried with fresh processes.
-NURSERY = """
-import json, os, sys
-import lowrise.config.command, lowrise.data.progress, lowrise.train, lowrise.__main__
-for line in sys.stdin:
-    words, errors = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        for number, file in enumerate((os.devnull, os.devnull, errors)):
-            os.dup2(os.open(file, os.O_RDWR | os.O_CREAT), number)
-        sys.argv = ["lowrise", *words]
-        sys.exit(lowrise.__main__.main())
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
-class Nursery:
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", NURSERY],
-            env=ENVIRONMENT,
-            text=True,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-
-    def tell(self, words: list[str], errors: Path) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps([words, str(errors)]) + "\n")
-        self.process.stdin.flush()
-
-    def number(self) -> int:
-        assert self.process.stdout is not None
-        return int(self.process.stdout.readline())
-
-    def close(self) -> None:
-        self.process.communicate()
 
 
 class Trial:
-    """A tiny run with a cache of its own: it trains its tokenizer and prepares its corpus too."""
+    """A tiny run with a cache of its own: it trains its tokenizer and prepares its corpus too.
+
+    Most fork from a nursery, since most moments of so short a process would be those of the imports; kills
+    within them are tried with fresh processes (`nursery` is none).
+    """
 
     def __init__(self, folder: Path, nursery: Nursery | None) -> None:
         folder.mkdir()
@@ -85,8 +48,7 @@ class Trial:
         """Begin the command; its process, once that has its handlers."""
         self.errors.write_text("")
         if self.nursery is not None:
-            self.nursery.tell(self.words, self.errors)
-            process = self.nursery.number()
+            process = self.nursery.start(self.words, self.errors)
         else:
             with self.errors.open("w") as errors:
                 self._process = subprocess.Popen(
@@ -105,7 +67,7 @@ class Trial:
         if self._process is not None:
             return self._process.wait(timeout=240)
         assert self.nursery is not None
-        return self.nursery.number()
+        return self.nursery.end()
 
     def finish(self) -> None:
         self.start()
@@ -134,8 +96,8 @@ def ended_well(number: signal.Signals, code: int, errors: str) -> bool:
 
 
 def scan(kills: int, fresh: int, folder: Path, seed: int) -> Counter[str]:
-    """Kill one run after another at a random moment, at times twice; how they ended, counted. The first
-    `fresh` are processes of their own."""
+    """Kill runs at a random moment, at times twice, until `kills` of them were met before their own end; how
+    they ended, counted. The first `fresh` are processes of their own."""
     draw = random.Random(seed)
     nursery = Nursery()
     whole = {None: Trial(folder / "whole-fresh", None), nursery: Trial(folder / "whole", nursery)}
@@ -144,11 +106,14 @@ def scan(kills: int, fresh: int, folder: Path, seed: int) -> Counter[str]:
         begin = time.monotonic()
         trial.finish()
         seconds[kind] = time.monotonic() - begin
-    ends = Counter[str]()
-    for kill in range(kills):
-        kind = None if kill < fresh else nursery
+    ends, met = Counter[str](), 0
+    for kill in range(4 * kills):
+        if met == kills:
+            break
+        kind = None if met < fresh else nursery
         trial = Trial(folder / f"kill-{kill}", kind)
         number = draw.choice((signal.SIGINT, signal.SIGTERM, signal.SIGKILL))
+        begin = time.monotonic()
         process = trial.start()
         time.sleep(draw.uniform(0, seconds[kind]))
         send(process, number)
@@ -161,12 +126,16 @@ def scan(kills: int, fresh: int, folder: Path, seed: int) -> Counter[str]:
         assert ended_well(number, code, errors), what
         begun = "" if (trial.folder / "run").exists() else " before the run began"
         ends[f"{number.name} -> {code}{begun}"] += 1
+        met += code != 0
+        if code == 0:  # came too late: the machine has become faster than the drawn moments suppose
+            seconds[kind] = min(seconds[kind], time.monotonic() - begin)
         trial.finish()
         assert trial.weights() == whole[kind].weights(), what
         left = [entry.name for entry in (trial.folder / "run").iterdir() if entry.name.endswith(".tmp")]
         assert not left, what
         assert len(list((trial.folder / "run" / "checkpoints").iterdir())) == 2, what
     nursery.close()
+    assert met == kills, f"only {met} of {sum(ends.values())} kills met a run"
     return ends
 
 
@@ -176,7 +145,7 @@ def send(process: int, number: int) -> None:
 
 
 def test_a_few_kills_at_random_moments(tmp_path):
-    assert sum(scan(5, 1, tmp_path, seed=1).values()) == 5
+    assert sum(scan(5, 1, tmp_path, seed=1).values()) >= 5
 
 
 @pytest.mark.slow
@@ -185,7 +154,7 @@ def test_a_hundred_kills_at_random_moments(tmp_path, capsys):
     ends = scan(100, 20, tmp_path, seed=int(os.environ.get("LOWRISE_KILL_SEED", "2")))
     with capsys.disabled():
         print("\n", *(f"{count:4d}  {end}\n" for end, count in sorted(ends.items())))
-    assert sum(ends.values()) == 100
+    assert sum(ends.values()) >= 100
 
 
 def interrupted(words: list[str], number: int, ready: str, folder: Path) -> subprocess.CompletedProcess[str]:

@@ -187,6 +187,8 @@ class LogSection:
     """Updates between spectral measurements of every matrix; 0: never."""
     tensorboard: bool = True
     """Write TensorBoard events."""
+    services: tuple[str, ...] = ()
+    """Experiment services that get the same numbers: wandb, trackio, mlflow, each an extra of its name."""
 
 
 @dataclass(kw_only=True)

@@ -1,5 +1,5 @@
 """Line charts as inline SVG: sharp at any size, a few kilobytes each, and coloured by the page (light and
-dark).
+dark), with their numbers beside them for `page.js`, which reads them out, zooms and changes the axes.
 
 A chart is a pure function of its series. Long series are thinned to what the eye can tell apart, keeping
 each pixel's extremes.
@@ -7,12 +7,13 @@ each pixel's extremes.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -35,6 +36,7 @@ class Series:
     """One curve. `kind`: a `line`, a thin `faint` line behind others, `points`, or `both`.
 
     `low` and `high` give a band around a line, or error bars on points. Non-finite y values are gaps.
+    `notes`: a text for each point, which the page shows beside its value.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Series:
     kind: Literal["line", "faint", "points", "both"] = "line"
     low: Values | None = None
     high: Values | None = None
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -81,15 +84,15 @@ def chart(
     y_range: tuple[float, float] | None = None,
     legend: bool = True,
 ) -> str:
-    """An `<svg>` element with axes, grid, legend (from two named series on) and the series in the order
-    given.
+    """A `<figure>` with an `<svg>` of axes, grid, legend (from two named series on) and the series in the
+    order given, and with its numbers as JSON.
     """
     drawn = [_clean(one, log_x, log_y) for one in series]
     drawn = [one for one in drawn if len(one.x)]
     if not drawn:
         return f'<p class="empty">No values of {escape(y_label)} were recorded.</p>'
-    named = [one for one in drawn if one.name]
-    key, top = _legend(named, width) if legend and len(named) > 1 else ("", _TOP)
+    named = sum(bool(one.name) for one in drawn)
+    key, top = _legend(drawn, width) if legend and named > 1 else ("", float(_TOP))
     x_scale = _Scale(
         *(x_range or _extent([one.x for one in drawn], log_x, 0.0)), _LEFT, width - _RIGHT, log_x
     )
@@ -99,13 +102,22 @@ def chart(
         f"clip-{width}-{height}-{top:.0f}"  # says all there is to the rectangle: equal names are equal clips
     )
     body = "".join(_draw(one, x_scale, y_scale, width) for one in drawn)
+    numbers = {
+        "size": [width, height],
+        "box": [_LEFT, width - _RIGHT, top, height - _BOTTOM],
+        "x": {"label": x_label, "range": [x_scale.low, x_scale.high], "log": log_x},
+        "y": {"label": y_label, "range": [y_scale.low, y_scale.high], "log": log_y},
+        "series": [_numbers(one, width) for one in drawn],
+    }
     return (
-        f'<svg viewBox="0 0 {width} {height}" role="img" '
+        f'<figure class="chart" tabindex="0"><svg viewBox="0 0 {width} {height}" role="img" '
         f'aria-label="{escape(y_label)} over {escape(x_label)}">'
         f'<clipPath id="{clip}"><rect x="{_LEFT - 5}" y="{top - 5}" width="{width - _LEFT - _RIGHT + 10}" '
         f'height="{height - top - _BOTTOM + 10}"/></clipPath>'
-        f"{_axes(x_scale, y_scale, x_label, y_label, width, height, top)}{key}"
-        f'<g clip-path="url(#{clip})">{body}</g></svg>'
+        f"{_labels(x_label, y_label, width, height, top)}"
+        f'<g class="axes">{_axes(x_scale, y_scale, width, height)}</g>{key}'
+        f'<g class="curves" clip-path="url(#{clip})">{body}</g></svg>'
+        f'<script type="application/json">{_as_script(numbers)}</script></figure>'
     )
 
 
@@ -211,7 +223,8 @@ def _clean(series: Series, log_x: bool, log_y: bool) -> Series:
     y = take(y)
     if not np.isfinite(y).any():
         return Series(series.name, np.empty(0), np.empty(0), series.color, series.kind)
-    return Series(series.name, x[order], y, series.color, series.kind, low, high)
+    notes = [series.notes[i] for i in order.tolist()] if series.notes else ()
+    return Series(series.name, x[order], y, series.color, series.kind, low, high, notes)
 
 
 def _extent(arrays: Sequence[Values], log: bool, margin: float) -> tuple[float, float]:
@@ -228,7 +241,44 @@ def _extent(arrays: Sequence[Values], log: bool, margin: float) -> tuple[float, 
     return (max(low - pad, 0.0) if low >= 0 else low - pad), high + pad
 
 
-def _axes(x: _Scale, y: _Scale, x_label: str, y_label: str, width: int, height: int, top: float) -> str:
+def _numbers(series: Series, width: int) -> dict[str, Any]:
+    """A series for `page.js`: the points that are drawn, to six digits, None for gaps."""
+    kept = decimate(np.asarray(series.x), np.asarray(series.y), width)
+
+    def plain(values: Values | None) -> list[float | None] | None:
+        if values is None:
+            return None
+        taken = np.asarray(values)[kept].tolist()
+        return [float(f"{v:.6g}") if math.isfinite(v) else None for v in taken]
+
+    return {
+        "name": series.name,
+        "color": series.color,
+        "kind": series.kind,
+        "x": plain(series.x),
+        "y": plain(series.y),
+        "low": plain(series.low),
+        "high": plain(series.high),
+        "notes": [series.notes[i] for i in kept.tolist()] if series.notes else None,
+    }
+
+
+def _as_script(values: Any) -> str:
+    """JSON that cannot end the element it stands in."""
+    text = json.dumps(values, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _labels(x_label: str, y_label: str, width: int, height: int, top: float) -> str:
+    middle = (height - _BOTTOM + top) / 2
+    return (
+        f'<text class="label" x="{(_LEFT + width - _RIGHT) / 2}" y="{height - 6}" text-anchor="middle">'
+        f'{escape(x_label)}</text><text class="label" transform="translate(14 {middle:.1f}) rotate(-90)" '
+        f'text-anchor="middle">{escape(y_label)}</text>'
+    )
+
+
+def _axes(x: _Scale, y: _Scale, width: int, height: int) -> str:
     parts = []
     x_ticks, y_ticks = x.ticks(max(2, width // 120)), y.ticks(max(2, height // 50))
     for tick, place in zip(y_ticks, y(y_ticks), strict=True):
@@ -246,13 +296,7 @@ def _axes(x: _Scale, y: _Scale, x_label: str, y_label: str, width: int, height: 
             f'<text class="tick" x="{place:.1f}" y="{base + 17}" text-anchor="middle">'
             f"{tick_label(tick, x_ticks)}</text>"
         )
-    middle = (base + top) / 2
     parts.append(f'<line class="axis" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{base}" y2="{base}"/>')
-    parts.append(
-        f'<text class="label" x="{(_LEFT + width - _RIGHT) / 2}" y="{height - 6}" text-anchor="middle">'
-        f'{escape(x_label)}</text><text class="label" transform="translate(14 {middle:.1f}) rotate(-90)" '
-        f'text-anchor="middle">{escape(y_label)}</text>'
-    )
     return "".join(parts)
 
 
@@ -264,7 +308,9 @@ def _style(series: Series) -> str:
 def _legend(series: Sequence[Series], width: int) -> tuple[str, float]:
     """Entries above the plot, wrapped to its width, and the y where the plot may begin."""
     parts, x, y = [], float(_LEFT), 14.0
-    for one in series:
+    for number, one in enumerate(series):
+        if not one.name:
+            continue
         needed = 30 + _CHARACTER * len(one.name)
         if x + needed > width - _RIGHT and x > _LEFT:
             x, y = float(_LEFT), y + 18
@@ -273,7 +319,7 @@ def _legend(series: Sequence[Series], width: int) -> tuple[str, float]:
         if one.kind == "points":
             mark = f'<circle class="dot" cx="{x + 9}" cy="{middle}" r="3.5"/>'
         text = f'<text class="key" x="{x + 23}" y="{y}">{escape(one.name)}</text>'
-        parts.append(f'<g style="{_style(one)}">{mark}{text}</g>')
+        parts.append(f'<g class="key" data-series="{number}" style="{_style(one)}">{mark}{text}</g>')
         x += needed + 8
     return "".join(parts), y + 12
 

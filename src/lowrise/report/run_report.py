@@ -18,7 +18,7 @@ import numpy as np
 
 from lowrise.files import is_known, write_whole
 from lowrise.report import html
-from lowrise.report.charts import Series, chart, smooth
+from lowrise.report.charts import COLORS, Series, chart, smooth
 from lowrise.report.formatting import (
     UNKNOWN,
     bytes_,
@@ -29,7 +29,10 @@ from lowrise.report.formatting import (
     scientific,
     si,
 )
+from lowrise.report.spikes import Spike, spikes_of
 from lowrise.runs.history import Run, read_run
+
+_SPIKES = 20  # rows of their table
 
 # (key of summary.json, what a reader calls it, how it is written, one of the main results)
 _KEY_FIGURES: tuple[tuple[str, str, Callable[[Any], str], bool], ...] = (
@@ -57,6 +60,9 @@ _TELEMETRY: tuple[tuple[str, str, bool], ...] = (  # key, title, logarithmic axi
     ("orthonormality_error", "Orthonormality error of the bases", True),
     ("rank", "Rank chosen by the energy of the singular values", False),
 )
+
+
+_BY_LAYER = ("stable_rank", "effective_rank", "rank")  # shown for every layer too
 
 
 def write_report(run_dir: str | Path) -> Path:
@@ -136,10 +142,19 @@ def _curves(run: Run) -> list[str]:
         return [html.section("Loss", html.note("No step was logged."))]
     x_range = _step_range(steps + eval_steps)
     x_label = _step_label(run)
+    spikes = spikes_of(run)
     lines = [
         Series("training loss", steps, losses, 0, "faint"),
         Series("smoothed", steps, smooth(losses), 0),
         Series("validation loss", eval_steps, eval_losses, 1, "both"),
+        Series(
+            "spike",
+            [spike.step for spike in spikes],
+            [spike.loss for spike in spikes],
+            4,
+            "points",
+            notes=[spike.changed for spike in spikes],
+        ),
     ]
     loss = chart(
         lines,
@@ -147,7 +162,7 @@ def _curves(run: Run) -> list[str]:
         y_label="loss (nats per token)",
         height=340,
         x_range=x_range,
-        y_range=_loss_range(losses, eval_losses),
+        y_range=loss_range(losses, eval_losses),
     )
     rate = chart(
         [Series("learning rate", lr_steps, lrs, 2)],
@@ -157,7 +172,7 @@ def _curves(run: Run) -> list[str]:
         x_range=x_range,
         y_range=(0.0, 1.05 * max(lrs)) if lrs and max(lrs) > 0 else None,
     )
-    parts = [html.section("Loss and learning rate", loss, rate)]
+    parts = [html.section("Loss and learning rate", loss, rate, _spike_table(spikes))]
     if norms:
         gradient = chart(
             [
@@ -174,12 +189,27 @@ def _curves(run: Run) -> list[str]:
     return parts
 
 
+def _spike_table(spikes: list[Spike]) -> str:
+    """The largest ones, what the log says of them."""
+    if not spikes:
+        return ""
+    largest = sorted(sorted(spikes, key=lambda s: s.loss - s.usual)[-_SPIKES:], key=lambda s: s.step)
+    rows = [
+        (str(s.step), number(s.loss), number(s.usual), s.changed or "nothing unusual was logged")
+        for s in largest
+    ]
+    title = f"{len(spikes)} spike(s) of the training loss" + (
+        f", the {_SPIKES} largest" if len(spikes) > _SPIKES else ""
+    )
+    return html.folded(title, html.table(("step", "loss", "median before", "what changed then"), rows))
+
+
 def _step_range(steps: list[float]) -> tuple[float, float]:
     low, high = 0.0, max(steps)
     return (low, high) if high > low else (low, low + 1)
 
 
-def _loss_range(losses: list[float], evaluations: list[float]) -> tuple[float, float] | None:
+def loss_range(losses: list[float], evaluations: list[float]) -> tuple[float, float] | None:
     """Leaves out single spikes of the training loss (above its 99.5th percentile); validation points are
     never cut.
     """
@@ -239,14 +269,53 @@ def _telemetry(run: Run) -> str:
         figure = chart(
             series,
             x_label="step",
-            y_label=title.split(" ‖")[0].split(" (")[0],
+            y_label=key.replace("_", " "),
             width=450,
             height=270,
             log_y=log,
         )
         figures.append(html.titled(title, figure))
     about = "Mean over the layers of each matrix type; the band goes from the smallest to the largest layer."
-    return html.section("Spectra of the weights", html.note(about), html.pair(*figures))
+    every = [
+        html.folded(f"{title}: every layer", _by_layer(run, key))
+        for key, title, _ in shown
+        if key in _BY_LAYER
+    ]
+    return html.section("Spectra of the weights", html.note(about), html.pair(*figures), *every)
+
+
+def _by_layer(run: Run, key: str) -> str:
+    """A chart for each matrix type with a curve for each of its layers."""
+    found: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    for row in run.metrics:
+        matrices = row.get("matrices")
+        for name, values in matrices.items() if isinstance(matrices, dict) else ():
+            if isinstance(values, dict) and is_known(values.get(key)):
+                found[matrix_type(name)][name][row["step"]] = float(values[key])
+    figures = [
+        html.titled(
+            kind,
+            chart(
+                [
+                    Series(layer_of(name), list(by_step), list(by_step.values()), i)
+                    for i, (name, by_step) in enumerate(layers.items())
+                ],
+                x_label="step",
+                y_label=key.replace("_", " "),
+                width=450,
+                height=270,
+                legend=len(layers) <= COLORS,
+            ),
+        )
+        for kind, layers in sorted(found.items())
+    ]
+    return html.pair(*figures)
+
+
+def layer_of(name: str) -> str:
+    """`model.layers.3.mlp.gate_proj` -> `layer 3`; the whole name where it has no number."""
+    number_ = next((part for part in name.split(".") if part.isdigit()), None)
+    return name if number_ is None else f"layer {number_}"
 
 
 def _telemetry_series(name: str, by_step: dict[int, list[float]], color: int) -> Series:

@@ -33,6 +33,7 @@ class RunDirectory:
         self.tokenizer = self.path / "tokenizer.json"
         self.tensorboard = self.path / "tensorboard"
         self.sample = self.path / "sample.txt"
+        self.services = self.path / "services.json"
         self.checkpoints = CheckpointStore(self.path / "checkpoints")
 
     def begin(self, config: RunConfig) -> RunConfig | None:
@@ -82,6 +83,7 @@ class RunDirectory:
             self.report,
             self.tokenizer,
             self.sample,
+            self.services,
         ):
             if file.is_dir():
                 raise UsageError(f"{file} is a folder, and the run writes a file there: move it away.")

@@ -17,6 +17,7 @@ from rich.progress import (
 )
 
 from lowrise.console import Console
+from lowrise.inference.evaluate import EvalResult
 
 
 class Display:
@@ -60,12 +61,12 @@ class Display:
         """Lines of columns, cut at the width of the screen."""
         self.console.print(text, no_wrap=True, overflow="ellipsis")
 
-    def evaluated(self, step: int, val_loss: float, extra: Mapping[str, float] | None = None) -> None:
+    def evaluated(self, step: int, result: EvalResult, extra: Mapping[str, float] | None = None) -> None:
         """`extra`: losses of further texts by their names."""
-        self._val_loss = val_loss
+        self._val_loss = result.loss
         others = "".join(f"  {name} {loss:.4f}" for name, loss in (extra or {}).items())
         self.say(
-            f"step {step:>6}  validation loss {val_loss:.4f}  perplexity {math.exp(val_loss):.2f}{others}"
+            f"step {step:>6}  validation loss {result.loss:.4f}  perplexity {result.perplexity:.2f}{others}"
         )
 
     def stepped(

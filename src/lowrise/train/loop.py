@@ -44,6 +44,7 @@ from lowrise.signals import SaveRequest, StopRequest
 from lowrise.train.course import Course
 from lowrise.train.display import Display
 from lowrise.train.resume import Origin, Start, accepted_changes, go_on, text_numbers
+from lowrise.train.services import services_of
 from lowrise.train.step import TrainStep, Update
 from lowrise.train.summary import Progress, evaluation_record, summarize
 from lowrise.train.telemetry import measure, snapshot
@@ -272,7 +273,7 @@ class Trainer:
             return None
         progress, self.extra_results = self.progress, {k: v for k, v in results.items() if k}
         losses = {name: result.loss for name, result in self.extra_results.items()}
-        self.display.evaluated(progress.step, results[""].loss, losses)
+        self.display.evaluated(progress.step, results[""], losses)
         self._write({"step": progress.step, "tokens": progress.tokens, **evaluation_record(results)}, board)
         return results[""]
 
@@ -360,7 +361,6 @@ class Trainer:
                 write_whole(self.directory.sample, sample)
                 summary["sample"] = sample
             self._end(summary)
-            write_report(self.directory.path)
 
         self.world.by_rank_0(write)
         return summary
@@ -368,6 +368,7 @@ class Trainer:
     def _end(self, summary: dict[str, Any]) -> None:
         """By rank 0."""
         self.directory.write_json(self.directory.summary, summary)
+        write_report(self.directory.path)
         self.given_trackers.on_end(summary)
 
     def summary(self, result: EvalResult | None, status: str) -> dict[str, Any]:
@@ -409,7 +410,8 @@ def train(
     world = world or World()
     with ExitStack() as stack, Display(console, config.train.steps) as display:
         world.by_rank_0(lambda: stack.enter_context(directory.locked()))
-        trainer = Trainer(config, corpus, directory, display, world, trackers)
+        services = services_of(config, directory, lambda text: display.say(text, style="yellow"))
+        trainer = Trainer(config, corpus, directory, display, world, [*trackers, *services])
         try:
             # FSDP2 and owners talk in the middle of forward passes, backward passes and steps.
             with lost_ranks_explained(world, among_others=True):

@@ -73,8 +73,8 @@ def test_few_lines_are_enough(tmp_path: Path, count: int) -> None:
 
 def test_many_lines_make_no_larger_page(tmp_path: Path) -> None:
     page = write_report(write_run(tmp_path / "r", training(100_000))).read_text()
-    # at most two points a pixel, 860 pixels, five curves of some 13 characters a point
-    assert len(page) < 2 * 860 * 5 * 14 + 20_000
+    # at most two points a pixel, 860 pixels, five curves of some 13 characters a point, and their numbers
+    assert len(page) < 2 * 860 * 5 * (14 + 16) + 40_000
 
 
 def test_a_failed_run_says_why(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_failed_run_says_why(tmp_path: Path) -> None:
         write_run(tmp_path / "r", lines, status="failed", error="<script>no</script>")
     ).read_text()
     assert "This run failed. &lt;script&gt;" in page
-    assert "<script" not in page
+    assert "<script>no" not in page
 
 
 def test_damaged_and_missing_files_are_named_not_fatal(tmp_path: Path) -> None:
