@@ -292,6 +292,29 @@ def sweep(arguments: Arguments, console: Console) -> int:
     return run_sweep(request, load_recipe=load_recipe, plan_run=planner(console), console=console)
 
 
+def track(arguments: Arguments, console: Console) -> int:
+    from lowrise.track.options import CheckOptions, RunOptions, TableOptions
+
+    action, rest = (arguments[0], arguments[1:]) if arguments else ("", ())
+    if action in ("-h", "--help"):
+        for name, kind in (("run", RunOptions), ("check", CheckOptions), ("table", TableOptions)):
+            console.print(f"lowrise track {name} TRACK: {str(kind.__doc__).splitlines()[0]}", soft_wrap=True)
+        return 0
+    if action == "table":
+        options = parse(TableOptions, rest, "track table")
+        from lowrise.track.table import table
+
+        return table(options, console)
+    if action not in ("run", "check"):
+        raise UsageError(f"lowrise track {action}: there are lowrise track run, check and table.")
+    command = parse(RunOptions if action == "run" else CheckOptions, rest, f"track {action}")
+    from lowrise.compare.recipes import load_recipe, planner
+    from lowrise.track import run as runs
+
+    work = runs.run if action == "run" else runs.check
+    return work(command, load_recipe=load_recipe, plan_run=planner(console), console=console)
+
+
 def report(arguments: Arguments, console: Console) -> int:
     command = parse(Report, arguments, "report")
     from lowrise.report.run_report import write_report
@@ -361,6 +384,7 @@ COMMANDS: dict[str, tuple[Callable[[Arguments, Console], int], str]] = {
     "sweep": (sweep, "one recipe with other settings: a grid, random draws or optuna; the best recipe"),
     "plan": (plan, "what a run will cost: parameters, FLOPs, bytes a device, time, before it starts"),
     "bench": (bench, "what this machine does: tokens a second, step time, memory of methods in one run"),
+    "track": (track, "entries under one budget, decided by a rule written before: run, check, table"),
     "report": (report, "write a run's report again, or one page of several runs"),
     "data": (data, "prepare a corpus, or look into one"),
     "methods": (methods, "the table of methods; with a name, its defaults, its recipe, its papers"),
