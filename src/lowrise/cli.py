@@ -9,11 +9,11 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 from tyro.conf import Positional
@@ -30,7 +30,7 @@ from lowrise.plugins import load_plugins
 from lowrise.signals import saving_ends_nothing, speaks, told
 
 if TYPE_CHECKING:
-    from lowrise.config import RunConfig
+    pass
 
 # What needs torch is imported by the commands that do: help, tables and usage errors come at once.
 
@@ -267,32 +267,52 @@ def methods(arguments: Arguments, console: Console) -> int:
 
 
 def compare(arguments: Arguments, console: Console) -> int:
-    from lowrise.compare.plan import CompareConfig
+    from lowrise.compare.options import CompareConfig
 
     command = parse(CompareConfig, arguments, "compare")
     from lowrise.compare.compare import compare as run_compare
-    from lowrise.config import load
-    from lowrise.config.command import recipe_file
-    from lowrise.data.progress import prepare_with_progress
-    from lowrise.pretrained.adopt import adopted
-    from lowrise.runs.text import with_text_limit
-    from lowrise.runs.trust import require_known_code, require_trusted_recipe
-    from lowrise.train import plan_run
+    from lowrise.compare.recipes import load_recipe, planner, recipe_files
 
-    def recipe(path: str | Path | None, overrides: Mapping[str, Any]) -> RunConfig:
-        return with_text_limit(adopted(load(path, overrides)))  # as `train` does, so that the hashes agree
-
-    def plan(config: RunConfig) -> Any:
-        return plan_run(config, prepare_with_progress(config.data, console).tokenizer.vocab_size)
-
-    for folder in filter(Path.is_dir, (Path(path).expanduser() for path in command.recipes)):
-        require_known_code(folder)
-        require_trusted_recipe(folder, load(recipe_file(str(folder))), trust=command.trust)
-    recipes = tuple(str(recipe_file(path)) for path in command.recipes)
+    recipes = recipe_files(command.recipes, trust=command.trust)
     out = str(_require_folder(Path(command.out).expanduser(), "--out"))
-    return run_compare(
-        replace(command, recipes=recipes, out=out), load_recipe=recipe, plan_run=plan, console=console
-    )
+    request = replace(command, recipes=recipes, out=out)
+    return run_compare(request, load_recipe=load_recipe, plan_run=planner(console), console=console)
+
+
+def sweep(arguments: Arguments, console: Console) -> int:
+    from lowrise.sweep.options import SweepConfig
+
+    command = parse(SweepConfig, arguments, "sweep")
+    from lowrise.compare.recipes import load_recipe, planner, recipe_files
+    from lowrise.sweep.sweep import sweep as run_sweep
+
+    (recipe,) = recipe_files([command.recipe], trust=command.trust)
+    out = str(_require_folder(Path(command.out).expanduser(), "--out"))
+    request = replace(command, recipe=recipe, out=out)
+    return run_sweep(request, load_recipe=load_recipe, plan_run=planner(console), console=console)
+
+
+def track(arguments: Arguments, console: Console) -> int:
+    from lowrise.track.options import CheckOptions, RunOptions, TableOptions
+
+    action, rest = (arguments[0], arguments[1:]) if arguments else ("", ())
+    if action in ("-h", "--help"):
+        for name, kind in (("run", RunOptions), ("check", CheckOptions), ("table", TableOptions)):
+            console.print(f"lowrise track {name} TRACK: {str(kind.__doc__).splitlines()[0]}", soft_wrap=True)
+        return 0
+    if action == "table":
+        options = parse(TableOptions, rest, "track table")
+        from lowrise.track.table import table
+
+        return table(options, console)
+    if action not in ("run", "check"):
+        raise UsageError(f"lowrise track {action}: there are lowrise track run, check and table.")
+    command = parse(RunOptions if action == "run" else CheckOptions, rest, f"track {action}")
+    from lowrise.compare.recipes import load_recipe, planner
+    from lowrise.track import run as runs
+
+    work = runs.run if action == "run" else runs.check
+    return work(command, load_recipe=load_recipe, plan_run=planner(console), console=console)
 
 
 def report(arguments: Arguments, console: Console) -> int:
@@ -361,8 +381,10 @@ COMMANDS: dict[str, tuple[Callable[[Arguments, Console], int], str]] = {
     "import": (import_, "make a run out of a Hugging Face folder, dense or factored"),
     "factorize": (factorize, "split the maps of a dense Hugging Face folder into two factors each"),
     "compare": (compare, "methods side by side at one budget, tuned on one grid, over several seeds"),
+    "sweep": (sweep, "one recipe with other settings: a grid, random draws or optuna; the best recipe"),
     "plan": (plan, "what a run will cost: parameters, FLOPs, bytes a device, time, before it starts"),
     "bench": (bench, "what this machine does: tokens a second, step time, memory of methods in one run"),
+    "track": (track, "entries under one budget, decided by a rule written before: run, check, table"),
     "report": (report, "write a run's report again, or one page of several runs"),
     "data": (data, "prepare a corpus, or look into one"),
     "methods": (methods, "the table of methods; with a name, its defaults, its recipe, its papers"),

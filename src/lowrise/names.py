@@ -61,7 +61,11 @@ _OTHER_WORDS = {
     "generate": "sample infer inference complete chat predict",
     "export": "convert to_hf save_hf merge",
     "data": "tokenize preprocess dataset prepare",
-    "compare": "sweep tune benchmark ablate grid",
+    "compare": "benchmark ablate versus",
+    "sweep": "tune grid search hyperopt optuna hparams gridsearch",
+    "vary": "params param grid space key values",
+    "search": "method sampler algorithm strategy",
+    "trials": "n_trials num_trials count runs",
     "methods": "list models optimizers layers",
     "serve": "server api host",
 }

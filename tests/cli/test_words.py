@@ -12,7 +12,7 @@ import pytest
 from small_runs import config_for, run_training
 
 from lowrise.cli import COMMANDS, main
-from lowrise.compare.plan import CompareConfig
+from lowrise.compare.options import CompareConfig
 from lowrise.config import load
 from lowrise.config.command import Train, recipe_file, starting_config
 from lowrise.config.identity import flatten

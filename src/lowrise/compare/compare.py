@@ -1,7 +1,7 @@
 """`lowrise compare`: recipes x learning rates x seeds at an equal budget, in parallel workers, one table.
 
-    recipes -> plan (plan.py) -> runs still to do (tuning.py) -> workers (workers.py) -> summary.json of each
-            -> outcomes (here) -> table (table.py) -> files (compare_report.py)
+    recipes -> plan (plan.py) -> runs still to do (tuning.py) -> workers (runner.py, workers.py)
+            -> summary.json of each -> outcomes (outcomes.py) -> table (table.py) -> files (report.py)
 
 `DIR/runs/NAME` is a run directory like any other; its name ends with the hash of its configuration, so
 that the same run serves several tables. `DIR/tables/BUDGET` holds each table, and `DIR` itself a copy
@@ -14,42 +14,30 @@ import json
 import os
 import platform
 import shutil
-import signal
-import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from lowrise.compare.about import about, in_one_line
 from lowrise.compare.live import Display
-from lowrise.compare.plan import (
-    RULES,
-    CompareConfig,
-    LoadRecipe,
-    Plan,
-    PlanRun,
-    RunKey,
-    RunSpec,
-    build_plan,
-    resolve,
-)
+from lowrise.compare.options import CompareConfig
+from lowrise.compare.outcomes import Outcome, RunSpec
+from lowrise.compare.plan import AXES, LoadRecipe, Plan, PlanRun, RunKey, build_plan, resolve
+from lowrise.compare.rates import with_steps
 from lowrise.compare.report import print_comparison, without_nan, write_comparison
+from lowrise.compare.rules import rules
+from lowrise.compare.runner import TRAIN_COMMAND, Runner
 from lowrise.compare.table import aggregate
-from lowrise.compare.tuning import Outcome, expected_runs, required_runs
-from lowrise.compare.workers import Ended, Job, Pool, default_slots, hold_directory
+from lowrise.compare.tuning import expected_runs, required_runs
+from lowrise.compare.workers import Pool, default_slots, hold_directory
 from lowrise.console import Console
 from lowrise.errors import LowriseError
-from lowrise.files import is_known, read_json, write_whole
-from lowrise.report.formatting import learning_rate, scientific, si
-from lowrise.runs.history import last_metrics, read_summary
+from lowrise.files import read_json, write_whole
 from lowrise.signals import StopRequest, told
 
-TRAIN_COMMAND = (sys.executable, "-m", "lowrise", "train")
-STOP_SECONDS = 120.0  # time for a worker to write its checkpoint after SIGTERM
-_POLL_SECONDS = 0.1
 _TABLE_FILES = ("plan.json", "compare.json", "compare.md", "report.html")
 
 
@@ -68,18 +56,47 @@ def compare(
     does what is missing. Raises `UsageError` for a request that cannot be right, before anything is run.
     """
     plan = build_plan(config, load_recipe, plan_run)
-    specs = {key: resolve(plan, key, load_recipe) for key in required_runs(plan, {})}
     out = Path(config.out)
-    table_dir, runs_dir = out / "tables" / plan.budget.name, out / "runs"
+    table_dir, runs_dir = out / "tables" / plan.name, out / "runs"
     size, gpus = default_slots()
     size = config.workers or size
     environment = describe_environment(size)
+    specs: dict[RunKey, RunSpec[RunKey]] = {}
     with hold_directory(out) as lock, StopRequest() as stop:
-        changed = write_plan(table_dir, plan, list(specs.values()), environment)
-        _print_plan(console, plan, size)
         with Pool(size, gpus=gpus, inherit=[lock]) as pool, Display(console, runs_dir) as display:
-            runner = _Runner(plan, specs, runs_dir, load_recipe, tuple(command), pool, display, stop)
-            outcomes = runner.run()
+
+            def run(required: Any, expected: Any) -> dict[Any, Outcome]:
+                return Runner(
+                    required,
+                    expected,
+                    runs_dir=runs_dir,
+                    command=command,
+                    pool=pool,
+                    display=display,
+                    stop=stop,
+                ).run()
+
+            if plan.budget.unit == "seconds":
+                timed = with_steps(
+                    plan,
+                    table_dir,
+                    runs_dir,
+                    load_recipe,
+                    size,
+                    lambda probes: run(lambda outcomes: probes, lambda outcomes: len(probes)),
+                )
+                if timed is None:
+                    return _stopped(stop, console)
+                plan = timed
+
+            def required(outcomes: Mapping[RunKey, Outcome]) -> list[RunSpec[RunKey]]:
+                for key in required_runs(plan, outcomes):
+                    specs.setdefault(key, resolve(plan, key, load_recipe))
+                return [specs[key] for key in required_runs(plan, outcomes)]
+
+            changed = write_plan(table_dir, plan, required({}), environment)
+            _print_plan(display, plan, size)
+            outcomes = run(required, lambda outcomes: expected_runs(plan, outcomes))
         comparison = aggregate(plan, specs, outcomes)
         if changed:
             note = f"The plan was changed {changed} time(s) after it was first written (see plan-*.json)."
@@ -90,160 +107,14 @@ def compare(
     print_comparison(console, comparison)
     console.print(f"Written: {out / 'compare.json'}, compare.md, report.html", soft_wrap=True)
     if stop.signal is not None:
-        console.print(told(stop.signal), style="yellow")
-        return 128 + stop.signal
+        return _stopped(stop, console)
     return 1 if any(outcome.status == "failed" for outcome in outcomes.values()) else 0
 
 
-class _Runner:
-    """The loop: start what is needed, collect what ended, until nothing is left or a stop is asked for."""
-
-    def __init__(
-        self,
-        plan: Plan,
-        specs: dict[RunKey, RunSpec],
-        runs_dir: Path,
-        load_recipe: LoadRecipe,
-        command: tuple[str, ...],
-        pool: Pool,
-        display: Display,
-        stop: StopRequest,
-    ) -> None:
-        self._plan, self._specs, self._runs_dir, self._load_recipe = plan, specs, runs_dir, load_recipe
-        self._command, self._pool, self._display, self._stop = command, pool, display, stop
-        self._outcomes: dict[RunKey, Outcome] = {}
-
-    def run(self) -> dict[RunKey, Outcome]:
-        waiting = self._waiting()
-        while waiting or self._pool.running:
-            if self._stop.count:
-                self._wind_down()
-                break
-            while waiting and self._pool.free:
-                self._start(waiting.pop(0))
-            ended = self._pool.poll()
-            for one in ended:
-                self._collect(one)
-            if ended:
-                waiting = self._waiting()
-            expected = expected_runs(self._plan, self._outcomes)
-            self._display.refresh(self._running(), waiting, len(self._outcomes), expected)
-            time.sleep(0 if ended else _POLL_SECONDS)
-        return self._outcomes
-
-    def _waiting(self) -> list[RunSpec]:
-        """The runs to start next, in order. Results of earlier starts are taken in on the way."""
-        while True:
-            fresh = False
-            waiting = []
-            for key in required_runs(self._plan, self._outcomes):
-                if key in self._outcomes:
-                    continue
-                spec = self._specs.get(key) or resolve(self._plan, key, self._load_recipe)
-                self._specs[key] = spec
-                if spec.name in self._pool.running:
-                    continue
-                earlier = read_earlier(spec, self._runs_dir / spec.name)
-                if earlier:
-                    self._outcomes[key] = earlier
-                    fresh = True
-                else:
-                    waiting.append(spec)
-            if not fresh:
-                return waiting
-
-    def _running(self) -> list[RunSpec]:
-        by_name = {spec.name: spec for spec in self._specs.values()}
-        return [by_name[name] for name in self._pool.running]
-
-    def _start(self, spec: RunSpec) -> None:
-        directory = self._runs_dir / spec.name
-        settings = [word for key, value in spec.overrides.items() for word in flag_words(key, value)]
-        arguments = (*self._command, spec.recipe_path, "--run", str(directory), *settings)
-        self._display.started(spec)
-        self._pool.start(Job(spec.name, directory, arguments))
-
-    def _collect(self, ended: Ended) -> None:
-        spec = next(spec for spec in self._specs.values() if spec.name == ended.job.name)
-        outcome = read_outcome(spec, self._runs_dir / spec.name, ended)
-        if self._stop.count and outcome.status == "failed":
-            return  # it stopped because it was asked to; the next start continues it
-        self._outcomes[spec.key] = outcome
-        self._display.ended(spec, outcome, ended.seconds)
-
-    def _wind_down(self) -> None:
-        """Ask the workers to save and stop; a second signal, or too long a wait, kills them."""
-        count = len(self._pool.running)
-        self._display.line(f"Stopping: {count} worker(s) save a checkpoint (again to kill them at once).")
-        self._pool.signal(signal.SIGTERM)
-        deadline = time.monotonic() + STOP_SECONDS
-        while self._pool.running:
-            if self._stop.count > 1 or time.monotonic() > deadline:
-                self._pool.signal(signal.SIGKILL)
-            for ended in self._pool.poll():
-                self._collect(ended)
-            time.sleep(_POLL_SECONDS)
-
-
-def flag_words(key: str, value: Any) -> list[str]:
-    """A setting as the train command reads it: `--key value`, a list's members one after the other."""
-    if isinstance(value, dict):
-        members = [word for pair in value.items() for word in pair]
-    else:
-        members = list(value) if isinstance(value, list | tuple) else [value]
-    return [f"--{key}", *(str(member) for member in members)]
-
-
-def read_earlier(spec: RunSpec, directory: Path) -> Outcome | None:
-    """The outcome that an earlier start left, or None if the run must be started or continued.
-
-    A diverged run is not repeated: it would give the same bits again. A failed one is tried once more.
-    """
-    summary = read_summary(directory)
-    if not summary or summary.get("status") not in ("completed", "failed"):
-        return None
-    outcome = _judge(spec, directory, summary)
-    return None if outcome.status == "failed" else outcome
-
-
-def read_outcome(spec: RunSpec, directory: Path, ended: Ended) -> Outcome:
-    """How a run ended that was started here, from its summary, its exit status and the end of its stderr."""
-    summary = read_summary(directory) or {}
-    if summary.get("status") == "completed" and ended.returncode == 0:
-        return _judge(spec, directory, summary)
-    if summary.get("status") == "failed" and ended.returncode > 0:
-        outcome = _judge(spec, directory, summary)
-        tail = f"\n{ended.stderr_tail}" if ended.stderr_tail else ""
-        return Outcome(outcome.status, None, outcome.summary, outcome.error + tail)
-    if ended.returncode < 0:
-        name = signal.Signals(-ended.returncode).name
-        reason = f"The worker was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-    elif ended.returncode == 0:
-        reason = f"The worker exited without a completed summary.json (status {summary.get('status')!r})"
-    else:
-        reason = f"The worker exited with status {ended.returncode}"
-    return Outcome("failed", None, summary, f"{reason}.\n{ended.stderr_tail}".strip())
-
-
-def _judge(spec: RunSpec, directory: Path, summary: dict[str, Any]) -> Outcome:
-    """Completed, diverged or failed, from a final summary alone."""
-    error = str(summary.get("error") or "")
-    recorded, planned = str(summary.get("config_hash") or ""), spec.config_hash
-    if recorded and not (planned.startswith(recorded) or recorded.startswith(planned)):
-        reason = (
-            f"It ran configuration {recorded}, not {planned}: the recipe was changed meanwhile. Start again."
-        )
-        return Outcome("failed", None, summary, reason)
-    if summary.get("status") == "completed":
-        loss = summary.get("val_loss")
-        if is_known(loss):
-            return Outcome("completed", float(loss), summary)
-        return Outcome("diverged", None, summary, f"The validation loss is {loss}.")
-    last_loss = last_metrics(directory / "metrics.jsonl").get("loss")
-    not_finite = isinstance(last_loss, float) and not is_known(last_loss)
-    if not_finite or any(word in error.lower() for word in ("non-finite", "not finite", "diverged")):
-        return Outcome("diverged", None, summary, error)
-    return Outcome("failed", None, summary, error or "The run failed and recorded no reason.")
+def _stopped(stop: StopRequest, console: Console) -> int:
+    assert stop.signal is not None
+    console.print(told(stop.signal), style="yellow")
+    return 128 + stop.signal
 
 
 def describe_environment(workers: int) -> dict[str, Any]:
@@ -278,7 +149,9 @@ def _version(package: str) -> str:
         return lowrise.__version__ if package == "lowrise" else "unknown"
 
 
-def write_plan(table_dir: Path, plan: Plan, specs: Sequence[RunSpec], environment: dict[str, Any]) -> int:
+def write_plan(
+    table_dir: Path, plan: Plan, specs: Sequence[RunSpec[RunKey]], environment: dict[str, Any]
+) -> int:
     """Write `plan.json` before any run; a different earlier plan is kept beside it. Returns how many
     there are.
     """
@@ -288,12 +161,14 @@ def write_plan(table_dir: Path, plan: Plan, specs: Sequence[RunSpec], environmen
     ]
     body = {
         "budget": asdict(plan.budget),
+        "size": None if plan.size is None else asdict(plan.size),
         "seeds": plan.seeds,
-        "lr_factors": plan.lr_factors,
-        "other_lr_factors": plan.other_lr_factors,
+        **{f"{axis}_factors": plan.factors(axis) for axis in AXES},
         "max_extensions": plan.max_extensions,
+        "test": plan.test,
+        "correction": plan.correction,
         "settings": dict(plan.overrides),
-        "rules": RULES,
+        "rules": rules(plan),
         "recipes": recipes,
         "grid_runs": [{"name": s.name, "config_hash": s.config_hash, "settings": s.overrides} for s in specs],
     }
@@ -323,20 +198,16 @@ def write_plan(table_dir: Path, plan: Plan, specs: Sequence[RunSpec], environmen
     return changes
 
 
-def _print_plan(console: Console, plan: Plan, workers: int) -> None:
+def _print_plan(display: Display, plan: Plan, workers: int) -> None:
     """What will be done, and by which rules it will be read, before it is done."""
-    grid = len(plan.lr_factors) * len(plan.other_lr_factors)
-    runs = len(plan.recipes) * (grid + len(plan.seeds) - 1)
-    console.print(
-        f"Comparison at {plan.budget} of {len(plan.recipes)} recipe(s): {grid} grid point(s), then "
-        f"{len(plan.seeds)} seed(s) for the best: {runs} runs, {workers} at once",
+    runs = len(plan.recipes) * (plan.grid_points + len(plan.seeds) - 1)
+    display.line(
+        f"Comparison at {plan.allowance} of {len(plan.recipes)} recipe(s): {plan.grid_points} grid point(s), "
+        f"then {len(plan.seeds)} seed(s) for the best: {runs} runs, {workers} at once",
         style="bold",
     )
-    for recipe in plan.recipes:
-        lrs = ", ".join(learning_rate(recipe.lr * factor) for factor in plan.lr_factors)
-        tokens = si(recipe.steps * recipe.tokens_per_step)
-        flops = scientific(recipe.steps * recipe.flops_per_step)
-        work = f"{recipe.steps} steps, {tokens} tokens, {flops} FLOPs a run; learning rates {lrs}"
-        console.print(f"  {recipe.label}: {work}")
-    for rule in RULES.values():
-        console.print(f"  • {rule}", style="dim")
+    for what, by_recipe in about(plan).items():
+        if what not in ("budget", "seeds"):
+            display.line(f"  {what}: {in_one_line(by_recipe)}")
+    for rule in rules(plan).values():
+        display.line(f"  • {rule}", style="dim")

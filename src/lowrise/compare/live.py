@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Group
 from rich.live import Live
@@ -12,8 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from lowrise.compare.plan import RunSpec
-from lowrise.compare.tuning import Outcome
+from lowrise.compare.outcomes import Outcome, RunSpec
 from lowrise.console import Console
 from lowrise.files import is_known
 from lowrise.report.formatting import UNKNOWN, duration, learning_rate, number, si
@@ -46,24 +46,24 @@ class Display:
         if self._live:
             self._live.stop()
 
-    def line(self, text: str | Text) -> None:
+    def line(self, text: str | Text, style: str | None = None) -> None:
         """One line above the live table."""
-        self._console.print(text, soft_wrap=True)
+        self._console.print(text, style=style, soft_wrap=True)
 
-    def started(self, spec: RunSpec) -> None:
+    def started(self, spec: RunSpec[Any]) -> None:
         step = self._metrics(spec).get("step", 0)
         self._flops_before[spec.name] = min(1.0, step / spec.steps) * spec.flops
         continued = f" (continues after step {step})" if step else ""
         self.line(f"started   {spec.name}{continued}")
 
-    def ended(self, spec: RunSpec, outcome: Outcome, seconds: float) -> None:
+    def ended(self, spec: RunSpec[Any], outcome: Outcome, seconds: float) -> None:
         self._flops_ended += spec.flops - self._flops_before.get(spec.name, 0.0)
         loss = f"val loss {number(outcome.val_loss)}  " if outcome.val_loss is not None else ""
         reason = f": {outcome.error.splitlines()[0]}" if outcome.error else ""
         self.line(Text.assemble(_MARKS[outcome.status], f"  {spec.name}  {loss}{duration(seconds)}{reason}"))
 
     def refresh(
-        self, running: Sequence[RunSpec], waiting: Sequence[RunSpec], done: int, expected: int
+        self, running: Sequence[RunSpec[Any]], waiting: Sequence[RunSpec[Any]], done: int, expected: int
     ) -> None:
         """Redraw, at most once a second (plain: one line a minute)."""
         now = time.monotonic()
@@ -86,12 +86,15 @@ class Display:
         elif running:
             self.line(summary)
 
-    def _metrics(self, spec: RunSpec) -> dict[str, float]:
+    def _metrics(self, spec: RunSpec[Any]) -> dict[str, float]:
         newest = last_metrics(self._runs_dir / spec.name / "metrics.jsonl")
         return {key: value for key, value in newest.items() if is_known(value)}
 
     def _table(
-        self, running: Sequence[RunSpec], metrics: dict[str, dict[str, float]], fractions: dict[str, float]
+        self,
+        running: Sequence[RunSpec[Any]],
+        metrics: dict[str, dict[str, float]],
+        fractions: dict[str, float],
     ) -> Table:
         table = Table(box=None, pad_edge=False)
         for header in ("run", "progress", "step", "loss", "val loss", "lr", "tokens/s"):

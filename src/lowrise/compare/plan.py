@@ -8,40 +8,43 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from tyro.conf import Positional
-
+from lowrise.compare.budget import Budget, RunPlan, Size, parse_budgets, step_flops
+from lowrise.compare.options import CompareConfig, SizeBy
+from lowrise.compare.outcomes import RunSpec
+from lowrise.compare.sizing import Sized, choose_size
 from lowrise.errors import UsageError
 from lowrise.files import is_known
-from lowrise.report.formatting import si
 
 # Where a recipe keeps what a comparison sets.
 STEPS_KEY = "train.steps"
 SEED_KEY = "seed"
-LR_KEY = "optimizer.lr"
-OTHER_LR_KEY = "other.lr"
+EVAL_KEY, EVAL_TOKENS_KEY = "eval.every", "eval.tokens"
 _OWNED = {STEPS_KEY: "--budget", SEED_KEY: "--seeds and --first-seed"}
+# Evaluations that a curve has at least, and what those in between may read: a forward pass is a third of an
+# update, so that ten of them cost about a fifth of the training, or next to nothing.
+CURVE_POINTS, CURVE_SHARE, CURVE_TOKENS = 10, 0.06, 8192
 
-_SUFFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
-_EXAMPLE = "Write --budget tokens=2M or --budget flops=1e15."
 
-RULES = {
-    "selection": "The learning rate of a recipe is the grid point with the lowest final validation loss; "
-    "each point is run once, with the first seed, at the full budget. Diverged and failed runs cannot be "
-    "chosen. The same factors apply to every recipe.",
-    "edge": "A chosen learning rate is marked as an edge where no run of its grid beyond it completed or "
-    "diverged: a better one may lie outside.",
-    "statistics": "Validation loss is the mean over the seeds at the chosen learning rate, with the sample "
-    "standard deviation. The seed that chose the learning rate is one of them, so a mean is slightly "
-    "optimistic, the more so the larger the grid.",
-    "significance": "Two recipes differ if the 95% Welch interval of the difference of their mean validation "
-    "losses (standard error sqrt(s1^2/n1 + s2^2/n2), Student t with Welch-Satterthwaite degrees of freedom) "
-    "leaves out zero. With fewer than two completed seeds on either side, or a seed that diverged or failed, "
-    "it is left undecided.",
+@dataclass(frozen=True)
+class Axis:
+    """A number of the recipes that is tuned: its key, and what it is called in tables and in flags."""
+
+    key: str
+    word: str
+    flag: str
+
+
+AXES = {
+    "lr": Axis("optimizer.lr", "lr", "--lr-factors"),
+    "other_lr": Axis("other.lr", "other lr", "--other-lr-factors"),
+    "warmup": Axis("schedule.warmup", "warm-up", "--warmup-factors"),
+    "other_warmup": Axis("schedule.other_warmup", "other warm-up", "--other-warmup-factors"),
 }
+"""Every axis of the grid: the two rates, and the warm-up of each."""
 
 
 class Config(Protocol):
@@ -53,92 +56,8 @@ class Config(Protocol):
     def to_dict(self) -> dict[str, Any]: ...
 
 
-class RunPlan(Protocol):
-    """What a comparison needs of the planner: tokens of one optimizer step and floating-point operations."""
-
-    @property
-    def tokens_per_step(self) -> int: ...
-
-    @property
-    def flops_per_token(self) -> float: ...
-
-    @property
-    def optimizer_flops_per_step(self) -> float: ...
-
-
 LoadRecipe = Callable[[str, dict[str, Any]], Config]
 PlanRun = Callable[[Any], RunPlan]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompareConfig:
-    """What `lowrise compare` was asked to do."""
-
-    recipes: Positional[tuple[str, ...]]
-    """Recipe files (TOML). The first one is what the others are measured against."""
-    budget: str
-    """What every run may use: `tokens=2M` or `flops=1e15`. Suffixes k, M, G (or B), T."""
-    out: str
-    """Directory of the comparison. The same directory continues it, and may hold tables at several budgets.
-    """
-    seeds: int = 3
-    """Runs at the chosen learning rate, each with its own seed."""
-    first_seed: int = 0
-    """The seeds are first_seed, first_seed + 1, ..."""
-    lr_factors: str = "0.5,1,2"
-    """Learning rates to try, as factors of each recipe's optimizer.lr."""
-    other_lr_factors: str = "1"
-    """The same for other.lr, the learning rate of what is not a matrix; every pair of factors is tried."""
-    max_extensions: int = 0
-    """How many times a grid may grow by one factor when the best learning rate lies at its end."""
-    workers: int | None = None
-    """Runs at once, each on one thread. Default: one a core, or one a GPU."""
-    set: tuple[str, ...] = ()
-    """Settings for every recipe, as key.sub=value."""
-    trust: bool = False
-    """Read the files that a run of somebody else's, given as a recipe, names in its config.toml."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """An equal allowance for every run, in tokens or in training FLOPs (model and optimizer)."""
-
-    unit: Literal["tokens", "flops"]
-    amount: float
-
-    @classmethod
-    def parse(cls, text: str) -> Budget:
-        """`tokens=2M` or `flops=1e15`. Raises `UsageError` with the remedy for anything else."""
-        unit, _, amount_text = text.partition("=")
-        if unit in ("bytes", "seconds"):
-            raise UsageError(
-                f"The budget {text!r} is not offered by this version, only tokens and flops. {_EXAMPLE}"
-            )
-        if unit not in ("tokens", "flops"):
-            raise UsageError(f"The budget {text!r} has no known unit before '='. {_EXAMPLE}")
-        amount = parse_amount(amount_text)
-        if amount is None or amount <= 0:
-            raise UsageError(f"The budget {text!r} needs a positive number after '='. {_EXAMPLE}")
-        return cls("tokens" if unit == "tokens" else "flops", amount)
-
-    def steps(self, run_plan: RunPlan) -> int:
-        """The first number of steps that reaches the budget."""
-        per_step = run_plan.tokens_per_step if self.unit == "tokens" else step_flops(run_plan)
-        return max(1, math.ceil(self.amount / per_step - 1e-9))  # 1e-9: 2e6 / 0.1e6 is not 21 steps
-
-    @property
-    def name(self) -> str:
-        """For people and file names: `tokens-2M`, `flops-1e15`."""
-        if self.unit == "flops":
-            return f"flops-{self.amount:g}".replace("+", "")
-        return f"tokens-{self.amount:g}" if self.amount < 1e6 else f"tokens-{self.amount / 1e6:.12g}M"
-
-    def __str__(self) -> str:
-        return (
-            f"{si(self.amount)} tokens"
-            if self.unit == "tokens"
-            else f"{self.amount:g} FLOPs".replace("e+", "e")
-        )
 
 
 @dataclass(frozen=True, order=True)
@@ -149,12 +68,23 @@ class RunKey:
     lr_factor: float
     other_lr_factor: float
     seed: int
+    warmup_factor: float = 1.0
+    other_warmup_factor: float = 1.0
+
+    @classmethod
+    def at(cls, recipe: str, factors: Mapping[str, float], seed: int) -> RunKey:
+        """With a factor for each axis."""
+        return cls(recipe, seed=seed, **{f"{axis}_factor": factors[axis] for axis in AXES})
+
+    @property
+    def factors(self) -> dict[str, float]:
+        return {axis: getattr(self, f"{axis}_factor") for axis in AXES}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One recipe at the comparison's budget. `config` is its resolved dictionary before learning rate and
-    seed are set.
+    """One recipe at the comparison's budget. `config` is its resolved dictionary, with `settings` and before
+    learning rate and seed are set.
     """
 
     label: str
@@ -165,11 +95,24 @@ class Recipe:
     tokens_per_step: int
     flops_per_step: float
     config: dict[str, Any] = field(default_factory=dict, compare=False)
+    warmup: float = 0.0
+    other_warmup: float = 0.0
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What the budget of size chose, if there is one."""
+    sized: Sized | None = None
+    seconds_per_step: float | None = None
+
+    def at(self, axis: str, factor: float) -> float | None:
+        """The value of an axis at a factor."""
+        base = getattr(self, axis)
+        if base is None:
+            return None
+        return scaled_warmup(base, factor) if axis.endswith("warmup") else scaled(base, factor)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that decides which runs there are."""
+    """All that decides which runs there are, and what is said about them."""
 
     budget: Budget
     recipes: tuple[Recipe, ...]
@@ -178,38 +121,31 @@ class Plan:
     other_lr_factors: tuple[float, ...] = (1.0,)
     max_extensions: int = 0
     overrides: tuple[tuple[str, Any], ...] = ()
+    warmup_factors: tuple[float, ...] = (1.0,)
+    other_warmup_factors: tuple[float, ...] = (1.0,)
+    size: Size | None = None
+    test: Literal["welch", "paired"] = "welch"
+    correction: Literal["none", "holm"] = "none"
 
     def recipe(self, label: str) -> Recipe:
         return next(recipe for recipe in self.recipes if recipe.label == label)
 
+    def factors(self, axis: str) -> tuple[float, ...]:
+        return getattr(self, f"{axis}_factors")
 
-@dataclass(frozen=True)
-class RunSpec:
-    """One run made concrete: the name of its directory, and the settings that make it from its recipe."""
+    @property
+    def grid_points(self) -> int:
+        return math.prod(len(self.factors(axis)) for axis in AXES)
 
-    key: RunKey
-    name: str
-    recipe_path: str
-    overrides: dict[str, Any]
-    config_hash: str
-    steps: int
-    flops: float
+    @property
+    def name(self) -> str:
+        """Of the table's folder: `tokens-2M`, `tokens-2M-bytes-8M`."""
+        return self.budget.name + (f"-{self.size.name}" if self.size else "")
 
-
-def step_flops(run_plan: RunPlan) -> float:
-    """Training FLOPs of one optimizer step: forward and backward of its tokens, and the update."""
-    return run_plan.tokens_per_step * run_plan.flops_per_token + run_plan.optimizer_flops_per_step
-
-
-def parse_amount(text: str) -> float | None:
-    """`"2M"` -> 2e6, `"1e15"` -> 1e15; None for what is no finite number."""
-    text = text.strip().replace("_", "")
-    scale = _SUFFIXES.get(text[-1:].lower() if text[-1:].isalpha() else "")
-    try:
-        number = float(text[:-1] if text[-1:].isalpha() else text)
-    except ValueError:
-        return None
-    return number * scale if scale is not None and math.isfinite(number) else None
+    @property
+    def allowance(self) -> str:
+        """The budgets in words."""
+        return f"{self.budget}" + (f", {self.size}" if self.size else "")
 
 
 def parse_factors(text: str, option: str) -> tuple[float, ...]:
@@ -227,19 +163,23 @@ def parse_factors(text: str, option: str) -> tuple[float, ...]:
     return tuple(factors)
 
 
-def parse_settings(settings: Sequence[str]) -> tuple[tuple[str, Any], ...]:
+def parse_settings(
+    settings: Sequence[str], owned: Mapping[str, str] | None = None
+) -> tuple[tuple[str, Any], ...]:
     """`("train.steps=3", "data.corpus=wiki")` -> pairs with TOML values; what is no TOML value is a string.
 
-    Raises `UsageError` where there is no `=`, and for the keys that the comparison itself decides.
+    Raises `UsageError` where there is no `=`, and for the keys that the comparison itself decides (`owned`:
+    key -> the flag to use).
     """
+    owned = _OWNED if owned is None else owned
     pairs: list[tuple[str, Any]] = []
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key:
             raise UsageError(f"--set {setting!r} has no key before an '='. Write --set key.sub=value.")
-        if key in _OWNED:
+        if key in owned:
             raise UsageError(
-                f"--set {key} would break the comparison, which decides it itself. Use {_OWNED[key]}."
+                f"--set {key} would break the comparison, which decides it itself. Use {owned[key]}."
             )
         if key in dict(pairs):
             raise UsageError(f"--set {key} is given twice: give it once.")
@@ -252,7 +192,10 @@ def parse_settings(settings: Sequence[str]) -> tuple[tuple[str, Any], ...]:
 
 
 def build_plan(config: CompareConfig, load_recipe: LoadRecipe, plan_run: PlanRun) -> Plan:
-    """Check the request, resolve every recipe, and turn the budget into steps. Raises `UsageError`."""
+    """Check the request, resolve every recipe, and turn the budget into sizes and steps. Raises `UsageError`.
+
+    At a budget of seconds the steps are still unknown (0): `lowrise.compare.rates` measures what they take.
+    """
     if not config.recipes:
         raise UsageError("There is nothing to compare. Name at least one recipe (a TOML file).")
     for option, value, least in (
@@ -261,41 +204,89 @@ def build_plan(config: CompareConfig, load_recipe: LoadRecipe, plan_run: PlanRun
     ):
         if value < least:
             raise UsageError(f"{option} {value} is too small. It must be at least {least}.")
-    if config.workers is not None and config.workers < 1:
-        raise UsageError(f"--workers {config.workers} runs nothing. It must be at least 1.")
-    budget = Budget.parse(config.budget)
-    lr_factors = parse_factors(config.lr_factors, "--lr-factors")
-    other_lr_factors = parse_factors(config.other_lr_factors, "--other-lr-factors")
+    require_workers(config.workers)
+    length, size = parse_budgets(config.budget)
+    factors = {axis: parse_factors(getattr(config, f"{axis}_factors"), AXES[axis].flag) for axis in AXES}
     overrides = parse_settings(config.set)
-    labels = unique_labels(config.recipes)
-    recipes = []
-    for label, path in zip(labels, config.recipes, strict=True):
-        loaded = load_recipe(path, dict(overrides))
-        run_plan = plan_run(loaded)
-        tree = loaded.to_dict()
-        lr, other_lr = lookup(tree, LR_KEY), lookup(tree, OTHER_LR_KEY)
-        if not is_known(lr) or lr <= 0:
-            raise UsageError(
-                f"{path} has no positive {LR_KEY} (it is {lr!r}), which the learning rates are factors of."
-            )
-        if other_lr_factors != (1.0,) and not (is_known(other_lr) and other_lr > 0):
-            raise UsageError(
-                f"{path} has no positive {OTHER_LR_KEY}, which --other-lr-factors needs. Set it there."
-            )
-        recipes.append(
-            Recipe(
-                label,
-                path,
-                float(lr),
-                float(other_lr) if is_known(other_lr) else None,
-                budget.steps(run_plan),
-                run_plan.tokens_per_step,
-                step_flops(run_plan),
-                tree,
-            )
+    recipes: list[Recipe] = []
+    for label, path in zip(unique_labels(config.recipes), config.recipes, strict=True):
+        recipe, run_plan = _size(label, path, dict(overrides), size, config.size_by, load_recipe, plan_run)
+        _require_bases(recipe, factors)
+        if length is None:  # sizes alone: as long as the first recipe says
+            length = Budget("tokens", float(run_plan.tokens_per_step * lookup(recipe.config, STEPS_KEY)))
+        recipes.append(recipe if length.unit == "seconds" else replace(recipe, steps=length.steps(run_plan)))
+    assert length is not None
+    return Plan(
+        length,
+        tuple(recipes),
+        tuple(range(config.first_seed, config.first_seed + config.seeds)),
+        max_extensions=config.max_extensions,
+        overrides=overrides,
+        size=size,
+        test=config.test,
+        correction=config.correction,
+        **{f"{axis}_factors": found for axis, found in factors.items()},
+    )
+
+
+def _size(
+    label: str,
+    path: str,
+    overrides: dict[str, Any],
+    size: Size | None,
+    by: SizeBy,
+    load_recipe: LoadRecipe,
+    plan_run: PlanRun,
+) -> tuple[Recipe, RunPlan]:
+    """A recipe at the budget's size, its length still unknown, and its plan."""
+    loaded = load_recipe(path, dict(overrides))
+    sized = None
+    if size is not None:
+
+        def plan_with(settings: dict[str, Any]) -> RunPlan:
+            return plan_run(load_recipe(path, overrides | settings))
+
+        sized = choose_size(label, loaded.to_dict(), size, by, plan_with)
+        loaded = load_recipe(path, overrides | sized.settings)
+    run_plan, tree = plan_run(loaded), loaded.to_dict()
+    lr, other_lr = lookup(tree, AXES["lr"].key), lookup(tree, AXES["other_lr"].key)
+    if not is_known(lr) or lr <= 0:
+        raise UsageError(
+            f"{path} has no positive {AXES['lr'].key} (it is {lr!r}), which the rates tried are factors of."
         )
-    seeds = tuple(range(config.first_seed, config.first_seed + config.seeds))
-    return Plan(budget, tuple(recipes), seeds, lr_factors, other_lr_factors, config.max_extensions, overrides)
+    warmup, other_warmup = lookup(tree, AXES["warmup"].key), lookup(tree, AXES["other_warmup"].key)
+    warmup = float(warmup) if is_known(warmup) else 0.0
+    recipe = Recipe(
+        label,
+        path,
+        float(lr),
+        float(other_lr) if is_known(other_lr) else None,
+        0,
+        run_plan.tokens_per_step,
+        step_flops(run_plan),
+        tree,
+        warmup,
+        float(other_warmup) if is_known(other_warmup) else warmup,
+        sized.settings if sized else {},
+        sized,
+    )
+    return recipe, run_plan
+
+
+def _require_bases(recipe: Recipe, factors: Mapping[str, tuple[float, ...]]) -> None:
+    """Factors need something to be factors of."""
+    for axis, found in factors.items():
+        base = getattr(recipe, axis)
+        if found != (1.0,) and not (base is not None and base > 0):
+            raise UsageError(
+                f"{recipe.path} has no positive {AXES[axis].key}, which {AXES[axis].flag} needs: set it."
+            )
+
+
+def require_workers(workers: int | None) -> None:
+    """`UsageError` for fewer than one."""
+    if workers is not None and workers < 1:
+        raise UsageError(f"--workers {workers} runs nothing. It must be at least 1.")
 
 
 def unique_labels(paths: Sequence[str]) -> tuple[str, ...]:
@@ -321,23 +312,43 @@ def lookup(tree: Mapping[str, Any], dotted: str) -> Any:
     return value
 
 
-def resolve(plan: Plan, key: RunKey, load_recipe: LoadRecipe) -> RunSpec:
+def resolve(plan: Plan, key: RunKey, load_recipe: LoadRecipe) -> RunSpec[RunKey]:
     """Name, settings and hash of one run. The hash makes two tables share a run exactly when it is the same
     run.
     """
     recipe = plan.recipe(key.recipe)
-    overrides = dict(plan.overrides)
+    overrides = dict(plan.overrides) | recipe.settings
     overrides[STEPS_KEY] = recipe.steps
     overrides[SEED_KEY] = key.seed
-    overrides[LR_KEY] = lr = scaled(recipe.lr, key.lr_factor)
-    name = f"{recipe.label}-lr{lr:g}"
-    if recipe.other_lr is not None and key.other_lr_factor != 1.0:
-        overrides[OTHER_LR_KEY] = other = scaled(recipe.other_lr, key.other_lr_factor)
-        name += f"-other{other:g}"
-    config_hash = load_recipe(recipe.path, overrides).hash
-    name += f"-seed{key.seed}-{config_hash[:10]}"
+    name = recipe.label
+    for axis, factor in key.factors.items():
+        value = recipe.at(axis, factor)
+        if axis == "lr" or (factor != 1.0 and value is not None):
+            overrides[AXES[axis].key] = value
+            name += f"-{axis.replace('_lr', '').replace('_', '')}{value:g}"
+    loaded = load_recipe(recipe.path, overrides)
+    tokens = max(one.steps * one.tokens_per_step for one in plan.recipes)  # the same text for all curves
+    overrides |= curve_settings(loaded.to_dict(), recipe.steps, tokens, plan.overrides)
+    name += f"-seed{key.seed}-{loaded.hash[:10]}"
     flops = recipe.steps * recipe.flops_per_step
-    return RunSpec(key, name, recipe.path, overrides, config_hash, recipe.steps, flops)
+    return RunSpec(key, name, recipe.path, overrides, loaded.hash, recipe.steps, flops)
+
+
+def curve_settings(
+    tree: Mapping[str, Any], steps: int, tokens: int, overrides: Sequence[tuple[str, Any]]
+) -> dict[str, Any]:
+    """Evaluations along the way of a run that is too short for the recipe's, so that its curve has points.
+
+    How often a run is evaluated is no part of its hash; the last evaluation always reads the whole held-out
+    text. What the user has set stays.
+    """
+    every, enough = lookup(tree, EVAL_KEY), max(1, steps // CURVE_POINTS)
+    if not is_known(every) or 0 < every <= enough or EVAL_KEY in dict(overrides):
+        return {}
+    settings = {EVAL_KEY: enough}
+    if not lookup(tree, EVAL_TOKENS_KEY) and EVAL_TOKENS_KEY not in dict(overrides):
+        settings[EVAL_TOKENS_KEY] = max(CURVE_TOKENS, int(CURVE_SHARE * tokens))
+    return settings
 
 
 def scaled(base: float, factor: float) -> float:
@@ -345,3 +356,10 @@ def scaled(base: float, factor: float) -> float:
     hashes.
     """
     return float(f"{base * factor:.12g}")
+
+
+def scaled_warmup(base: float, factor: float) -> float:
+    """A warm-up times a factor, and still of its kind: a fraction of the updates (at most 0.99), or a number
+    of them (at least 1).
+    """
+    return min(scaled(base, factor), 0.99) if base < 1 else float(max(1, round(base * factor)))

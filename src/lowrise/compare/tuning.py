@@ -1,6 +1,7 @@
 """Which runs a comparison needs: pure functions of the plan and of the outcomes so far.
 
-1. Each recipe has a grid of learning rates: the plan's factors x its own `optimizer.lr` (and `other.lr`).
+1. Each recipe has a grid: the plan's factors x its own `optimizer.lr` (and `other.lr`, and the warm-up of
+   each).
 2. All grids are run with the first seed at the full budget. The lowest validation loss is the choice.
 3. If the choice lies at an end of its grid and extensions are left, the grid grows by one factor there (with
    the ratio of the last two), and 2 repeats.
@@ -12,23 +13,11 @@ Nothing is remembered between calls, so a second start decides exactly as the fi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from itertools import product
 
-from lowrise.compare.plan import Plan, RunKey, scaled
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How one run ended. `completed` has a finite validation loss; `diverged` ran and has none;
-    `failed` tells nothing.
-    """
-
-    status: Literal["completed", "diverged", "failed"]
-    val_loss: float | None = None
-    summary: dict[str, Any] = field(default_factory=dict)
-    error: str = ""
-
+from lowrise.compare.outcomes import Outcome
+from lowrise.compare.plan import AXES, Plan, RunKey, scaled
 
 Outcomes = Mapping[RunKey, Outcome]
 
@@ -48,19 +37,20 @@ class Tuning:
 
 def tune(plan: Plan, label: str, outcomes: Outcomes) -> Tuning:
     """Where the search for one recipe's learning rate stands, given the outcomes so far."""
-    lrs, others = list(plan.lr_factors), list(plan.other_lr_factors)
+    grid = {axis: list(plan.factors(axis)) for axis in AXES}
     extensions = 0
     while True:
-        keys = tuple(RunKey(label, lr, other, plan.seeds[0]) for lr in lrs for other in others)
+        points = (dict(zip(grid, point, strict=True)) for point in product(*grid.values()))
+        keys = tuple(RunKey.at(label, point, plan.seeds[0]) for point in points)
         if any(key not in outcomes for key in keys):
             return Tuning(keys, False, extensions=extensions)
         best = _best(keys, outcomes)
         if best is None:
             return Tuning(keys, True, extensions=extensions)
-        if extensions < plan.max_extensions and _extend(best, lrs, others):
+        if extensions < plan.max_extensions and _extend(best, grid):
             extensions += 1
             continue
-        return Tuning(keys, True, best, _edges(best, lrs, others, outcomes), extensions)
+        return Tuning(keys, True, best, _edges(best, grid, outcomes), extensions)
 
 
 def _best(keys: Sequence[RunKey], outcomes: Outcomes) -> RunKey | None:
@@ -69,10 +59,11 @@ def _best(keys: Sequence[RunKey], outcomes: Outcomes) -> RunKey | None:
     return min(completed)[1] if completed else None
 
 
-def _extend(best: RunKey, lrs: list[float], others: list[float]) -> bool:
-    """Add a factor, in place, at each end of a grid where `best` lies. False where it lies inside both."""
+def _extend(best: RunKey, grid: dict[str, list[float]]) -> bool:
+    """Add a factor, in place, at each end of an axis where `best` lies. False where it lies inside all."""
     extended = False
-    for factors, value in ((lrs, best.lr_factor), (others, best.other_lr_factor)):
+    for axis, factors in grid.items():
+        value = best.factors[axis]
         if len(factors) < 2 or factors[0] < value < factors[-1]:
             continue
         if value == factors[0]:
@@ -83,26 +74,24 @@ def _extend(best: RunKey, lrs: list[float], others: list[float]) -> bool:
     return extended
 
 
-def _edges(
-    best: RunKey, lrs: Sequence[float], others: Sequence[float], outcomes: Outcomes
-) -> tuple[str, ...]:
-    """In words, each side on which no evidence lies beyond the choice; a grid of one factor was not tuned
+def _edges(best: RunKey, grid: Mapping[str, Sequence[float]], outcomes: Outcomes) -> tuple[str, ...]:
+    """In words, each side on which no evidence lies beyond the choice; an axis of one factor was not tuned
     and has no ends.
     """
     edges = []
-    for what, factors, value in (("lr", lrs, best.lr_factor), ("other lr", others, best.other_lr_factor)):
+    for axis, factors in grid.items():
         if len(factors) < 2:
             continue
+        here = best.factors[axis]
 
-        def known(factor: float, what: str = what) -> bool:
-            lr = factor if what == "lr" else best.lr_factor
-            other = factor if what == "other lr" else best.other_lr_factor
-            return outcomes[RunKey(best.recipe, lr, other, best.seed)].status != "failed"
+        def known(factor: float, axis: str = axis) -> bool:
+            key = RunKey.at(best.recipe, {**best.factors, axis: factor}, best.seed)
+            return outcomes[key].status != "failed"
 
-        if not any(known(factor) for factor in factors if factor < value):
-            edges.append(f"lowest {what}")
-        if not any(known(factor) for factor in factors if factor > value):
-            edges.append(f"highest {what}")
+        if not any(known(factor) for factor in factors if factor < here):
+            edges.append(f"lowest {AXES[axis].word}")
+        if not any(known(factor) for factor in factors if factor > here):
+            edges.append(f"highest {AXES[axis].word}")
     return tuple(edges)
 
 
@@ -111,7 +100,7 @@ def chosen_runs(plan: Plan, tuning: Tuning) -> list[RunKey]:
     best = tuning.best
     if best is None:
         return []
-    return [RunKey(best.recipe, best.lr_factor, best.other_lr_factor, seed) for seed in plan.seeds]
+    return [RunKey.at(best.recipe, best.factors, seed) for seed in plan.seeds]
 
 
 def required_runs(plan: Plan, outcomes: Outcomes) -> list[RunKey]:

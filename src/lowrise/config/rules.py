@@ -55,6 +55,12 @@ def validate(config: RunConfig) -> None:
         schedule.warmup >= 0, "schedule.warmup", schedule.warmup, "a share below 1 or a number of updates"
     )
     require(
+        schedule.other_warmup is None or schedule.other_warmup >= 0,
+        "schedule.other_warmup",
+        schedule.other_warmup,
+        "a share below 1 or a number of updates",
+    )
+    require(
         0 <= schedule.min_lr_ratio <= 1,
         "schedule.min_lr_ratio",
         schedule.min_lr_ratio,
@@ -119,13 +125,13 @@ def validate(config: RunConfig) -> None:
 
 def advice(config: RunConfig) -> list[str]:
     """Sentences about what can be and is hardly meant."""
-    steps, warmup = config.train.steps, config.schedule.warmup
-    if warmup > steps:
-        return [
-            f"schedule.warmup = {warmup:g} updates is longer than the run (train.steps = {steps}): the "
-            f"learning rate ends at {steps / warmup:.0%} of its peak. Give fewer updates, or a share below 1."
-        ]
-    return []
+    steps, schedule = config.train.steps, config.schedule
+    return [
+        f"schedule.{name} = {warmup:g} updates is longer than the run (train.steps = {steps}): the "
+        f"learning rate ends at {steps / warmup:.0%} of its peak. Give fewer updates, or a share below 1."
+        for name, warmup in (("warmup", schedule.warmup), ("other_warmup", schedule.other_warmup))
+        if warmup is not None and warmup > steps
+    ]
 
 
 # Largest absolute values of integers: of seeds and of counts of bytes and tokens, and of all else.

@@ -72,6 +72,8 @@ class ScheduleSection:
     """Shape after the warm-up."""
     warmup: float = 0.05
     """Warm-up: a fraction of all updates (below 1) or a number of updates."""
+    other_warmup: float | None = None
+    """Warm-up of the rate of what is not a matrix (other.lr); none: the same."""
     min_lr_ratio: float = 0.1
     """Multiplier at the last update."""
     decay: float = 0.2

@@ -14,7 +14,7 @@ from lowrise.config import RunConfig, ScheduleSection
 from lowrise.errors import LowriseError, UsageError
 from lowrise.layers.base import LowRankLayer
 from lowrise.optim import Optimizer
-from lowrise.train.schedule import multiplier, restarts_of, share_or_count
+from lowrise.train.schedule import multiplier, of_others, restarts_of, share_or_count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,15 +62,17 @@ def require_same_course(
         restarts_of(course.schedule, optimizer.resets(course.steps, skipped), course.steps)
         for course in (before, now)
     )
+    own, others = (before.schedule, now.schedule), (of_others(before.schedule), of_others(now.schedule))
     for update in range(1, done + 1):
-        a = multiplier(update, before.steps, before.schedule, old)
-        b = multiplier(update, now.steps, now.schedule, new)
-        if a != b:
-            raise UsageError(
-                f"This run has done {done} updates under another schedule ({_told(before, now)}): the "
-                f"learning rate of update {update} was {a:.6g} of its peak, and would now be {b:.6g}. "
-                f"{_way(before, now, update, done)}"
-            )
+        for there, here in (own, others):
+            a = multiplier(update, before.steps, there, old)
+            b = multiplier(update, now.steps, here, new)
+            if a != b:
+                raise UsageError(
+                    f"This run has done {done} updates under another schedule ({_told(before, now)}): the "
+                    f"learning rate of update {update} was {a:.6g} of its peak, and would now be {b:.6g}. "
+                    f"{_way(before, now, update, done)}"
+                )
     timed: list[LowRankLayer | Optimizer] = [
         *(part for part in layers if type(part).timed is not LowRankLayer.timed),
         *([optimizer] if type(optimizer).timed is not Optimizer.timed else []),

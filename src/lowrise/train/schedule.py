@@ -8,6 +8,7 @@ Shapes after a warm-up of w updates, with p = (u - w) / (total - w), u the updat
   linear    1 - (1 - final) p
   wsd       1 until the last `decay` updates, then linear down to `final`  (arXiv 2404.06395, section 4)
   constant  1
+What is not a matrix may have a warm-up of its own: `of_others` is the section with it in its place.
 Dips: for a restart at update R the multiplier of updates R <= u < R + q is (u - R) / q times the shape at R
 + q, so it leaves the curve at R and is back on it, continuously, after q updates. This is the jagged cosine
 of ReLoRA (authors' training_utils.py, `get_cosine_schedule_with_multiple_warmups`) when restarts come every
@@ -23,6 +24,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import replace
 
 from lowrise.config import ScheduleSection
 
@@ -30,6 +32,11 @@ from lowrise.config import ScheduleSection
 def share_or_count(value: float, total: int) -> int:
     """A number of updates given as a share of all (below 1) or as the number itself."""
     return round(value * total) if value < 1 else round(value)
+
+
+def of_others(section: ScheduleSection) -> ScheduleSection:
+    """The schedule of the rate of what is not a matrix."""
+    return section if section.other_warmup is None else replace(section, warmup=section.other_warmup)
 
 
 def restarts_of(section: ScheduleSection, resets: Sequence[int], total: int) -> tuple[int, ...]:

@@ -50,7 +50,7 @@ from lowrise.runs.plan import RunPlan, plan_of
 from lowrise.runs.weights import fit_ranks, load_saved_model
 from lowrise.train.ranks import change_ranks, check_adaptive
 from lowrise.train.room import require_room
-from lowrise.train.schedule import multiplier, restarts_of
+from lowrise.train.schedule import multiplier, of_others, restarts_of
 from lowrise.train.summary import Progress
 
 
@@ -201,10 +201,14 @@ class TrainStep:
 
     def _set_learning_rates(self, number: int) -> float:
         """Step 2: the rate of every group; returns the first group's."""
-        scale = multiplier(number, self.config.train.steps, self.config.schedule, self.restarts)
+        schedule, steps = self.config.schedule, self.config.train.steps
+        scale = multiplier(number, steps, schedule, self.restarts)
+        others = scale
+        if schedule.other_warmup is not None:
+            others = multiplier(number, steps, of_others(schedule), self.restarts)
         for group, peak in zip(self.optimizer.param_groups, self.peak_lrs, strict=True):
-            group["lr"] = peak * scale
-        return self.peak_lrs[0] * scale
+            group["lr"] = peak * (others if group["role"] == "other" else scale)
+        return float(self.optimizer.param_groups[0]["lr"])
 
     def _in_backward(self, loss: Tensor, total: Tensor) -> tuple[float, float, bool, int, float | None]:
         """Steps 4 to 6 for each matrix by itself: the batch's loss, the gradient norm (NaN where nothing was

@@ -4,7 +4,6 @@ signals.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -13,82 +12,29 @@ import subprocess
 import sys
 import threading
 import time
-import tomllib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_training import COMMAND, TRAINER, load_recipe, plan_run, starts, write_recipe
 
 from lowrise.compare.compare import compare
-from lowrise.compare.plan import CompareConfig
+from lowrise.compare.options import CompareConfig
 from lowrise.compare.workers import hold_directory
 from lowrise.console import Console
 from lowrise.errors import LowriseError
-
-TRAINER = Path(__file__).with_name("trainer.py")
-
-
-@dataclass(frozen=True)
-class FakeConfig:
-    tree: dict[str, Any]
-
-    @property
-    def hash(self) -> str:
-        return hashlib.sha256(json.dumps(self.tree, sort_keys=True).encode()).hexdigest()
-
-    def to_dict(self) -> dict[str, Any]:
-        return self.tree
-
-
-@dataclass(frozen=True)
-class FakePlan:
-    tokens_per_step: int = 100
-    flops_per_token: float = 1e4
-    optimizer_flops_per_step: float = 0.0
-
-
-def load_recipe(path: str, overrides: dict[str, Any]) -> FakeConfig:
-    tree = tomllib.loads(Path(path).read_text())
-    for key, value in overrides.items():
-        *sections, name = key.split(".")
-        section = tree.setdefault(sections[0], {}) if sections else tree
-        section[name] = value
-    return FakeConfig(tree)
-
-
-def plan_run(config: FakeConfig) -> FakePlan:
-    return FakePlan()
-
-
-def write_recipe(folder: Path, name: str, lr: float = 0.01, **fake: Any) -> str:
-    fake = {"method": name, "base": 3.0, "best_lr": 0.01, "seconds": 0.02, **fake}
-    lines = [
-        "[optimizer]",
-        f"lr = {lr}",
-        "[fake]",
-        *(f"{key} = {json.dumps(value)}" for key, value in fake.items()),
-    ]
-    path = folder / f"{name}.toml"
-    path.write_text("\n".join(lines) + "\n")
-    return str(path)
 
 
 def run(config: CompareConfig) -> tuple[int, dict[str, Any], str]:
     text = io.StringIO()
     console = Console(file=text, width=200)
-    command = (sys.executable, "-S", str(TRAINER))
-    code = compare(config, load_recipe=load_recipe, plan_run=plan_run, console=console, command=command)
+    code = compare(config, load_recipe=load_recipe, plan_run=plan_run, console=console, command=COMMAND)
     return code, json.loads((Path(config.out) / "compare.json").read_text()), text.getvalue()
 
 
 def request(tmp_path: Path, *recipes: str, **options: Any) -> CompareConfig:
-    defaults = {"budget": "tokens=500", "out": str(tmp_path / "out"), "seeds": 2, "workers": 3}
+    defaults = {"budget": ("tokens=500",), "out": str(tmp_path / "out"), "seeds": 2, "workers": 3}
     return CompareConfig(recipes=recipes, **{**defaults, **options})
-
-
-def starts(out: Path) -> dict[str, list[str]]:
-    return {path.parent.name: path.read_text().split() for path in sorted(out.glob("runs/*/starts.txt"))}
 
 
 def test_the_best_rate_is_found_its_seeds_are_run_and_the_files_are_written(tmp_path: Path) -> None:
@@ -100,7 +46,9 @@ def test_the_best_rate_is_found_its_seeds_are_run_and_the_files_are_written(tmp_
     assert (first["label"], first["best"]["lr"], first["best"]["edges"]) == ("bad", 0.02, ["highest lr"])
     assert (second["label"], second["best"]["lr"], second["best"]["edges"]) == ("good", 0.01, [])
     assert second["val_loss"]["values"] == pytest.approx([3.0, 3.001, 3.002])  # the trainer's own arithmetic
-    assert second["difference"]["verdict"] == "better"
+    assert second["difference"]["verdict"] == "undecided"
+    assert "bad lies at the edge of its grid (highest lr tried)" in second["difference"]["because"]
+    assert second["difference"]["high"] < 0
     assert len(result["runs"]) == 2 * (3 + 2)
     assert {r["steps"] for r in result["runs"]} == {5}
     for name in ("plan.json", "compare.json", "compare.md", "report.html"):
@@ -118,12 +66,12 @@ def test_a_second_start_repeats_nothing_and_a_second_budget_shares_the_equal_run
     assert code == 0
     assert starts(tmp_path / "out") == before
     code, result, _ = run(
-        request(tmp_path, recipe, budget="flops=5e6")
+        request(tmp_path, recipe, budget=("flops=5e6",))
     )  # 5e6 / (100 tokens x 1e4) is 5 steps too
     assert code == 0
     assert starts(tmp_path / "out") == before
     assert result["budget"] == "5e06 FLOPs"
-    run(request(tmp_path, recipe, budget="tokens=600"))
+    run(request(tmp_path, recipe, budget=("tokens=600",)))
     assert len(starts(tmp_path / "out")) == 2 * len(before)
 
 
@@ -136,7 +84,7 @@ def test_a_crash_does_not_lose_the_rest_and_is_tried_again_at_the_next_start(tmp
     assert code == 1
     row, other = result["rows"]
     assert (row["completed"], row["failed"], row["lost_seeds"]) == (3, 1, 1)
-    assert other["difference"]["verdict"] == "undecided: a seed was lost"
+    assert other["difference"]["because"] == "1 seed(s) of sick diverged or failed"
     failed = [r for r in result["runs"] if r["status"] == "failed"]
     assert len(failed) == 1
     assert "status 1" in failed[0]["error"]
@@ -167,6 +115,49 @@ def test_a_grid_grows_where_its_best_lies_at_an_end(tmp_path: Path) -> None:
     assert row["best"]["lr"] == 0.04
     assert (row["best"]["edges"], row["best"]["extensions"]) == ([], 2)
     assert sorted({r["lr"] for r in result["runs"]}) == [0.005, 0.01, 0.02, 0.04, 0.08]
+
+
+def test_the_warm_up_of_both_rates_is_part_of_the_grid(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, "one")
+    Path(recipe).write_text(Path(recipe).read_text() + "[schedule]\nwarmup = 0.1\n[other]\nlr = 0.001\n")
+    factors = {"lr_factors": "0.5,1,2", "warmup_factors": "1,2", "other_warmup_factors": "0.5,1"}
+    code, result, _ = run(request(tmp_path, recipe, **factors))
+    assert code == 0
+    grid = [r for r in result["runs"] if r["grid"]]
+    assert len(grid) == 3 * 2 * 2
+    assert {(r["warmup"], r["other_warmup"]) for r in grid} == {
+        (0.1, 0.1),
+        (0.2, 0.1),
+        (0.1, 0.05),
+        (0.2, 0.05),
+    }
+    best = result["rows"][0]["best"]
+    assert (best["lr"], best["lr_tuned"], best["warmup_tuned"], best["other_lr_tuned"]) == (
+        0.01,
+        True,
+        True,
+        False,
+    )
+    assert any("warm-up" in edge for edge in best["edges"]), "two values have no inside"
+    settings = next(r["settings"] for r in grid if r["warmup"] == 0.2 and r["other_warmup"] == 0.05)
+    assert (settings["schedule.warmup"], settings["schedule.other_warmup"]) == (0.2, 0.05)
+
+
+def test_a_budget_of_seconds_is_steps_of_the_time_that_a_probe_measures(tmp_path: Path) -> None:
+    fast = write_recipe(tmp_path, "fast", step_ms=10.0)
+    slow = write_recipe(tmp_path, "slow", step_ms=25.0)
+    config = request(tmp_path, fast, slow, budget=("seconds=0.5",))
+    code, result, text = run(config)
+    assert code == 0
+    assert {r["recipe"]: r["steps"] for r in result["runs"]} == {"fast": 50, "slow": 20}
+    assert [round(row["costs"]["train_seconds"], 6) for row in result["rows"]] == [0.5, 0.5]
+    assert "started   probe-fast" in text
+    before = starts(tmp_path / "out")
+    assert sum(name.startswith("probe-") for name in before) == 4, "two probes each for three workers"
+    # A machine that is slower at the second start plans no other steps.
+    write_recipe(tmp_path, "fast", step_ms=10.0)
+    run(config)
+    assert starts(tmp_path / "out") == before
 
 
 def test_a_changed_plan_keeps_the_earlier_one(tmp_path: Path) -> None:
@@ -206,9 +197,9 @@ def test_sigint_reaches_the_workers_which_save_and_a_second_start_continues(tmp_
     script = tmp_path / "start.py"
     script.write_text(
         "import sys\n"
-        f"sys.path[:0] = [{str(TRAINER.parent)!r}]\n"
+        f"sys.path[:0] = [{str(TRAINER.parent)!r}, {str(Path(__file__).parent)!r}]\n"
         "from test_compare import *\n"
-        f"sys.exit(run(request(Path({str(tmp_path)!r}), {recipe!r}, budget='tokens=15000'))[0])\n"
+        f"sys.exit(run(request(Path({str(tmp_path)!r}), {recipe!r}, budget=('tokens=15000',)))[0])\n"
     )
     process = subprocess.Popen([sys.executable, str(script)])
     out = tmp_path / "out"
@@ -223,7 +214,7 @@ def test_sigint_reaches_the_workers_which_save_and_a_second_start_continues(tmp_
     result = json.loads((out / "compare.json").read_text())
     assert {r["status"] for r in result["runs"]} == {"waiting"}
     assert result["rows"][0]["waiting"] == 3
-    code, result, _ = run(request(tmp_path, recipe, budget="tokens=15000"))
+    code, result, _ = run(request(tmp_path, recipe, budget=("tokens=15000",)))
     assert code == 0
     grid = [lines for name, lines in starts(out).items() if "seed0" in name]
     assert all(len(lines) == 2 and int(lines[1]) > 1 for lines in grid)  # continued, not begun again

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from lowrise.compare.budget import Budget, parse_budgets
+from lowrise.compare.options import CompareConfig
+from lowrise.compare.outcomes import Outcome
 from lowrise.compare.plan import (
-    Budget,
-    CompareConfig,
     Plan,
     Recipe,
     RunKey,
@@ -19,7 +20,7 @@ from lowrise.compare.plan import (
     resolve,
     unique_labels,
 )
-from lowrise.compare.tuning import Outcome, expected_runs, required_runs, tune
+from lowrise.compare.tuning import expected_runs, required_runs, tune
 from lowrise.errors import UsageError
 
 
@@ -79,10 +80,34 @@ def test_an_impossible_budget_is_a_sentence_with_the_remedy(text: str) -> None:
         Budget.parse(text)
 
 
-@pytest.mark.parametrize("text", ["bytes=1G", "seconds=60"])
-def test_budgets_of_a_later_version_say_so(text: str) -> None:
-    with pytest.raises(UsageError, match="not offered by this version"):
-        Budget.parse(text)
+@pytest.mark.parametrize(
+    ("texts", "length", "size"),
+    [
+        (["bytes=8MB"], None, "bytes-8M"),
+        (["inference=4MiB"], None, "inference-4.194304M"),
+        (["tokens=2M", "params=1.5M"], "tokens-2M", "params-1.5M"),
+        (["params=900", "seconds=10min"], "seconds-600", "params-900"),
+        (["seconds=1.5h"], "seconds-5400", None),
+    ],
+)
+def test_a_length_and_a_size_go_together(texts: list[str], length: str | None, size: str | None) -> None:
+    found = parse_budgets(texts)
+    assert tuple(one and one.name for one in found) == (length, size)
+
+
+@pytest.mark.parametrize(
+    ("texts", "told"),
+    [
+        (["tokens=1M", "flops=1e9"], "two budgets of length"),
+        (["params=1M", "bytes=1M"], "two budgets of size"),
+        ([], "is empty"),
+        (["seconds=5M"], "needs a positive number"),
+        (["bytes=8Mi B"], "needs a positive number"),
+    ],
+)
+def test_budgets_that_contradict_each_other_are_refused(texts: list[str], told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        parse_budgets(texts)
 
 
 def test_factors_are_sorted_and_positive() -> None:
@@ -116,7 +141,7 @@ def test_a_plan_is_checked_before_anything_runs() -> None:
     def load(path: str, overrides: dict[str, Any]) -> Resolved:
         return Resolved({"optimizer": {"lr": 0.01}})
 
-    config = CompareConfig(recipes=("a.toml",), budget="tokens=10k", out="out")
+    config = CompareConfig(recipes=("a.toml",), budget=("tokens=10k",), out="out")
     plan = build_plan(config, load, lambda _: Steps())
     assert (plan.seeds, plan.recipes[0].steps, plan.recipes[0].other_lr) == ((0, 1, 2), 10, None)
     for wrong in (

@@ -16,7 +16,7 @@ from doc_pages import PAGES, ROOT, blocks_of
 from small_runs import write_text
 
 from lowrise import cli
-from lowrise.compare.compare import CompareConfig
+from lowrise.compare.options import CompareConfig
 from lowrise.config import RunConfig, load
 from lowrise.methods import METHODS
 

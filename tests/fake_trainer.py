@@ -1,9 +1,10 @@
-"""Stands in for ``lowrise train`` in tests of the pool: same arguments, same files, a made-up loss, a few
+"""Stands in for `lowrise train` in tests of the pool: same arguments, same files, a made-up loss, a few
 milliseconds.
 
-The recipe decides what happens: ``fake.base`` is the loss's minimum, ``fake.best_lr`` where it lies,
-``fake.seconds`` the time, ``fake.diverges_above`` the learning rate from which it diverges,
-``fake.crash_seeds`` the seeds that crash while the file ``fake.crash_while`` is there.
+The recipe decides what happens: `fake.base` is the loss's minimum, `fake.best_lr` where it lies,
+`fake.seconds` the time, `fake.step_ms` what it says that a step takes, `fake.diverges_above` the learning
+rate from which it diverges, `fake.crash_seeds` the seeds that crash while the file `fake.crash_while` is
+there.
 """
 
 from __future__ import annotations
@@ -22,14 +23,24 @@ def settings(arguments: list[str]) -> tuple[str, Path, dict[str, Any]]:
     recipe, run_flag, run = arguments[:3]
     assert run_flag == "--run"
     pairs = zip(arguments[3::2], arguments[4::2], strict=True)
-    return recipe, Path(run), {key.removeprefix("--"): json.loads(value) for key, value in pairs}
+    return recipe, Path(run), {key.removeprefix("--"): parsed(value) for key, value in pairs}
+
+
+def parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def main(arguments: list[str]) -> int:
     recipe, run, flags = settings(arguments)
     config = tomllib.loads(Path(recipe).read_text())
-    fake, lr, seed, steps = config["fake"], flags["optimizer.lr"], flags["seed"], flags["train.steps"]
+    fake, seed, steps = config["fake"], flags["seed"], flags.get("train.steps", 5)
+    lr = flags.get("optimizer.lr", config["optimizer"]["lr"])
     run.mkdir(parents=True, exist_ok=True)
+    lines = [f"{key!r} = {json.dumps(value)}" for key, value in flags.items()]
+    (run / "config.toml").write_text("\n".join(lines) + "\n")
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
     checkpoint = run / "checkpoint.json"
@@ -37,18 +48,29 @@ def main(arguments: list[str]) -> int:
     with (run / "starts.txt").open("a") as file:
         file.write(f"{first}\n")
     loss = fake["base"] + math.log(lr / fake["best_lr"]) ** 2 + 0.001 * seed
+    loss += 0.1 * math.log2(flags.get("layer.rank", 16) / 16) ** 2
     summary = {
         "method": fake["method"],
         "seed": seed,
         "steps": steps,
         "tokens": steps * 100,
         "params_total": 1000,
+        "tokens_per_second": 1e5 / fake.get("step_ms", 10.0),
     }
     with (run / "metrics.jsonl").open("a") as metrics:
         for step in range(first, steps + 1):
             time.sleep(fake["seconds"] / steps)
             metrics.write(
-                json.dumps({"step": step, "tokens": step * 100, "loss": loss, "val_loss": loss}) + "\n"
+                json.dumps(
+                    {
+                        "step": step,
+                        "tokens": step * 100,
+                        "loss": loss,
+                        "val_loss": loss,
+                        "step_ms": fake.get("step_ms", 10.0),
+                    }
+                )
+                + "\n"
             )
             metrics.flush()
             if stopped:
