@@ -66,7 +66,7 @@ def with_steps(
     recipes = []
     for recipe in plan.recipes:
         seconds = rates[recipe.label]["seconds_per_step"]
-        steps = max(1, int(plan.budget.amount / seconds))
+        steps = plan.budget.steps_in_time(seconds)
         recipes.append(replace(recipe, steps=steps, seconds_per_step=seconds))
     return replace(plan, recipes=tuple(recipes))
 
