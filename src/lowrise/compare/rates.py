@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from lowrise.compare.outcomes import Outcome, RunSpec
-from lowrise.compare.plan import SEED_KEY, STEPS_KEY, LoadRecipe, Plan, Recipe
+from lowrise.compare.plan import LoadRecipe, Plan, Recipe
+from lowrise.compare.settings import SEED_KEY, STEPS_KEY
 from lowrise.errors import LowriseError
 from lowrise.files import is_known, read_json, write_whole
 from lowrise.runs.history import read_run
