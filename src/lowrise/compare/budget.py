@@ -60,13 +60,15 @@ class Budget:
                 return cls(known, amount)
         raise UsageError(f"The budget {text!r} is a size, and a length is asked for here. {_EXAMPLE}")
 
-    def steps(self, run_plan: RunPlan, seconds_per_step: float | None = None) -> int:
-        """The first number of steps that reaches the budget; of seconds the last that keeps to it."""
-        if self.unit == "seconds":
-            assert seconds_per_step is not None, "the step's time was not measured"
-            return max(1, int(self.amount / seconds_per_step))
+    def steps(self, run_plan: RunPlan) -> int:
+        """The first number of steps that reaches a budget of tokens or FLOPs."""
+        assert self.unit != "seconds", "the time of a step is measured, not planned"
         per_step = run_plan.tokens_per_step if self.unit == "tokens" else step_flops(run_plan)
         return max(1, math.ceil(self.amount / per_step - 1e-9))  # 1e-9: 2e6 / 0.1e6 is not 21 steps
+
+    def steps_in_time(self, seconds_per_step: float) -> int:
+        """The last number of steps that keeps to a budget of seconds, at least one."""
+        return max(1, int(self.amount / seconds_per_step))
 
     @property
     def name(self) -> str:

@@ -61,43 +61,29 @@ def compare(
     size, gpus = default_slots()
     size = config.workers or size
     environment = describe_environment(size)
-    specs: dict[RunKey, RunSpec[RunKey]] = {}
     with hold_directory(out) as lock, StopRequest() as stop:
         with Pool(size, gpus=gpus, inherit=[lock]) as pool, Display(console, runs_dir) as display:
-
-            def run(required: Any, expected: Any) -> dict[Any, Outcome]:
-                return Runner(
-                    required,
-                    expected,
-                    runs_dir=runs_dir,
-                    command=command,
-                    pool=pool,
-                    display=display,
-                    stop=stop,
-                ).run()
-
+            parts: dict[str, Any] = {
+                "runs_dir": runs_dir,
+                "command": command,
+                "pool": pool,
+                "display": display,
+                "stop": stop,
+            }
             if plan.budget.unit == "seconds":
-                timed = with_steps(
-                    plan,
-                    table_dir,
-                    runs_dir,
-                    load_recipe,
-                    size,
-                    lambda probes: run(lambda outcomes: probes, lambda outcomes: len(probes)),
-                )
+
+                def run_all(probes: Sequence[RunSpec[Any]]) -> Mapping[Any, Outcome]:
+                    return Runner(lambda _: probes, lambda _: len(probes), **parts).run()
+
+                timed = with_steps(plan, table_dir, runs_dir, load_recipe, size, run_all)
                 if timed is None:
                     return _stopped(stop, console)
                 plan = timed
-
-            def required(outcomes: Mapping[RunKey, Outcome]) -> list[RunSpec[RunKey]]:
-                for key in required_runs(plan, outcomes):
-                    specs.setdefault(key, resolve(plan, key, load_recipe))
-                return [specs[key] for key in required_runs(plan, outcomes)]
-
-            changed = write_plan(table_dir, plan, required({}), environment)
+            runs = _Runs(plan, load_recipe)
+            changed = write_plan(table_dir, plan, runs.required({}), environment)
             _print_plan(display, plan, size)
-            outcomes = run(required, lambda outcomes: expected_runs(plan, outcomes))
-        comparison = aggregate(plan, specs, outcomes)
+            outcomes = Runner(runs.required, runs.expected, **parts).run()
+        comparison = aggregate(plan, runs.specs, outcomes)
         if changed:
             note = f"The plan was changed {changed} time(s) after it was first written (see plan-*.json)."
             comparison = replace(comparison, notes=(*comparison.notes, note))
@@ -109,6 +95,24 @@ def compare(
     if stop.signal is not None:
         return _stopped(stop, console)
     return 1 if any(outcome.status == "failed" for outcome in outcomes.values()) else 0
+
+
+class _Runs:
+    """Every run that was asked for so far, made concrete once."""
+
+    def __init__(self, plan: Plan, load_recipe: LoadRecipe) -> None:
+        self._plan, self._load_recipe = plan, load_recipe
+        self.specs: dict[RunKey, RunSpec[RunKey]] = {}
+
+    def required(self, outcomes: Mapping[RunKey, Outcome]) -> list[RunSpec[RunKey]]:
+        keys = required_runs(self._plan, outcomes)
+        for key in keys:
+            if key not in self.specs:
+                self.specs[key] = resolve(self._plan, key, self._load_recipe)
+        return [self.specs[key] for key in keys]
+
+    def expected(self, outcomes: Mapping[RunKey, Outcome]) -> int:
+        return expected_runs(self._plan, outcomes)
 
 
 def _stopped(stop: StopRequest, console: Console) -> int:

@@ -6,7 +6,6 @@ The search itself, which runs follow from which results, is in `lowrise.compare.
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,15 +14,13 @@ from typing import Any, Literal, Protocol
 from lowrise.compare.budget import Budget, RunPlan, Size, parse_budgets, step_flops
 from lowrise.compare.options import CompareConfig, SizeBy
 from lowrise.compare.outcomes import RunSpec
+from lowrise.compare.settings import SEED_KEY, STEPS_KEY, parse_factors, parse_settings
 from lowrise.compare.sizing import Sized, choose_size
 from lowrise.errors import UsageError
 from lowrise.files import is_known
 
 # Where a recipe keeps what a comparison sets.
-STEPS_KEY = "train.steps"
-SEED_KEY = "seed"
 EVAL_KEY, EVAL_TOKENS_KEY = "eval.every", "eval.tokens"
-_OWNED = {STEPS_KEY: "--budget", SEED_KEY: "--seeds and --first-seed"}
 # Evaluations that a curve has at least, and what those in between may read: a forward pass is a third of an
 # update, so that ten of them cost about a fifth of the training, or next to nothing.
 CURVE_POINTS, CURVE_SHARE, CURVE_TOKENS = 10, 0.06, 8192
@@ -146,49 +143,6 @@ class Plan:
     def allowance(self) -> str:
         """The budgets in words."""
         return f"{self.budget}" + (f", {self.size}" if self.size else "")
-
-
-def parse_factors(text: str, option: str) -> tuple[float, ...]:
-    """`"0.5,1,2"` -> (0.5, 1.0, 2.0), ascending, each once. Raises `UsageError` for anything but
-    positive numbers.
-    """
-    try:
-        factors = sorted({float(part) for part in text.split(",")})
-    except ValueError:
-        factors = []
-    if not factors or not all(math.isfinite(factor) and factor > 0 for factor in factors):
-        raise UsageError(
-            f"{option} {text!r} is not a list of positive numbers. Write for example {option} 0.5,1,2."
-        )
-    return tuple(factors)
-
-
-def parse_settings(
-    settings: Sequence[str], owned: Mapping[str, str] | None = None
-) -> tuple[tuple[str, Any], ...]:
-    """`("train.steps=3", "data.corpus=wiki")` -> pairs with TOML values; what is no TOML value is a string.
-
-    Raises `UsageError` where there is no `=`, and for the keys that the comparison itself decides (`owned`:
-    key -> the flag to use).
-    """
-    owned = _OWNED if owned is None else owned
-    pairs: list[tuple[str, Any]] = []
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals or not key:
-            raise UsageError(f"--set {setting!r} has no key before an '='. Write --set key.sub=value.")
-        if key in owned:
-            raise UsageError(
-                f"--set {key} would break the comparison, which decides it itself. Use {owned[key]}."
-            )
-        if key in dict(pairs):
-            raise UsageError(f"--set {key} is given twice: give it once.")
-        try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            value = text
-        pairs.append((key, value))
-    return tuple(pairs)
 
 
 def build_plan(config: CompareConfig, load_recipe: LoadRecipe, plan_run: PlanRun) -> Plan:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from lowrise.compare.outcomes import Outcome, RunSpec
-from lowrise.compare.plan import SEED_KEY, STEPS_KEY, LoadRecipe, Plan, Recipe
+from lowrise.compare.plan import LoadRecipe, Plan, Recipe
+from lowrise.compare.settings import SEED_KEY, STEPS_KEY
 from lowrise.errors import LowriseError
 from lowrise.files import is_known, read_json, write_whole
 from lowrise.runs.history import read_run
@@ -66,7 +67,7 @@ def with_steps(
     recipes = []
     for recipe in plan.recipes:
         seconds = rates[recipe.label]["seconds_per_step"]
-        steps = max(1, int(plan.budget.amount / seconds))
+        steps = plan.budget.steps_in_time(seconds)
         recipes.append(replace(recipe, steps=steps, seconds_per_step=seconds))
     return replace(plan, recipes=tuple(recipes))
 

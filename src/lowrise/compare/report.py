@@ -25,7 +25,7 @@ def write_comparison(
 ) -> None:
     """Write `compare.json`, `compare.md` and `report.html` into `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
-    document = without_nan({"format": 1, **asdict(comparison), "environment": environment})
+    document = without_nan({"format": 2, **asdict(comparison), "environment": environment})
     write_whole(directory / "compare.json", json.dumps(document, indent=1, allow_nan=False) + "\n")
     write_whole(directory / "compare.md", to_markdown(comparison))
     write_whole(directory / "report.html", to_html(comparison, runs_dir, environment))

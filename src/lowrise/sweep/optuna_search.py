@@ -45,6 +45,7 @@ def draw(
 
     optuna = require_optuna()
     with warnings.catch_warnings():
+        # optuna 4 calls `multivariate` experimental, once a draw.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         sampler = optuna.samplers.TPESampler(
             seed=seed + len(history),  # the same history, the same draw

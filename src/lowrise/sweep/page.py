@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
-from itertools import combinations
+from dataclasses import dataclass
+from itertools import combinations, pairwise
 from typing import Any
 
 from lowrise.compare.about import model_in_words, text_in_words
@@ -21,6 +23,7 @@ GOALS = {"val_loss": "validation loss (nats per token)", "val_bits_per_byte": "v
 _STRONG = 10  # one line of so many is drawn strongly
 _MAPS = 3  # heat maps at most
 _CELLS = 12  # values of a key at most, to be rows or columns of a heat map
+_PARTS = 5  # of a range that was drawn from
 _LOG_FROM = 20.0
 
 
@@ -89,14 +92,14 @@ def _about(plan: SweepPlan, trials: Sequence[Trial]) -> list[list[str]]:
 
 
 def _maps(plan: SweepPlan, trials: Sequence[Trial]) -> list[str]:
-    """One for each pair of keys that have few values, the best over all others."""
-    few = [d for d in plan.space if 1 < len(_values(d, trials)) <= _CELLS]
+    """One for each pair of keys, at most three, the best over all others. Drawn ranges are cut in parts."""
+    scales = [_Scale.of(dimension, trials, drawn=plan.search != "grid") for dimension in plan.space]
+    usable = [scale for scale in scales if 1 < len(scale.names) <= _CELLS]
     figures = []
-    for across, down in list(combinations(few, 2))[:_MAPS]:
-        columns, rows = _values(across, trials), _values(down, trials)
+    for across, down in list(combinations(usable, 2))[:_MAPS]:
         cells: dict[tuple[int, int], float | str] = {}
         for trial in trials:
-            place = columns.index(trial.settings[across.key]), rows.index(trial.settings[down.key])
+            place = across.place(trial), down.place(trial)
             there = cells.get(place)
             if trial.value is None:
                 cells.setdefault(place, trial.status)
@@ -105,14 +108,38 @@ def _maps(plan: SweepPlan, trials: Sequence[Trial]) -> list[str]:
         figures.append(
             heatmap(
                 cells,
-                columns=[shown(value) for value in columns],
-                rows=[shown(value) for value in rows],
-                x_label=across.key,
-                y_label=down.key,
+                columns=across.names,
+                rows=down.names,
+                x_label=across.dimension.key,
+                y_label=down.dimension.key,
                 value_label=GOALS[plan.goal],
             )
         )
     return figures
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """The columns or rows of a heat map: values, or the parts of a range."""
+
+    dimension: Dimension
+    names: tuple[str, ...]
+    values: tuple[Any, ...]
+    """The values; of a range that was drawn from the upper ends of its parts."""
+    is_cut: bool
+
+    @classmethod
+    def of(cls, dimension: Dimension, trials: Sequence[Trial], *, drawn: bool) -> _Scale:
+        if not (dimension.is_range and drawn):
+            values = _values(dimension, trials)
+            return cls(dimension, tuple(map(shown, values)), tuple(values), False)
+        ends = [dimension.at(i / _PARTS) for i in range(_PARTS + 1)]
+        names = tuple(f"{shown(low)} to {shown(high)}" for low, high in pairwise(ends))
+        return cls(dimension, names, tuple(ends[1:]), True)
+
+    def place(self, trial: Trial) -> int:
+        value = trial.settings[self.dimension.key]
+        return bisect_left(self.values, value) if self.is_cut else self.values.index(value)
 
 
 def _values(dimension: Dimension, trials: Sequence[Trial]) -> list[Any]:

@@ -8,16 +8,8 @@ from typing import Any
 
 from lowrise.compare.budget import Budget, RunPlan, step_flops
 from lowrise.compare.outcomes import RunSpec
-from lowrise.compare.plan import (
-    SEED_KEY,
-    STEPS_KEY,
-    Config,
-    LoadRecipe,
-    PlanRun,
-    lookup,
-    parse_settings,
-    require_workers,
-)
+from lowrise.compare.plan import Config, LoadRecipe, PlanRun, lookup, require_workers
+from lowrise.compare.settings import SEED_KEY, STEPS_KEY, parse_settings
 from lowrise.errors import UsageError
 from lowrise.sweep.options import SweepConfig
 from lowrise.sweep.optuna_search import require_optuna

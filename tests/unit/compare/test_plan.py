@@ -15,12 +15,14 @@ from lowrise.compare.plan import (
     Recipe,
     RunKey,
     build_plan,
+    curve_settings,
     parse_factors,
     parse_settings,
     resolve,
     unique_labels,
 )
 from lowrise.compare.tuning import expected_runs, required_runs, tune
+from lowrise.config import load
 from lowrise.errors import UsageError
 
 
@@ -225,3 +227,33 @@ def test_two_rates_are_searched_as_a_product() -> None:
     tuning = tune(plan, "x", outcomes)
     assert tuning.best == RunKey("x", 1.0, 3.0, 0)
     assert tuning.edges == ("lowest lr", "highest other lr")
+
+
+def tree_with(every: int, tokens: int = 0) -> dict[str, Any]:
+    return {"eval": {"every": every, "tokens": tokens}}
+
+
+@pytest.mark.parametrize(
+    ("tree", "steps", "set_by_user", "settings"),
+    [
+        # 40 steps, evaluated every 100: ten points instead of none, each of at least 8,192 tokens.
+        (tree_with(100), 40, {}, {"eval.every": 4, "eval.tokens": 8192}),
+        (tree_with(0), 40, {}, {"eval.every": 4, "eval.tokens": 8192}),
+        (tree_with(100, 5000), 40, {}, {"eval.every": 4}),  # the recipe's own part of the text stays
+        (tree_with(100), 500, {}, {"eval.every": 50, "eval.tokens": 60_000}),  # 6% of a million tokens
+        (tree_with(100), 1000, {}, {}),
+        (tree_with(100), 40, {"eval.every": 0}, {}),
+        ({}, 40, {}, {}),
+        (tree_with(100), 5, {}, {"eval.every": 1, "eval.tokens": 8192}),
+    ],
+)
+def test_short_runs_are_evaluated_often_enough_for_a_curve(
+    tree: dict[str, Any], steps: int, set_by_user: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    tokens = 1_000_000 if steps == 500 else 10_000
+    assert curve_settings(tree, steps, tokens, tuple(set_by_user.items())) == settings
+
+
+def test_evaluating_more_often_is_the_same_run() -> None:
+    often = load(None, {"eval.every": 3, "eval.tokens": 100})
+    assert often.hash == load(None).hash

@@ -157,3 +157,16 @@ def test_a_band_is_drawn_where_all_seeds_were_evaluated() -> None:
     assert x.tolist() == [1.0, 3.0]
     assert mean.tolist() == [6.0, 3.0]
     assert sd.tolist() == pytest.approx([2**0.5, 0.0])
+
+
+def test_the_page_names_what_was_compared_and_draws_the_intervals(tmp_path: Path) -> None:
+    comparison = compare({"first": [3.00, 3.01, 3.02], "second": [2.90, 2.91, 2.92]})
+    page = to_html(comparison, tmp_path, {})
+    for words in ("What was compared", "1.00 k tokens", "100 tokens per step", "lr 0.005, 0.01, 0.02"):
+        assert words in page
+    assert "second, Welch" in page
+    assert "second, paired" in page
+    assert ">better</text>" in page
+    text = to_markdown(comparison)
+    assert "- seeds: 3 (0, 1, 2)" in text
+    assert "is seen 8 times in 10" in text

@@ -25,6 +25,7 @@ SHELL = ("", "sh", "bash", "shell", "console")
 EXAMPLES = {
     "--section.key value": "--train.steps 2",
     "key.sub=value": "train.steps=2",
+    "DIR/best.toml": "recipes/muon-tiny.toml",
     "DIR/config.toml": "recipes/muon-tiny.toml",  # a run's own configuration is a recipe too
     "RECIPE.toml": "recipes/muon-tiny.toml",
     "RECIPE...": "recipes/muon-tiny.toml recipes/adamw-tiny.toml",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
+from doc_pages import PAGES
 
 from lowrise.errors import UsageError
 from lowrise.sweep.space import grid_of, name_of, parse_space, random_draws
@@ -85,3 +87,12 @@ def test_names_are_words_a_file_system_takes() -> None:
         == "lr0.02-rank16-source.._a_b"
     )
     assert len(name_of({"k": "x" * 500})) <= 60
+
+
+def test_the_page_s_examples_are_read_as_it_says() -> None:
+    page = PAGES["docs/commands/sweep.md"].read_text(encoding="utf-8").split("## Keys and values")[1]
+    examples = re.findall(r"^\| `([a-z_.]+=[^`]+)`", page, flags=re.MULTILINE)
+    assert len(examples) == 5
+    for example in examples:
+        (dimension,) = parse_space([example])
+        assert dimension.is_range == (".." in example)
