@@ -52,4 +52,4 @@ class BenchOptions:
     def overrides(self, method: str) -> dict[str, Any]:
         """Dotted settings of a method's run."""
         own = {"method": method, "model.preset": self.preset, "plugin": self.plugin}
-        return own | dict(parse_settings(self.set))
+        return own | dict(parse_settings(self.set, owned={}))
