@@ -11,6 +11,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -169,7 +170,7 @@ def _row(name: str, rounds: list[Measured], error: str | None, first: list[Measu
 
 # ---- what is shown
 
-_COLUMNS = (
+_COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("tokens_per_second", "tok/s", si),
     ("step_ms", "step", milliseconds),
     ("optimizer_ms", "optim.", milliseconds),
