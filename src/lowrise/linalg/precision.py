@@ -1,14 +1,15 @@
-"""Whether a float32 matrix product is one, and a region in which it is."""
+"""Whether a float32 matrix product is one, a region in which it is, and copies in other dtypes."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 @contextmanager
@@ -72,3 +73,15 @@ def multiplies_fast_in_bfloat16(device_type: str) -> bool:
     except OSError:
         return False
     return bool(flags & {"amx_bf16", "avx512_bf16", "bf16"})
+
+
+def in_dtypes(tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> list[Tensor]:
+    """Each tensor in its dtype: itself where it has that, else a copy; all copies at once."""
+    result = list(tensors)
+    other = [i for i, (t, dtype) in enumerate(zip(tensors, dtypes, strict=True)) if t.dtype != dtype]
+    if other:
+        copies = [torch.empty_like(tensors[i], dtype=dtypes[i]) for i in other]
+        torch._foreach_copy_(copies, [tensors[i] for i in other])
+        for i, copy in zip(other, copies, strict=True):
+            result[i] = copy
+    return result

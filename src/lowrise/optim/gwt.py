@@ -126,9 +126,9 @@ class GWT(Optimizer):
         return ({"exp_avg": kept, "exp_avg_sq": kept, "update_norm": ()},)
 
     def _update(self, group: dict[str, Any], units: list[Unit]) -> None:
-        by_step: dict[float, list[Unit]] = {}
+        by_step: dict[int, list[Unit]] = {}
         for unit in units:
-            by_step.setdefault(unit.states[0]["step"].item(), []).append(unit)  # on the CPU: no wait
+            by_step.setdefault(unit.step, []).append(unit)
         for t, same in by_step.items():
             for bucket in buckets(same, lambda unit: unit.params[0]):
                 _update_bucket(group, bucket, t)
@@ -141,7 +141,7 @@ class GWT(Optimizer):
         return 6 * m * n + 18 * m * -(-n // 2 ** options["level"])
 
 
-def _update_bucket(group: Mapping[str, Any], bucket: list[Unit], t: float) -> None:
+def _update_bucket(group: Mapping[str, Any], bucket: list[Unit], t: int) -> None:
     """Steps 1 to 7 for matrices of one shape at their update t, in place."""
     (b1, b2), level = group["betas"], group["level"]
     states = [unit.states[0] for unit in bucket]
@@ -156,7 +156,7 @@ def _update_bucket(group: Mapping[str, Any], bucket: list[Unit], t: float) -> No
 
     norms = torch.linalg.vector_norm(N, dim=(-2, -1))  # 4 (batch)
     remembered = [s["update_norm"] for s in states]
-    first = torch.full_like(norms, t == 1.0, dtype=torch.bool)
+    first = torch.full_like(norms, t == 1, dtype=torch.bool)
     f, limited = limit_growth(norms, torch.stack(remembered), first, rule=group["limiter"])
     torch._foreach_copy_(remembered, list(limited.unbind()))
 

@@ -356,7 +356,7 @@ class Optimizer(Spread):
             # A bounded number of elements at a time, as moments and gradients are widened.
             for safe in self._guard.protected(units, wholes):
                 for part in _parts(group, safe):
-                    wide = [widened(unit) for unit in part]
+                    wide = widened(part)
                     with self._opened(group, [p for unit in part for p in unit.params]) as states:
                         whole = [here(unit, wholes) for unit in with_states(wide, states)]
                         with _viewed(seen, whole) as (viewed_group, matrices):

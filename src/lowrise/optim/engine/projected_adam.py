@@ -170,7 +170,7 @@ class ProjectedAdam(Optimizer):
         offsets = offsets_of(group)
         members = []
         for unit, i, key in zip(units, indices, keys_of(group, first, indices), strict=True):
-            step = int(unit.states[0]["step"].item()) - 1  # on the CPU: no wait for the device
+            step = unit.step - 1
             renewal = last_renewal(step, group["update_proj_gap"], offsets[i])
             members.append(Member(unit, key, step, renewal))
         return members
