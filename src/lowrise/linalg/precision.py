@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,20 @@ def full_precision_matmul(device: torch.device) -> Iterator[None]:
             backend.fp32_precision = "ieee"
         if not own:
             torch.set_float32_matmul_precision("highest")
-        with torch.autocast(device.type, enabled=False):
+        with _no_autocast(device):
             yield
     finally:
         for backend, precision in own:
             backend.fp32_precision = precision
         if not own:
             torch.set_float32_matmul_precision(before)
+
+
+def _no_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast off, where the device has any ("meta" has not)."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def multiplies_in_full(device: torch.device, dtype: torch.dtype) -> bool:
@@ -44,7 +51,7 @@ def multiplies_in_full(device: torch.device, dtype: torch.dtype) -> bool:
     """
     if dtype == torch.float64:
         return True
-    if torch.is_autocast_enabled(device.type):
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return False
     kind: Any = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
     matmul = getattr(kind, "matmul", None)

@@ -97,6 +97,20 @@ def buckets(items: Sequence[T], tensor_of: Callable[[T], Tensor]) -> Iterator[li
         yield from chunked(same, lambda item: tensor_of(item).numel(), batch_elements(device))
 
 
+def together(items: Sequence[T], tensor_of: Callable[[T], Tensor]) -> Iterator[list[list[T]]]:
+    """Buckets, as many at a time as stay within the same number of elements: what does not depend on shapes
+    is done once for all of them.
+    """
+    by_kind: dict[tuple[Any, ...], list[list[T]]] = {}
+    for bucket in buckets(items, tensor_of):
+        t = tensor_of(bucket[0])
+        by_kind.setdefault((t.dtype, t.device), []).append(bucket)
+    for (_, device), same in by_kind.items():
+        yield from chunked(
+            same, lambda bucket: sum(tensor_of(x).numel() for x in bucket), batch_elements(device)
+        )
+
+
 def chunked(items: Sequence[T], elements_of: Callable[[T], int], limit: int) -> Iterator[list[T]]:
     """Consecutive runs of at most `limit` elements, of one item at least."""
     chunk: list[T] = []
