@@ -44,10 +44,12 @@ def _no_autocast(device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, enabled=False)
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def multiplies_in_full(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether a product of matrices is rounded as their dtype says. Host-side flags only.
 
-    No for float32 where the user allows TF32 or bfloat16 products on the device, and under autocast.
+    No for float32 where the user allows TF32 or bfloat16 products on the device, and under autocast. Compiled
+    code keeps the answer of when it was compiled.
     """
     if dtype == torch.float64:
         return True

@@ -46,6 +46,7 @@ class SCALE(MatrixOptimizer):
 
     roles: ClassVar[frozenset[str]] = frozenset({"matrix", "embedding", "head"})
     by_rows: ClassVar[frozenset[str]] = frozenset({"matrix", "head"})
+    uses_step: ClassVar[bool] = False
 
     def __init__(
         self,

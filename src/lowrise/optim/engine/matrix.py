@@ -42,6 +42,11 @@ class MatrixOptimizer(Optimizer):
 
     roles: ClassVar[frozenset[str]] = frozenset({"matrix"})
 
+    uses_step: ClassVar[bool] = True
+    """Whether `direction` looks at `step`. A class that does not is handed 0: matrices at different updates
+    are stacked together, and `torch.compile` can follow its step.
+    """
+
     # --- what a method writes -----------------------------------------------------------------------------
 
     @abstractmethod
@@ -114,7 +119,7 @@ class MatrixOptimizer(Optimizer):
         members = [m for unit in units for m in zip(unit.params, unit.grads, unit.states, strict=True)]
         by_step: dict[int, list[tuple[Tensor, Tensor, dict[str, Tensor]]]] = {}
         for member in members:
-            by_step.setdefault(step_of(member[2]), []).append(member)
+            by_step.setdefault(step_of(member[2]) if self.uses_step else 0, []).append(member)
         for step, same in by_step.items():
             for bucket in buckets(same, lambda member: member[0]):
                 params, grads, states = (list(column) for column in zip(*bucket, strict=True))

@@ -54,6 +54,15 @@ def step_of(state: Mapping[str, Tensor]) -> int:
     return int(state["step"].tolist())
 
 
+def steps_of(states: Sequence[Mapping[str, Tensor]]) -> list[int] | list[Tensor]:
+    """The counters of several parameters, as numbers; within `torch.compile`, where a number would be that of
+    one update for ever, the tensors.
+    """
+    if torch.compiler.is_compiling():
+        return [state["step"] for state in states]
+    return [step_of(state) for state in states]
+
+
 def units_of(group: Mapping[str, Any]) -> Iterator[tuple[Tensor, ...]]:
     """The parameters of a group, unit by unit."""
     size, params = UNIT_SIZE[group["role"]], group["params"]

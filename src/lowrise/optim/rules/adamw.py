@@ -44,7 +44,7 @@ def adamw_update_(
     grads: list[Tensor],
     exp_avgs: list[Tensor],
     exp_avg_sqs: list[Tensor],
-    steps: Sequence[float],
+    steps: Sequence[float] | Sequence[Tensor],
     *,
     lr: float,
     betas: tuple[float, float],
@@ -54,7 +54,8 @@ def adamw_update_(
 ) -> None:
     """Update `params`, `exp_avgs`, `exp_avg_sqs` in place; `grads` have the moments' dtype and are only read.
 
-    `steps` are the numbers of this update, from 1. Parameters narrower than their moments are updated in the
+    `steps` are the numbers of this update, from 1 (form "torch" over full-precision tensors takes them as
+    0-dim tensors, too, which `torch.compile` needs). Parameters narrower than their moments are updated in the
     moments' dtype and rounded once: in bfloat16 a factor 1 - lr wd of its own would round to 1.
     """
     members = list(zip(params, grads, exp_avgs, exp_avg_sqs, steps, strict=True))
@@ -84,9 +85,14 @@ def _fused_(
     """torch's fused kernel. It reads the number of the update on the device: one number for all parameters
     that have the same.
     """
-    numbers = {t: torch.full((), t, dtype=torch.float32, device=p[0].device) for t in set(steps)}
+    device = p[0].device
+    if isinstance(steps[0], Tensor):
+        counters = [t.to(device, non_blocking=True) for t in steps]
+    else:
+        numbers = {t: torch.full((), t, dtype=torch.float32, device=device) for t in set(steps)}
+        counters = [numbers[t] for t in steps]
     torch._fused_adamw_(
-        p, g, m, v, [], [numbers[t] for t in steps],
+        p, g, m, v, [], counters,
         lr=lr, beta1=betas[0], beta2=betas[1], weight_decay=0.0 if decay_last else decay, eps=eps,
         amsgrad=False, maximize=False,
     )  # fmt: skip
