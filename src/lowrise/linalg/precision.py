@@ -44,7 +44,7 @@ def _no_autocast(device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, enabled=False)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@torch.compiler.assume_constant_result
 def multiplies_in_full(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether a product of matrices is rounded as their dtype says. Host-side flags only.
 

@@ -186,7 +186,7 @@ def _squared_norm(grads: Sequence[Tensor]) -> float:
     return total
 
 
-def _norms(grads: list[Tensor], dtype: torch.dtype) -> Sequence[Tensor]:
+def _norms(grads: list[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Their 2-norms, summed in `dtype`. With a dtype torch goes through a CPU tensor at two thirds of the
     speed, so it is given one only where that is another.
     """

@@ -51,7 +51,8 @@ def step_of(state: Mapping[str, Tensor]) -> int:
     """A parameter's counter as a Python number: it lies on the CPU, so no device is asked, and no operation
     is dispatched.
     """
-    return int(state["step"].tolist())
+    number: Any = state["step"].tolist()
+    return int(number)
 
 
 def steps_of(states: Sequence[Mapping[str, Tensor]]) -> list[int] | list[Tensor]:

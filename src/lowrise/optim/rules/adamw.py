@@ -54,15 +54,15 @@ def adamw_update_(
 ) -> None:
     """Update `params`, `exp_avgs`, `exp_avg_sqs` in place; `grads` have the moments' dtype and are only read.
 
-    `steps` are the numbers of this update, from 1 (form "torch" over full-precision tensors takes them as
-    0-dim tensors, too, which `torch.compile` needs). Parameters narrower than their moments are updated in the
+    `steps` are the numbers of this update, from 1; form "torch" over full-precision tensors takes 0-dim
+    tensors, too, which `torch.compile` needs. Parameters narrower than their moments are updated in the
     moments' dtype and rounded once: in bfloat16 a factor 1 - lr wd of its own would round to 1.
     """
     members = list(zip(params, grads, exp_avgs, exp_avg_sqs, steps, strict=True))
-    kinds: dict[tuple[Any, ...], list[tuple[Tensor, Tensor, Tensor, Tensor, float]]] = {}
+    kinds: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
     for member in members:
-        p, t = member[0], member[4] if form == "hf" else 0.0  # the fused kernel takes one eps a call
-        kinds.setdefault((_fusible(*member[:4]), t, p.device, p.dtype), []).append(member)
+        x, t = member[0], member[4] if form == "hf" else 0.0  # the fused kernel takes one eps a call
+        kinds.setdefault((_fusible(*member[:4]), t, x.device, x.dtype), []).append(member)
     for (fusible, t, *_), same in kinds.items():
         p, g, m, v, numbers = map(list, zip(*same, strict=True))
         effective_eps = eps / math.sqrt(1.0 - betas[1] ** t) if form == "hf" and eps else eps
