@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lowrise.errors import UsageError
-from lowrise.linalg.haar import haar_approximation, replace_coefficients
+from lowrise.linalg.haar import block_sums, replace_coefficients
 from lowrise.optim.engine.base import Optimizer
 from lowrise.optim.engine.options import parameter_name
 from lowrise.optim.engine.units import Layout, Shape, Unit, decay_and_subtract_, stacked, together
@@ -148,7 +148,8 @@ def _update_chunk(group: Mapping[str, Any], chunk: Sequence[list[Unit]], t: int)
     states = [unit.states[0] for bucket in chunk for unit in bucket]
     exp_avgs, exp_avg_sqs = [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]
     stacks = [stacked([unit.grads[0] for unit in bucket]) for bucket in chunk]  # (batch, m, n)
-    A = [own for G in stacks for own in haar_approximation(G, level).unbind()]  # 1
+    sums = [block_sums(G, level) for G in stacks]  # 1 (batch, m, K)
+    A = [own for of_bucket in sums for own in (of_bucket * 2.0 ** (-level / 2)).unbind()]
     torch._foreach_lerp_(exp_avgs, A, 1.0 - b1)  # 2
     torch._foreach_mul_(exp_avg_sqs, b2)
     torch._foreach_addcmul_(exp_avg_sqs, A, A, 1.0 - b2)
@@ -161,8 +162,9 @@ def _update_chunk(group: Mapping[str, Any], chunk: Sequence[list[Unit]], t: int)
     remembered = [s["update_norm"] for s in states]
     f, limited = limit_growth(norms, torch.stack(remembered), t == 1, rule=group["limiter"])
     torch._foreach_copy_(remembered, list(limited.unbind()))
-    for bucket, G, E, N, own in zip(chunk, stacks, Es, Ns, f.split([len(b) for b in chunk]), strict=True):
-        _update_bucket(group, bucket, t, G, E, N, own)
+    divisors = f.split([len(bucket) for bucket in chunk])
+    for bucket, *tensors in zip(chunk, stacks, sums, Es, Ns, divisors, strict=True):
+        _update_bucket(group, bucket, t, *tensors)
 
 
 def _stacks(chunk: Sequence[list[Unit]], tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -172,9 +174,18 @@ def _stacks(chunk: Sequence[list[Unit]], tensors: Sequence[Tensor]) -> list[Tens
 
 
 def _update_bucket(
-    group: Mapping[str, Any], bucket: list[Unit], t: int, G: Tensor, E: Tensor, N: Tensor, f: Tensor
+    group: Mapping[str, Any],
+    bucket: list[Unit],
+    t: int,
+    G: Tensor,
+    sums: Tensor,
+    E: Tensor,
+    N: Tensor,
+    f: Tensor,
 ) -> None:
-    """Steps 5 to 7 for matrices of one shape, G (batch, m, n); E and N (batch, m, K) are used up."""
+    """Steps 5 to 7 for matrices of one shape: G (batch, m, n), its block sums, E and N (batch, m, K), of
+    which the last two are used up, f (batch,).
+    """
     (b1, b2), level = group["betas"], group["level"]
     damping = math.sqrt(1.0 - b2**t)
     rate = damping / (1.0 - b1**t) if group["correct_bias"] else 1.0
@@ -182,6 +193,6 @@ def _update_bucket(
     decay = 1.0 - group["lr"] * group["weight_decay"]
     step = decay * group["lr"] * group["scale"] / f[:, None, None]  # (batch, 1, 1)
     factor = E.reciprocal_().mul_(detail_rate * step)  # 5
-    U = replace_coefficients(G, N.mul_(rate * step), factor, level)  # 6
+    U = replace_coefficients(G, N.mul_(rate * step), factor, level, sums=sums)  # 6
     params = [unit.params[0] for unit in bucket]
     decay_and_subtract_(params, list(U.unbind()), decay if group["weight_decay"] else None)  # 7
