@@ -6,10 +6,11 @@ of the machine hits all rows of both. Seconds are processor time over all thread
 "renew" rows renew their bases at every step. Rows that a checkout does not know are left empty. Both workers
 run with the allocator's settings of `lowrise train` (--allocator kept) or with the C library's own (default).
 
-"peer" is torch's own optimizer for the same method, on the same weights. "limit" is what no step can go below
-on this machine, the larger of two times: gradients read once, weights and state read and written once, at the
-rate at which `copy_` moves memory; the FLOPs of the method (`step_flops`, Newton-Schulz in its plain form) at
-the rate of a float32 product of 1,024 x 1,024. Both rates are measured beside the steps.
+"peer" is torch's own optimizer for the same method, on the same weights. "limit" is what no float32 step can
+go below on this machine, the larger of two times: gradients read once, weights and state read and written
+once, at the rate of a pass in place over memory that no cache holds; the FLOPs of the method (`step_flops`,
+with Newton-Schulz in its plain form) at the rate of a product of 1,024 x 1,024. Both rates are measured after
+the steps.
 
     python benchmarks/paired_steps.py --base PATH [--preset 60m] [--rounds 15] [--only spectron muon]
 """
@@ -146,11 +147,11 @@ def work(options: argparse.Namespace) -> None:
 
 
 def bytes_per_second() -> float:
-    """At which `copy_` reads and writes, of tensors that no cache holds."""
+    """At which a pass in place reads and writes a tensor that no cache holds."""
     import torch
 
-    x, y = (torch.randn(1 << 25) for _ in range(2))
-    return 2 * 4 * x.numel() / fastest(lambda: y.copy_(x))
+    x = torch.randn(1 << 25)
+    return 2 * 4 * x.numel() / fastest(lambda: x.mul_(1.0))
 
 
 def flops_per_second() -> float:
@@ -172,8 +173,8 @@ def fastest(work: Callable[[], Any]) -> float:
 
 
 def least_seconds(optimizer: Any, bandwidth: float, flops: float) -> float | None:
-    """What no step of it can go below; None for optimizers that are not ours."""
-    if not hasattr(optimizer, "step_flops"):
+    """What no step of it can go below; None for bfloat16 products, and for optimizers that are not ours."""
+    if not hasattr(optimizer, "step_flops") or optimizer.defaults.get("ns_dtype") == "bfloat16":
         return None
     weights = sum(p.numel() * p.itemsize for group in optimizer.param_groups for p in group["params"])
     moved = 3 * weights + 2 * optimizer.state_bytes()
