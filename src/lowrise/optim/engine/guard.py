@@ -21,8 +21,8 @@ wait for the device:
 4. its counter, on the CPU, is put back when the flags have come: at the next step, or when state is read
 
 Steps 3 and 4 cost copies of weights and state of at most `KEPT_ELEMENTS` elements at a time, laid one after
-the other, so that a fixed number of operations serves any number of units. Whoever knows that the norm of all gradients together is below the limit, as after clipping, tells `step`, and all of this
-falls away.
+the other, so that a fixed number of operations serves any number of units. Whoever knows that the norm of all
+gradients together is below the limit, as after clipping, tells `step`, and all of this falls away.
 """
 
 from __future__ import annotations
