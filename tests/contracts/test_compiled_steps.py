@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from contracts.test_optimizers import SHAPES
 from torch import nn
 
 from lowrise.optim import OPTIMIZERS, Optimizer
-from tests.contracts.test_optimizers import SHAPES
 
 CASES = [
     ("adamw", "matrix", {}),

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from contracts.test_optimizers import EXTRA, SHAPES
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from lowrise.optim import OPTIMIZERS, Optimizer
 from lowrise.optim.engine import guard, units
 from lowrise.optim.engine import state_formats as formats
-from tests.contracts.test_optimizers import EXTRA, SHAPES
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 pytestmark = pytest.mark.skipif(not BENCHMARKS.exists(), reason="the benchmarks lie in the repository alone")
