@@ -6,6 +6,12 @@ of the machine hits all rows of both. Seconds are processor time over all thread
 "renew" rows renew their bases at every step. Rows that a checkout does not know are left empty. Both workers
 run with the allocator's settings of `lowrise train` (--allocator kept) or with the C library's own (default).
 
+"peer" is torch's own optimizer for the same method, on the same weights. "limit" is what no float32 step can
+go below on this machine, the larger of two times: gradients read once, weights and state read and written
+once, at the rate of a pass in place over memory that no cache holds; the FLOPs of the method (`step_flops`,
+with Newton-Schulz in its plain form) at the rate of a product of 1,024 x 1,024. Both rates are measured after
+the steps.
+
     python benchmarks/paired_steps.py --base PATH [--preset 60m] [--rounds 15] [--only spectron muon]
 """
 
@@ -32,6 +38,7 @@ ROWS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "spectron": ("Spectron", "factors", {}),
     "spectron certified": ("Spectron", "factors", {"variant": "certified"}),
     "muon": ("Muon", "dense", {}),
+    "torch Muon": ("torch Muon", "dense", {}),
     "muon bfloat16": ("Muon", "dense", {"ns_dtype": "bfloat16"}),
     "muon factors": ("Muon", "factors", {}),
     "galore": ("GaLore", "dense", {}),
@@ -52,6 +59,7 @@ ROWS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "loro exact": ("LORO", "factors", {"exact_every": 1}),
     "tsvd": ("TSVD", "svd", {}),
 }
+PEERS = {"adamw": "torch AdamW fused", "muon": "torch Muon", "muon bfloat16": "torch Muon"}
 
 
 def main() -> None:
@@ -64,7 +72,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--allocator", choices=("default", "kept"), default="default")
-    parser.add_argument("--only", nargs="*", default=None, help="rows whose name contains one of these")
+    parser.add_argument("--only", nargs="*", default=None, help="rows whose name begins with one of these")
     parser.add_argument("--output", default="", help="name under results/; none: print only")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -74,7 +82,7 @@ def main() -> None:
     names = [
         n
         for n in ROWS
-        if options.only is None or n == "torch AdamW fused" or any(w in n for w in options.only)
+        if options.only is None or n == "torch AdamW fused" or any(n.startswith(w) for w in options.only)
     ]
     workers = {"base": start(options.base, options), "new": start(ROOT, options)}
     seconds: dict[str, dict[str, list[float]]] = {side: {name: [] for name in names} for side in workers}
@@ -84,10 +92,11 @@ def main() -> None:
                 taken = ask(worker, name)
                 if round_ >= 2 and taken is not None:
                     seconds[side][name].append(taken)
+    limits = {name: ask(workers["new"], f"limit of {name}") for name in names}
     for worker in workers.values():
         worker.stdin.close()  # type: ignore[union-attr]
         worker.wait()
-    report(options, names, seconds)
+    report(options, names, seconds, limits)
 
 
 def start(checkout: Path, options: argparse.Namespace) -> subprocess.Popen[str]:
@@ -108,7 +117,7 @@ def start(checkout: Path, options: argparse.Namespace) -> subprocess.Popen[str]:
 
 
 def ask(worker: subprocess.Popen[str], name: str) -> float | None:
-    """Processor seconds of one step, None if the checkout lacks the row."""
+    """Processor seconds of one step (of "limit of NAME": its least), None if the checkout lacks the row."""
     assert worker.stdin is not None
     assert worker.stdout is not None
     worker.stdin.write(name + "\n")
@@ -119,20 +128,61 @@ def ask(worker: subprocess.Popen[str], name: str) -> float | None:
 
 def work(options: argparse.Namespace) -> None:
     """A worker: a step for every line of stdin, its processor seconds as JSON on stdout."""
-    built: dict[str, Callable[[], Any] | None] = {}
+    built: dict[str, Any] = {}
+    rates: list[float] = []
     for line in sys.stdin:
-        name = line.strip()
+        name = line.strip().removeprefix("limit of ")
         if name not in built:
             try:
-                built[name] = optimizer_of(name, options.preset, options.rank).step
+                built[name] = optimizer_of(name, options.preset, options.rank)
             except (ImportError, AttributeError, ValueError, TypeError):
                 built[name] = None
-        step, taken = built[name], None
-        if step is not None:
+        optimizer, taken = built[name], None
+        if optimizer is None:
+            pass
+        elif line.startswith("limit of "):
+            rates = rates or [bytes_per_second(), flops_per_second()]
+            taken = least_seconds(optimizer, *rates)
+        else:
             started = time.process_time()
-            step()
+            optimizer.step()
             taken = time.process_time() - started
         print(json.dumps(taken), flush=True)
+
+
+def bytes_per_second() -> float:
+    """At which a pass in place reads and writes a tensor that no cache holds."""
+    import torch
+
+    x = torch.randn(1 << 25)
+    return 2 * 4 * x.numel() / fastest(lambda: x.mul_(1.0))
+
+
+def flops_per_second() -> float:
+    """Of a product of float32 matrices of 1,024 x 1,024."""
+    import torch
+
+    x, y = (torch.randn(1024, 1024) for _ in range(2))
+    return 2 * 1024**3 / fastest(lambda: x @ y)
+
+
+def fastest(work: Callable[[], Any]) -> float:
+    """Processor seconds of the fastest of nine calls."""
+    best = float("inf")
+    for _ in range(9):
+        started = time.process_time()
+        work()
+        best = min(best, time.process_time() - started)
+    return best
+
+
+def least_seconds(optimizer: Any, bandwidth: float, flops: float) -> float | None:
+    """What no step of it can go below; None for bfloat16 products, and for optimizers that are not ours."""
+    if not hasattr(optimizer, "step_flops") or optimizer.defaults.get("ns_dtype") == "bfloat16":
+        return None
+    weights = sum(p.numel() * p.itemsize for group in optimizer.param_groups for p in group["params"])
+    moved = 3 * weights + 2 * optimizer.state_bytes()
+    return float(max(moved / bandwidth, optimizer.step_flops() / flops))
 
 
 def optimizer_of(name: str, preset: str, rank: int) -> Any:
@@ -160,11 +210,24 @@ def optimizer_of(name: str, preset: str, rank: int) -> Any:
         claimed, role = [weight(side, rank) for m, n in shapes for side in (m, n)], "factors"
     else:
         claimed, role = triples(shapes, rank, weight), "svd"
+    if cls == "torch Muon":
+        return Both(torch.optim.Muon(claimed, lr=1e-5), torch.optim.AdamW(embeddings, lr=1e-5, fused=True))
     if cls == "torch":
         return torch.optim.AdamW([*claimed, *embeddings], lr=1e-5, fused=True)
     options = {"rank": rank} if cls in ("GaLore", "Fira", "APOLLO") else {}
     groups = [{"params": claimed, "role": role}, {"params": embeddings, "role": "other"}]
     return getattr(lowrise.optim, cls)(groups, lr=1e-5, **options, **extra)
+
+
+class Both:
+    """Two optimizers that take their steps together."""
+
+    def __init__(self, *optimizers: Any) -> None:
+        self.optimizers = optimizers
+
+    def step(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.step()
 
 
 def triples(shapes: Any, rank: int, weight: Callable[[int, int], Any]) -> list[Any]:
@@ -182,7 +245,12 @@ def triples(shapes: Any, rank: int, weight: Callable[[int, int], Any]) -> list[A
     return params
 
 
-def report(options: argparse.Namespace, names: list[str], seconds: dict[str, dict[str, list[float]]]) -> None:
+def report(
+    options: argparse.Namespace,
+    names: list[str],
+    seconds: dict[str, dict[str, list[float]]],
+    limits: dict[str, float | None],
+) -> None:
     """Print the table; with --output write it as JSON and Markdown."""
     import torch
     from common import RESULTS, publish
@@ -197,8 +265,11 @@ def report(options: argparse.Namespace, names: list[str], seconds: dict[str, dic
         old, new = median["base"][name], median["new"][name]
         shown = [f"{1e3 * value:.2f}" if value else "-" for value in (old, new)]
         ratios = [f"{new / old:.2f}" if old and new else "-", f"{new / unit:.2f}" if new else "-"]
-        table.append((name, *shown, *ratios))
-    columns = ("step", "base ms", "new ms", "new/base", "new/AdamW fused")
+        peer, limit = median["new"].get(PEERS.get(name, "")), limits[name]
+        bounds = [f"{1e3 * peer:.2f}" if peer else "-"]
+        bounds += [f"{1e3 * limit:.2f}", f"{limit / new:.2f}" if new else "-"] if limit else ["-", "-"]
+        table.append((name, *shown, *ratios, *bounds))
+    columns = ("step", "base ms", "new ms", "new/base", "new/AdamW fused", "peer ms", "limit ms", "limit/new")
     title = (
         f"{options.preset}, one block, rank {options.rank}: processor ms per step, "
         f"{options.threads} thread(s), allocator {options.allocator}, medians of {options.rounds} "
@@ -211,7 +282,14 @@ def report(options: argparse.Namespace, names: list[str], seconds: dict[str, dic
         for row in (columns, *table):
             print(" | ".join(row))
         return
-    publish(name, title, columns, table, {"options": kept, "seconds": seconds}, torch.device("cpu"))
+    publish(
+        name,
+        title,
+        columns,
+        table,
+        {"options": kept, "seconds": seconds, "limits": limits},
+        torch.device("cpu"),
+    )
     lines = [f"{title}.", "", f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     lines += [f"| {' | '.join(row)} |" for row in table]
     (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

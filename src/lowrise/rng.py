@@ -37,14 +37,31 @@ def counter_normal(
     keys: Sequence[int], shape: tuple[int, ...], *, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
     """(len(keys), *shape) of independent N(0, 1), made in float32 whatever `dtype` is."""
-    count = math.prod(shape)
-    words = torch.arange(1, (count + 1) // 2 + 1, device=device, dtype=torch.int64) * _signed(_GOLDEN)
-    words = words + torch.tensor(list(keys), dtype=torch.int64).to(device).unsqueeze(-1)
-    words = mix_(words)
+    (normals,) = counter_normals([(keys, shape)], device=device, dtype=dtype)
+    return normals
+
+
+def counter_normals(
+    blocks: Sequence[tuple[Sequence[int], tuple[int, ...]]], *, device: torch.device, dtype: torch.dtype
+) -> list[Tensor]:
+    """`counter_normal` for several (keys, shape) at once, the same numbers."""
+    keys = torch.tensor([key for own, _ in blocks for key in own], dtype=torch.int64)
+    keys = keys.to(device, non_blocking=True).unsqueeze(-1)
+    halves = [(math.prod(shape) + 1) // 2 for _, shape in blocks]
+    places = torch.arange(1, max(halves) + 1, device=device, dtype=torch.int64) * _signed(_GOLDEN)
+    sums = [
+        (places[:half] + own).flatten()
+        for half, own in zip(halves, keys.split([len(own) for own, _ in blocks]), strict=True)
+    ]
+    words = mix_(sums[0] if len(sums) == 1 else torch.cat(sums))
     radius = _uniform(words >> 40).log_().mul_(-2.0).sqrt_()
     angle = _uniform(words >> 8).mul_(2.0 * math.pi)
-    pairs = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1)
-    return pairs.flatten(1)[:, :count].to(dtype).reshape(len(keys), *shape)
+    pairs = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1).to(dtype)
+    sizes = [len(own) * half for (own, _), half in zip(blocks, halves, strict=True)]
+    return [
+        part.reshape(len(own), -1)[:, : math.prod(shape)].reshape(len(own), *shape)
+        for (own, shape), part in zip(blocks, pairs.split(sizes), strict=True)
+    ]
 
 
 def mix_(words: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lowrise.linalg import polar_svd, standardize, whiten, whiten_diagonal
+from lowrise.linalg.whitening import whiten_reference
 
 F64 = torch.float64
 
@@ -110,3 +111,12 @@ def test_batches_and_input_are_left_alone() -> None:
         assert torch.equal(N, before)
         # Batched and single products may sum in another order; ten steps enlarge that.
         torch.testing.assert_close(whole[1, 2], operator(N[1, 2]), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 20), (20, 8), (12, 12)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-4), (F64, 1e-12)])
+def test_products_with_their_factor_inside_are_those_of_the_reference(shape, dtype, tolerance) -> None:
+    N = standardize(torch.randn(*shape, dtype=dtype))
+    for steps in (1, 2, 10):
+        expected = whiten_reference(N, steps=steps)
+        torch.testing.assert_close(whiten(N, steps=steps), expected, rtol=tolerance, atol=tolerance)

@@ -42,10 +42,22 @@ def inverse_haar(A: Tensor, details: list[Tensor], columns: int) -> Tensor:
 
 def haar_approximation(X: Tensor, level: int) -> Tensor:
     """The approximations alone, (..., m, ceil(n / w)): sums of w = 2^level neighbours, over sqrt(w)."""
-    return _blocks(X, 2**level).sum(-1) * 2.0 ** (-level / 2)
+    return block_sums(X, level) * 2.0 ** (-level / 2)
 
 
-def replace_coefficients(X: Tensor, approximation: Tensor, factor: Tensor, level: int) -> Tensor:
+def block_sums(X: Tensor, level: int) -> Tensor:
+    """Sums of w = 2^level neighbours, (..., m, ceil(n / w)): pair by pair, twice as fast on a CPU as a sum
+    along a short last dimension.
+    """
+    for _ in range(level):
+        pairs = _blocks(X, 2)
+        X = pairs[..., 0] + pairs[..., 1]
+    return X
+
+
+def replace_coefficients(
+    X: Tensor, approximation: Tensor, factor: Tensor, level: int, *, sums: Tensor | None = None
+) -> Tensor:
     """The inverse transform of the new approximations and of X's details times `factor`; (..., m, n).
 
     `approximation` and `factor` are (..., m, K); a detail of any level has the factor of the approximation
@@ -55,11 +67,12 @@ def replace_coefficients(X: Tensor, approximation: Tensor, factor: Tensor, level
         (X - mean of the block) factor + approximation / sqrt(w)
 
     Equal to `replace_coefficients_reference` up to rounding, in two passes over X instead of 2 level.
+    `sums`: X's `block_sums`, where they are known.
     """
-    blocks = _blocks(X, 2**level)
-    details = blocks - blocks.mean(-1, keepdim=True)
+    means = (block_sums(X, level) if sums is None else sums) * 2.0**-level
+    new = _blocks(X, 2**level) - means.unsqueeze(-1)  # X constant on blocks has no details at all
     constant = (approximation * 2.0 ** (-level / 2)).unsqueeze(-1)
-    new = torch.addcmul(constant, details, factor.unsqueeze(-1))
+    torch.addcmul(constant, new, factor.unsqueeze(-1), out=new)
     return new.flatten(-2)[..., : X.shape[-1]]
 
 

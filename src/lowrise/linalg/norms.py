@@ -21,6 +21,11 @@ def largest_entry(X: Tensor) -> Tensor:
     return torch.maximum(X.amax(dim=(-2, -1), keepdim=True), -X.amin(dim=(-2, -1), keepdim=True))
 
 
+def nonzero(x: Tensor) -> Tensor:
+    """x >= 0 to divide by: zeros (and subnormal numbers) as the smallest normal one, NaN as it is."""
+    return x.clamp_min(torch.finfo(x.dtype).tiny)
+
+
 def power_iteration(X: Tensor, u: Tensor, *, iters: int = 1) -> tuple[Tensor, Tensor]:
     """Algorithm 3 of Spectron: estimate ||X||_2 from the left vector u of the step before.
 
@@ -59,7 +64,7 @@ def spectral_norm_upper(X: Tensor, *, squarings: int = 12) -> Tensor:
     largest = largest_entry(Y)
     positive = largest > 0
     # Entries of at most 1, so that the squares neither overflow nor vanish.
-    Y = Y / torch.where(positive, largest, torch.ones_like(largest))
+    Y = Y / nonzero(largest)
     S = Y.mT @ Y if X.shape[-2] >= X.shape[-1] else Y @ Y.mT
     log_eigenvalue = torch.zeros_like(largest)
     for j in range(squarings + 1):
@@ -119,7 +124,7 @@ def _unit(w: Tensor, otherwise: Tensor) -> tuple[Tensor, Tensor]:
     """
     largest = w.abs().amax(dim=-1, keepdim=True)
     positive = largest > 0
-    scaled = w / torch.where(positive, largest, torch.ones_like(largest))
+    scaled = w / nonzero(largest)
     length = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
-    unit = torch.where(positive, scaled / torch.where(positive, length, torch.ones_like(length)), otherwise)
+    unit = torch.where(positive, scaled / nonzero(length), otherwise)
     return unit, (largest * length).squeeze(-1)

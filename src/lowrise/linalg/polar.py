@@ -37,7 +37,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lowrise.linalg.norms import largest_entry
+from lowrise.linalg.norms import largest_entry, nonzero
 from lowrise.linalg.precision import multiplies_in_full
 from lowrise.linalg.solvers import svd
 
@@ -89,7 +89,7 @@ class _Start:
         """By what X / largest is divided, (..., 1, 1), from ||X / largest||_F; 1 for a zero matrix."""
         eps = self.eps / largest
         norm = norm + eps if self.eps_rule == "add" else torch.maximum(norm, eps)
-        return torch.where(norm > 0, norm, torch.ones_like(norm))
+        return norm.masked_fill(norm == 0, 1.0)
 
 
 def newton_schulz(
@@ -210,8 +210,7 @@ def _iterate(
     """
     segments = chosen_segments(X.shape[-2:], triples, X.device, dtype, form)
     normalized_by_trace = segments[0] > 1
-    largest = largest_entry(X)
-    largest = torch.where(largest > 0, largest, torch.ones_like(largest))
+    largest = nonzero(largest_entry(X))
     Y = X / largest  # so that the squares cannot overflow or vanish
     if not normalized_by_trace:
         Y.div_(start.divisor(torch.linalg.vector_norm(Y, dim=(-2, -1), keepdim=True), largest))
@@ -258,7 +257,7 @@ def _segment_factor(Y: Tensor, triples: Sequence[Triple], start: tuple[_Start, T
     for a, b, c in triples:
         if Q is not None:
             S = torch.bmm(Q.mT, torch.bmm(S_0, Q))
-        P = torch.bmm(S, S).mul_(c).add_(S, alpha=b)
+        P = torch.baddbmm(S, S, S, beta=b, alpha=c)
         P.diagonal(dim1=-2, dim2=-1).add_(a)
         Q = P if Q is None else torch.bmm(Q, P)
     assert Q is not None

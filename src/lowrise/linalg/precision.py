@@ -1,14 +1,15 @@
-"""Whether a float32 matrix product is one, and a region in which it is."""
+"""Whether a float32 matrix product is one, a region in which it is, and copies in other dtypes."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 @contextmanager
@@ -27,7 +28,7 @@ def full_precision_matmul(device: torch.device) -> Iterator[None]:
             backend.fp32_precision = "ieee"
         if not own:
             torch.set_float32_matmul_precision("highest")
-        with torch.autocast(device.type, enabled=False):
+        with _no_autocast(device):
             yield
     finally:
         for backend, precision in own:
@@ -36,14 +37,23 @@ def full_precision_matmul(device: torch.device) -> Iterator[None]:
             torch.set_float32_matmul_precision(before)
 
 
+def _no_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast off, where the device has any ("meta" has not)."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+@torch.compiler.assume_constant_result
 def multiplies_in_full(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether a product of matrices is rounded as their dtype says. Host-side flags only.
 
-    No for float32 where the user allows TF32 or bfloat16 products on the device, and under autocast.
+    No for float32 where the user allows TF32 or bfloat16 products on the device, and under autocast. Compiled
+    code keeps the answer of when it was compiled.
     """
     if dtype == torch.float64:
         return True
-    if torch.is_autocast_enabled(device.type):
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return False
     kind: Any = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
     matmul = getattr(kind, "matmul", None)
@@ -72,3 +82,15 @@ def multiplies_fast_in_bfloat16(device_type: str) -> bool:
     except OSError:
         return False
     return bool(flags & {"amx_bf16", "avx512_bf16", "bf16"})
+
+
+def in_dtypes(tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> list[Tensor]:
+    """Each tensor in its dtype: itself where it has that, else a copy; all copies at once."""
+    result = list(tensors)
+    other = [i for i, (t, dtype) in enumerate(zip(tensors, dtypes, strict=True)) if t.dtype != dtype]
+    if other:
+        copies = [torch.empty_like(tensors[i], dtype=dtypes[i]) for i in other]
+        torch._foreach_copy_(copies, [tensors[i] for i in other])
+        for i, copy in zip(other, copies, strict=True):
+            result[i] = copy
+    return result

@@ -19,10 +19,12 @@ alone and never wait for the device.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from lowrise.linalg.norms import largest_entry
+from lowrise.linalg.norms import largest_entry, nonzero
 from lowrise.linalg.precision import full_precision_matmul
 
 # A line whose norm (with the scales of the other side) is below this part of the largest entry of X counts as
@@ -45,8 +47,7 @@ def sinkhorn_vectors(X: Tensor, *, iters: int = 5, rows_first: bool = True) -> t
         c, r = sinkhorn_vectors(X.mT, iters=iters)
         return r, c
     m, n = X.shape[-2:]
-    largest = largest_entry(X)
-    largest = torch.where(largest > 0, largest, torch.ones_like(largest))
+    largest = nonzero(largest_entry(X))
     S = (X / largest).square_()  # (..., m, n)
     # As rows from the left: torch's batched product with a column takes several times as long on a CPU.
     c_squared = X.new_ones(*X.shape[:-2], 1, n)
@@ -70,4 +71,5 @@ def sinkhorn_reference(X: Tensor, *, iters: int = 5, rows_first: bool = True) ->
 
 
 def _over(length: int, squares: Tensor) -> Tensor:
-    return torch.where(squares > GUARD**2, length / squares, 0.0)
+    """length / squares, and 0 for a line that counts as zero; `squares` is used up."""
+    return torch.threshold_(squares, GUARD**2, math.inf).reciprocal_().mul_(length)

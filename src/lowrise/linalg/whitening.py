@@ -23,6 +23,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lowrise.linalg.norms import nonzero
 from lowrise.linalg.precision import full_precision_matmul
 
 COUPLED_BETA, COUPLED_STEPS = 0.8, 10  # three of four re-implementations of SWAN
@@ -38,9 +39,10 @@ def standardize(G: Tensor, *, dim: int = -1, center: bool = True) -> Tensor:
     largest = N.abs().amax(dim=dim, keepdim=True)
     # Rounding of the mean leaves a constant line with entries of this relative size: noise, to be zeroed.
     noise = 8 * torch.finfo(G.dtype).eps * G.abs().amax(dim=dim, keepdim=True) if center else 0.0
-    N = torch.where(largest > noise, N / largest, 0.0)  # so that squares neither overflow nor vanish
+    # so that squares neither overflow nor vanish
+    N = (N / nonzero(largest)).masked_fill_(largest <= noise, 0.0)
     rms = N.square().mean(dim=dim, keepdim=True).sqrt_()
-    return N.div_(torch.where(rms > 0, rms, torch.ones_like(rms)))
+    return N.div_(nonzero(rms))
 
 
 def whiten(N: Tensor, *, steps: int = COUPLED_STEPS, beta: float = COUPLED_BETA) -> Tensor:
@@ -49,19 +51,19 @@ def whiten(N: Tensor, *, steps: int = COUPLED_STEPS, beta: float = COUPLED_BETA)
     FLOPs: 2 p^2 q (Gram) + 6 p^3 for each step but the first (Z_0 = I, and the last Y is not needed) +
     2 p^2 q (apply), q = max(m, n).
     """
-    X, wide = _wide(N)
+    X, wide = _wide(N.reshape(-1, *N.shape[-2:]))
     with full_precision_matmul(N.device):
         S, trace = _gram(X)
         Y = S / trace
-        three = 3.0 * _identity_like(S)
+        three = (3.0 * _identity(S)).expand(S.shape)
         T = three - Y  # Z_0 = I
         Z = beta * T
         for _ in range(steps - 1):
-            Y = beta * (Y @ T)
-            T = three - Z @ Y
-            Z = beta * (T @ Z)
-        ortho = (Z @ X) * trace.rsqrt()
-    return ortho if wide else ortho.mT
+            Y = _times(Y, T, beta)
+            T = torch.baddbmm(three, Z, Y, alpha=-1.0)
+            Z = _times(T, Z, beta)
+        ortho = torch.bmm(Z.mul_(trace.rsqrt()), X)
+    return (ortho if wide else ortho.mT).reshape(N.shape)
 
 
 def whiten_diagonal(N: Tensor, *, steps: int = DIAGONAL_STEPS, beta: float = DIAGONAL_BETA) -> Tensor:
@@ -78,7 +80,7 @@ def whiten_diagonal(N: Tensor, *, steps: int = DIAGONAL_STEPS, beta: float = DIA
         S, trace = _gram(X)
         scale = trace / S.shape[-1]
         Y = S / scale
-        Z = _identity_like(S)
+        Z = _identity(S).expand(S.shape)
         three = 3.0 * Z
         for _ in range(steps):
             y = Y.diagonal(dim1=-2, dim2=-1).unsqueeze(-2)  # (..., 1, p)
@@ -86,6 +88,24 @@ def whiten_diagonal(N: Tensor, *, steps: int = DIAGONAL_STEPS, beta: float = DIA
             Y, Z = beta * Y * (3.0 - z * y), beta * (three - z.mT * Y) * z
         ortho = (Z @ X) * scale.rsqrt()
     return ortho if wide else ortho.mT
+
+
+def whiten_reference(N: Tensor, *, steps: int = COUPLED_STEPS, beta: float = COUPLED_BETA) -> Tensor:
+    """As written in the module's docstring, product by product: `whiten` to rounding."""
+    X, wide = _wide(N)
+    with full_precision_matmul(N.device):
+        S, trace = _gram(X)
+        Y, Z, three = S / trace, _identity(S).expand(S.shape), 3.0 * _identity(S)
+        for _ in range(steps):
+            T = three - Z @ Y
+            Y, Z = beta * (Y @ T), beta * (T @ Z)
+        ortho = (Z @ X) * trace.rsqrt()
+    return ortho if wide else ortho.mT
+
+
+def _times(A: Tensor, B: Tensor, factor: float) -> Tensor:
+    """factor A B in one operation; A, B (batch, p, p)."""
+    return torch.baddbmm(A, A, B, beta=0.0, alpha=factor)
 
 
 def _wide(N: Tensor) -> tuple[Tensor, bool]:
@@ -97,8 +117,8 @@ def _gram(X: Tensor) -> tuple[Tensor, Tensor]:
     """X X^T (..., p, p) and its trace (..., 1, 1), 1 where it is zero."""
     S = X @ X.mT
     trace = S.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
-    return S, torch.where(trace > 0, trace, torch.ones_like(trace))
+    return S, nonzero(trace)
 
 
-def _identity_like(S: Tensor) -> Tensor:
-    return torch.eye(S.shape[-1], dtype=S.dtype, device=S.device).expand_as(S)
+def _identity(S: Tensor) -> Tensor:
+    return torch.eye(S.shape[-1], dtype=S.dtype, device=S.device)

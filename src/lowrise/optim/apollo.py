@@ -13,6 +13,7 @@ from lowrise.errors import UsageError
 from lowrise.linalg.rank import resolve_rank
 from lowrise.optim.engine.base import Optimizer
 from lowrise.optim.engine.projected_adam import (
+    Batch,
     Member,
     ProjectedAdam,
     channel_factors,
@@ -21,7 +22,7 @@ from lowrise.optim.engine.projected_adam import (
 )
 from lowrise.optim.engine.units import Layout, Shape, stacked
 from lowrise.optim.rules.growth_limiter import GAMMA, Limiter, check_limiter
-from lowrise.optim.rules.projection import Projection, ProjType, sides_of
+from lowrise.optim.rules.projection import Projection, ProjType, normal_bases, sides_of
 
 
 class APOLLO(ProjectedAdam):
@@ -150,35 +151,59 @@ class APOLLO(ProjectedAdam):
         (layout,) = super()._state_layout(role, shapes, options)
         return ({**layout, "norm": ()},)
 
+    def _all_bases(
+        self, group: dict[str, Any], chunk: Sequence[Sequence[Member]], stacks: Sequence[Tensor]
+    ) -> list[dict[str, Tensor]]:
+        if group["projection"] != "random" or group["store_projection"]:
+            return super()._all_bases(group, chunk, stacks)
+        draws, sides = [], []
+        for members, G in zip(chunk, stacks, strict=True):
+            (side,) = sides_of(group["proj_type"], G.shape)
+            keys, renewals = [m.key for m in members], [m.renewal for m in members]
+            sides.append(side)
+            draws.append((keys, renewals, side, *self._basis_shape(group, G, side)))
+        drawn = normal_bases(group["seed"] or 0, draws, stacks[0])
+        return [{side: P} for side, P in zip(sides, drawn, strict=True)]
+
     def _bases(self, group: dict[str, Any], members: Sequence[Member], G: Tensor) -> dict[str, Tensor]:
         if group["projection"] != "random":
             return super()._bases(group, members, G)
         (side,) = sides_of(group["proj_type"], G.shape)
-        d, r = G.shape[-2 if side == "left" else -1], self._rank(tuple(G.shape[-2:]), group)
-        if not group["store_projection"]:
-            return {side: self._normal(group, members, side, G, d, r)}
         due = [member for member in members if member.step == member.renewal]
         if due:
-            P = self._normal(group, due, side, G, d, r)
+            P = self._normal(group, due, side, G, *self._basis_shape(group, G, side))
             torch._foreach_copy_([member.state[side] for member in due], list(P.unbind()))
         return {side: stacked([member.state[side] for member in members])}
 
-    def _direction(
-        self, group: dict[str, Any], members: Sequence[Member], G: Tensor, R: Tensor, N: Tensor,
-        bases: dict[str, Tensor],
-    ) -> Tensor:  # fmt: skip
-        (side,) = sides_of(group["proj_type"], G.shape)
-        if group["scale_type"] == "channel":
-            factors = channel_factors(N, R, side)
-        else:
-            factors = (frobenius(N) / (frobenius(R) + 1e-8))[:, None, None]
+    def _basis_shape(self, group: Mapping[str, Any], G: Tensor, side: str) -> tuple[int, int]:
+        """(d, r) of a projection for that side of G."""
+        return G.shape[-2 if side == "left" else -1], self._rank(tuple(G.shape[-2:]), group)
+
+    def _directions(self, group: dict[str, Any], batches: Sequence[Batch]) -> list[Tensor]:
+        roots = [self._root(group, tuple(batch.G.shape[-2:])) for batch in batches]
+        Us = []
+        for batch, root in zip(batches, roots, strict=True):
+            factors = self._factors(group, batch)
+            Us.append(batch.G * (factors * root if group["scale_front"] else factors))
+        limited = limiting_factors([frobenius(U) for U in Us], group, batches)
+        for U, kept, root in zip(Us, limited, roots, strict=True):
+            U.mul_(kept if group["scale_front"] else kept * root)
+        return Us
+
+    def _root(self, group: Mapping[str, Any], shape: tuple[int, ...]) -> float:
+        """sqrt(scale) for matrices of a shape."""
         scale = group["scale"]
         if group["relative_scale"]:
-            scale *= min(G.shape[-2:]) / self._rank(tuple(G.shape[-2:]), group)
-        root = math.sqrt(scale)
-        U = G * (factors * root if group["scale_front"] else factors)
-        kept = limiting_factors(frobenius(U), group, members)
-        return U.mul_(kept if group["scale_front"] else kept * root)
+            scale *= min(shape) / self._rank(shape, group)
+        return math.sqrt(scale)
+
+    @staticmethod
+    def _factors(group: Mapping[str, Any], batch: Batch) -> Tensor:
+        """Step 5a, as (batch, m or 1, n or 1)."""
+        if group["scale_type"] == "channel":
+            (side,) = batch.bases
+            return channel_factors(batch.N, batch.R, side)
+        return (frobenius(batch.N) / (frobenius(batch.R) + 1e-8))[:, None, None]
 
     @classmethod
     def _direction_flops(cls, m: int, n: int, r: int, options: Mapping[str, Any]) -> int:

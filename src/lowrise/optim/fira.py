@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from lowrise.errors import UsageError
 from lowrise.optim.engine.base import Optimizer
 from lowrise.optim.engine.projected_adam import (
-    Member,
+    Batch,
     ProjectedAdam,
     channel_factors,
     frobenius,
@@ -20,7 +20,7 @@ from lowrise.optim.engine.projected_adam import (
 )
 from lowrise.optim.engine.units import Layout, Shape
 from lowrise.optim.rules.growth_limiter import GAMMA, Limiter, check_limiter
-from lowrise.optim.rules.projection import Projection, ProjType, back, sides_of
+from lowrise.optim.rules.projection import Projection, ProjType, back
 
 
 class Fira(ProjectedAdam):
@@ -135,19 +135,22 @@ class Fira(ProjectedAdam):
         (layout,) = super()._state_layout(role, shapes, options)
         return ({**layout, "norm": ()},)
 
-    def _direction(
-        self, group: dict[str, Any], members: Sequence[Member], G: Tensor, R: Tensor, N: Tensor,
-        bases: dict[str, Tensor],
-    ) -> Tensor:  # fmt: skip
+    def _directions(self, group: dict[str, Any], batches: Sequence[Batch]) -> Iterator[Tensor]:
         alpha, as_coded = group["alpha"], group["residual"] == "reference"
-        (side,) = sides_of(group["proj_type"], G.shape)
         a, b = (alpha, 1.0) if as_coded else (1.0, alpha)
-        phi = channel_factors(N, R, side)
         orthonormal = not callable(group["projection"])
-        norms = residual_norms(G, R, phi, bases, a=a, side=side, orthonormal=orthonormal)
-        kept = phi * (b * limiting_factors(norms, group, members))
-        inside = (N * alpha).addcmul_(R, kept, value=-a)
-        return (G * kept).baddbmm_(*back(inside, bases))
+        phis = [channel_factors(batch.N, batch.R, *batch.bases) for batch in batches]
+        norms = [
+            residual_norms(
+                batch.G, batch.R, phi, batch.bases, a=a, side=next(iter(batch.bases)), orthonormal=orthonormal
+            )
+            for batch, phi in zip(batches, phis, strict=True)
+        ]
+        limited = limiting_factors(norms, group, batches)
+        for batch, phi, factor in zip(batches, phis, limited, strict=True):
+            kept = phi * (b * factor)
+            inside = batch.N.mul_(alpha).addcmul_(batch.R, kept, value=-a)
+            yield (batch.G * kept).baddbmm_(*back(inside, batch.bases))
 
     @classmethod
     def _direction_flops(cls, m: int, n: int, r: int, options: Mapping[str, Any]) -> int:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lowrise.optim.engine.base import Optimizer
-from lowrise.optim.engine.projected_adam import Member, ProjectedAdam
+from lowrise.optim.engine.projected_adam import Batch, ProjectedAdam
 from lowrise.optim.rules.projection import Projection, ProjType, back
 
 
@@ -86,11 +86,9 @@ class GaLore(ProjectedAdam):
         options |= {"betas": betas, "eps": eps, "weight_decay": weight_decay, "correct_bias": correct_bias}
         Optimizer.__init__(self, params, options)
 
-    def _direction(
-        self, group: dict[str, Any], members: Sequence[Member], G: Tensor, R: Tensor, N: Tensor,
-        bases: dict[str, Tensor],
-    ) -> Tensor:  # fmt: skip
-        return torch.matmul(*back(N * group["scale"], bases))
+    def _directions(self, group: dict[str, Any], batches: Sequence[Batch]) -> Iterator[Tensor]:
+        for batch in batches:
+            yield torch.matmul(*back(batch.N.mul_(group["scale"]), batch.bases))
 
     @classmethod
     def _direction_flops(cls, m: int, n: int, r: int, options: Mapping[str, Any]) -> int:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from lowrise.errors import UsageError
-from lowrise.linalg.haar import haar_approximation, replace_coefficients
+from lowrise.linalg.haar import block_sums, replace_coefficients
 from lowrise.optim.engine.base import Optimizer
 from lowrise.optim.engine.options import parameter_name
-from lowrise.optim.engine.units import Layout, Shape, Unit, buckets, decay_and_subtract_, stacked
+from lowrise.optim.engine.units import Layout, Shape, Unit, decay_and_subtract_, stacked, together
 from lowrise.optim.rules.adamw import Form
 from lowrise.optim.rules.growth_limiter import Limiter, check_limiter, limit_growth
 
@@ -126,12 +127,12 @@ class GWT(Optimizer):
         return ({"exp_avg": kept, "exp_avg_sq": kept, "update_norm": ()},)
 
     def _update(self, group: dict[str, Any], units: list[Unit]) -> None:
-        by_step: dict[float, list[Unit]] = {}
+        by_step: dict[int, list[Unit]] = {}
         for unit in units:
-            by_step.setdefault(unit.states[0]["step"].item(), []).append(unit)  # on the CPU: no wait
+            by_step.setdefault(unit.step, []).append(unit)
         for t, same in by_step.items():
-            for bucket in buckets(same, lambda unit: unit.params[0]):
-                _update_bucket(group, bucket, t)
+            for chunk in together(same, lambda unit: unit.params[0]):
+                _update_chunk(group, chunk, t)
 
     @classmethod
     def _unit_flops(cls, role: str, shapes: tuple[Shape, ...], options: Mapping[str, Any]) -> int:
@@ -141,31 +142,57 @@ class GWT(Optimizer):
         return 6 * m * n + 18 * m * -(-n // 2 ** options["level"])
 
 
-def _update_bucket(group: Mapping[str, Any], bucket: list[Unit], t: float) -> None:
-    """Steps 1 to 7 for matrices of one shape at their update t, in place."""
+def _update_chunk(group: Mapping[str, Any], chunk: Sequence[list[Unit]], t: int) -> None:
+    """Steps 1 to 7 for matrices at their update t, those of one shape in a list; in place."""
     (b1, b2), level = group["betas"], group["level"]
-    states = [unit.states[0] for unit in bucket]
+    states = [unit.states[0] for bucket in chunk for unit in bucket]
     exp_avgs, exp_avg_sqs = [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]
-    G = stacked([unit.grads[0] for unit in bucket])  # (batch, m, n)
-    A = list(haar_approximation(G, level).unbind())  # 1
+    stacks = [stacked([unit.grads[0] for unit in bucket]) for bucket in chunk]  # (batch, m, n)
+    sums = [block_sums(G, level) for G in stacks]  # 1 (batch, m, K)
+    A = [own for of_bucket in sums for own in (of_bucket * 2.0 ** (-level / 2)).unbind()]
     torch._foreach_lerp_(exp_avgs, A, 1.0 - b1)  # 2
     torch._foreach_mul_(exp_avg_sqs, b2)
     torch._foreach_addcmul_(exp_avg_sqs, A, A, 1.0 - b2)
-    E = stacked(exp_avg_sqs).sqrt().add_(group["eps"])  # 3 (batch, m, K)
-    N = stacked(exp_avgs) / E
+    roots = torch._foreach_sqrt(exp_avg_sqs)  # 3
+    torch._foreach_add_(roots, group["eps"])
+    Es = _stacks(chunk, roots)  # (batch, m, K)
+    Ns = _stacks(chunk, torch._foreach_div(exp_avgs, roots))
 
-    norms = torch.linalg.vector_norm(N, dim=(-2, -1))  # 4 (batch)
+    norms = torch.cat([torch.linalg.vector_norm(N, dim=(-2, -1)) for N in Ns])  # 4 (all matrices)
     remembered = [s["update_norm"] for s in states]
-    first = torch.full_like(norms, t == 1.0, dtype=torch.bool)
-    f, limited = limit_growth(norms, torch.stack(remembered), first, rule=group["limiter"])
+    f, limited = limit_growth(norms, torch.stack(remembered), t == 1, rule=group["limiter"])
     torch._foreach_copy_(remembered, list(limited.unbind()))
+    divisors = f.split([len(bucket) for bucket in chunk])
+    for bucket, *tensors in zip(chunk, stacks, sums, Es, Ns, divisors, strict=True):
+        _update_bucket(group, bucket, t, *tensors)
 
+
+def _stacks(chunk: Sequence[list[Unit]], tensors: Sequence[Tensor]) -> list[Tensor]:
+    """One tensor for each unit, stacked by bucket."""
+    rest = iter(tensors)
+    return [stacked([next(rest) for _ in bucket]) for bucket in chunk]
+
+
+def _update_bucket(
+    group: Mapping[str, Any],
+    bucket: list[Unit],
+    t: int,
+    G: Tensor,
+    sums: Tensor,
+    E: Tensor,
+    N: Tensor,
+    f: Tensor,
+) -> None:
+    """Steps 5 to 7 for matrices of one shape: G (batch, m, n), its block sums, E and N (batch, m, K), of
+    which the last two are used up, f (batch,).
+    """
+    (b1, b2), level = group["betas"], group["level"]
     damping = math.sqrt(1.0 - b2**t)
     rate = damping / (1.0 - b1**t) if group["correct_bias"] else 1.0
     detail_rate = damping if group["correct_details"] else rate
     decay = 1.0 - group["lr"] * group["weight_decay"]
     step = decay * group["lr"] * group["scale"] / f[:, None, None]  # (batch, 1, 1)
     factor = E.reciprocal_().mul_(detail_rate * step)  # 5
-    U = replace_coefficients(G, N.mul_(rate * step), factor, level)  # 6
+    U = replace_coefficients(G, N.mul_(rate * step), factor, level, sums=sums)  # 6
     params = [unit.params[0] for unit in bucket]
     decay_and_subtract_(params, list(U.unbind()), decay if group["weight_decay"] else None)  # 7

@@ -272,7 +272,7 @@ def _clocks(group: Mapping[str, Any], units: Sequence[Unit]) -> list[Clock]:
         phases = {id(A): i * every // pairs for i, A in enumerate(params[::2])}
     clocks = []
     for unit in units:
-        step = int(unit.states[0]["step"].item())
+        step = unit.step
         number = step + phases.get(id(unit.params[0]), 0)
         t = min(step, (number - 1) % period + 1) if period else step
         back = t < step and bool(phases) and t <= group["restart_warmup"]

@@ -68,6 +68,7 @@ class Muon(MatrixOptimizer):
     """
 
     roles: ClassVar[frozenset[str]] = frozenset({"matrix", "factors"})
+    uses_step: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -22,7 +22,7 @@ from lowrise.linalg.polar import (
 )
 from lowrise.linalg.precision import full_precision_matmul
 from lowrise.optim.engine.base import Optimizer
-from lowrise.optim.engine.units import Layout, Shape, Unit, buckets, decay_and_subtract_, state_dtype
+from lowrise.optim.engine.units import Layout, Shape, Unit, buckets, decay_and_subtract_, state_dtype, step_of
 from lowrise.optim.muon import NsDtype, check_newton_schulz, iteration_dtype, iteration_flops
 from lowrise.optim.rules.spectron import certified_step_size, spectron_step_size
 
@@ -306,7 +306,7 @@ def _refresh_due(group: Mapping[str, Any], factor: Factor) -> bool:
     recursion's step.
     """
     narrow = factor.param.dtype not in (torch.float32, torch.float64)
-    return narrow or (int(factor.state["step"].item()) - 1) % group["norm_refresh"] == 0
+    return narrow or (step_of(factor.state) - 1) % group["norm_refresh"] == 0
 
 
 def _refresh_bounds(factors: Sequence[Factor]) -> None:
@@ -397,7 +397,7 @@ def _rebalance_due(group: Mapping[str, Any], units: Sequence[Unit]) -> None:
     column 0.
     """
     every = group["rebalance_every"]
-    due = [unit for unit in units if every and int(unit.states[0]["step"].item()) % every == 0]
+    due = [unit for unit in units if every and unit.step % every == 0]
     for unit in due:
         (A, B), (state_A, state_B) = unit.params, unit.states
         dtype = state_dtype(A)

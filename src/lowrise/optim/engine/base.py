@@ -34,7 +34,7 @@ from __future__ import annotations
 import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any, ClassVar, Self
 
@@ -356,7 +356,7 @@ class Optimizer(Spread):
             # A bounded number of elements at a time, as moments and gradients are widened.
             for safe in self._guard.protected(units, wholes):
                 for part in _parts(group, safe):
-                    wide = [widened(unit) for unit in part]
+                    wide = widened(part)
                     with self._opened(group, [p for unit in part for p in unit.params]) as states:
                         whole = [here(unit, wholes) for unit in with_states(wide, states)]
                         with _viewed(seen, whole) as (viewed_group, matrices):
@@ -497,14 +497,15 @@ class Optimizer(Spread):
                     group[key] = [x for x, stays in zip(group[key], keep, strict=True) if stays]
 
 
-@contextmanager
-def _no_autocast() -> Iterator[None]:
+def _no_autocast() -> AbstractContextManager[Any]:
     """Rules choose their own precision: a step within `torch.autocast` has the bits of one outside."""
-    with ExitStack() as stack:
-        for device in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(device):
-                stack.enter_context(torch.autocast(device, enabled=False))
-        yield
+    enabled = [device for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
+    if not enabled:
+        return nullcontext()  # which `torch.compile` follows
+    stack = ExitStack()
+    for device in enabled:
+        stack.enter_context(torch.autocast(device, enabled=False))
+    return stack
 
 
 @contextmanager

@@ -20,9 +20,9 @@ wait for the device:
    not finite meets another unit of the batch, and `torch.where` puts old weights and state back
 4. its counter, on the CPU, is put back when the flags have come: at the next step, or when state is read
 
-Steps 3 and 4 cost copies of weights and state of at most `KEPT_ELEMENTS` elements at a time. Whoever knows
-that the norm of all gradients together is below the limit, as after clipping, tells `step`, and all of this
-falls away.
+Steps 3 and 4 cost copies of weights and state of at most `KEPT_ELEMENTS` elements at a time, laid one after
+the other, so that a fixed number of operations serves any number of units. Whoever knows that the norm of all
+gradients together is below the limit, as after clipping, tells `step`, and all of this falls away.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -125,13 +125,14 @@ class Guard:
             yield units
             return
         for part in chunked(units, _elements, KEPT_ELEMENTS):
-            written = [(t, masks[id(u)]) for u in part if id(u) in masks for t in _written(here(u, wholes))]
-            tensors = [t for t, _ in written]
-            before = [torch.empty_like(t) for t in tensors]
-            torch._foreach_copy_(before, tensors)
-            yield [_without_gradient(u, masks[id(u)]) if id(u) in masks else u for u in part]
-            for (tensor, mask), old in zip(written, before, strict=True):
-                torch.where(mask, tensor, old, out=tensor)
+            masked = [u for u in part if id(u) in masks]
+            written = _Masked.of((t, masks[id(u)]) for u in masked for t in _written(here(u, wholes)))
+            before = [kind.flat() for kind in written]
+            safe = _without_gradients(masked, [masks[id(u)] for u in masked])
+            yield [safe.get(id(u), u) for u in part]
+            for kind, old in zip(written, before, strict=True):
+                new = kind.flat()
+                kind.write(torch.where(kind.mask(), new, old, out=new))
 
     def end(self) -> None:
         """Of the step."""
@@ -180,9 +181,17 @@ def _squared_norm(grads: Sequence[Tensor]) -> float:
         by_dtype.setdefault(grad.dtype, []).append(grad)
     total = 0.0
     for dtype, same in by_dtype.items():
-        norms = torch._foreach_norm(same, 2, torch.float64 if dtype == torch.float64 else torch.float32)
+        norms = _norms(same, torch.float64 if dtype == torch.float64 else torch.float32)
         total += float(torch.stack(norms).double().square_().sum())
     return total
+
+
+def _norms(grads: list[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Their 2-norms, summed in `dtype`. With a dtype torch goes through a CPU tensor at two thirds of the
+    speed, so it is given one only where that is another.
+    """
+    same = all(grad.dtype == dtype for grad in grads)
+    return torch._foreach_norm(grads, 2) if same else torch._foreach_norm(grads, 2, dtype)
 
 
 def _judged(units: Sequence[Params], ranks: ShardGroup | None) -> Iterator[tuple[list[Params], Tensor]]:
@@ -213,7 +222,7 @@ def _squared_norms(units: Sequence[Params], dtype: torch.dtype) -> Tensor:
         if grad is not None:
             by_dtype.setdefault(grad.dtype, []).append(i)
     for places in by_dtype.values():
-        found = torch._foreach_norm([g for g in map(grads.__getitem__, places) if g is not None], 2, dtype)
+        found = _norms([g for g in map(grads.__getitem__, places) if g is not None], dtype)
         for i, norm in zip(places, found, strict=True):
             norms[i] = norm
     return torch.stack(norms).view(len(units), -1).square_().sum(dim=1)
@@ -250,6 +259,50 @@ def _elements(unit: Unit) -> int:
     )
 
 
-def _without_gradient(unit: Unit, mask: Tensor) -> Unit:
-    """The unit with gradients of zero where the mask is False."""
-    return replace(unit, grads=tuple(torch.where(mask, g, 0.0) for g in unit.grads))
+class _Masked(NamedTuple):
+    """Tensors of one dtype and device, each with a mask (0-dim), handled as one flat tensor: the number of
+    operations does not depend on theirs.
+    """
+
+    tensors: list[Tensor]
+    masks: list[Tensor]
+
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[Tensor, Tensor]]) -> list[_Masked]:
+        kinds: dict[tuple[Any, ...], _Masked] = {}
+        for tensor, mask in pairs:
+            kind = kinds.setdefault((tensor.dtype, tensor.device), cls([], []))
+            kind.tensors.append(tensor)
+            kind.masks.append(mask)
+        return list(kinds.values())
+
+    def parts(self, flat: Tensor) -> list[Tensor]:
+        """A flat tensor cut into their shapes."""
+        cuts = flat.split([t.numel() for t in self.tensors])
+        return [cut.view(t.shape) for cut, t in zip(cuts, self.tensors, strict=True)]
+
+    def flat(self) -> Tensor:
+        """All of them, one after the other."""
+        first = self.tensors[0]
+        flat = first.new_empty(sum(t.numel() for t in self.tensors))
+        torch._foreach_copy_(self.parts(flat), self.tensors)
+        return flat
+
+    def write(self, flat: Tensor) -> None:
+        torch._foreach_copy_(self.tensors, self.parts(flat))
+
+    def mask(self) -> Tensor:
+        """The mask of each element, as long as `flat`."""
+        sizes = [t.numel() for t in self.tensors]
+        counts = torch.tensor(sizes).to(self.tensors[0].device, non_blocking=True)
+        return torch.repeat_interleave(torch.stack(self.masks), counts, output_size=sum(sizes))
+
+
+def _without_gradients(units: Sequence[Unit], masks: Sequence[Tensor]) -> dict[int, Unit]:
+    """By the id of each unit, the unit with gradients of zero where its mask is False."""
+    safe: dict[int, Tensor] = {}
+    for kind in _Masked.of((g, mask) for u, mask in zip(units, masks, strict=True) for g in u.grads):
+        flat = kind.flat()
+        cleared = kind.parts(torch.where(kind.mask(), flat, 0.0))
+        safe.update({id(g): new for g, new in zip(kind.tensors, cleared, strict=True)})
+    return {id(u): replace(u, grads=tuple(safe[id(g)] for g in u.grads)) for u in units}

@@ -124,7 +124,7 @@ def _move_and_free(
     unit = optimizer._ready_unit(params)
     if unit is None:
         return
-    unit = widened(unit)
+    (unit,) = widened([unit])
     norm = float(torch.stack(torch._foreach_norm(list(unit.grads))).norm())
     moved.squared_norm += norm * norm
     if usable(norm, unit_dtype(params)):

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lowrise.errors import UsageError
 from lowrise.optim.engine.base import Optimizer
-from lowrise.optim.engine.units import Layout, Shape, Unit, buckets, decay_and_subtract_, stacked
+from lowrise.optim.engine.units import Layout, Shape, Unit, buckets, decay_and_subtract_, stacked, step_of
 
 
 class MatrixOptimizer(Optimizer):
@@ -41,6 +41,11 @@ class MatrixOptimizer(Optimizer):
     """
 
     roles: ClassVar[frozenset[str]] = frozenset({"matrix"})
+
+    uses_step: ClassVar[bool] = True
+    """Whether `direction` looks at `step`. A class that does not is handed 0: matrices at different updates
+    are stacked together, and `torch.compile` can follow its step.
+    """
 
     # --- what a method writes -----------------------------------------------------------------------------
 
@@ -112,16 +117,16 @@ class MatrixOptimizer(Optimizer):
     def _update(self, group: dict[str, Any], units: list[Unit]) -> None:
         decay = 1.0 - group["lr"] * group["weight_decay"] if group["weight_decay"] else None
         members = [m for unit in units for m in zip(unit.params, unit.grads, unit.states, strict=True)]
-        by_step: dict[float, list[tuple[Tensor, Tensor, dict[str, Tensor]]]] = {}
+        by_step: dict[int, list[tuple[Tensor, Tensor, dict[str, Tensor]]]] = {}
         for member in members:
-            by_step.setdefault(member[2]["step"].item(), []).append(member)  # on the CPU: no wait
+            by_step.setdefault(step_of(member[2]) if self.uses_step else 0, []).append(member)
         for step, same in by_step.items():
             for bucket in buckets(same, lambda member: member[0]):
                 params, grads, states = (list(column) for column in zip(*bucket, strict=True))
                 m, n = params[0].shape
                 kept = {name: [s[name] for s in states] for name in states[0] if name != "step"}
                 state = {name: stacked(tensors) for name, tensors in kept.items()}
-                U = self.direction(stacked(grads), state, group, int(step))
+                U = self.direction(stacked(grads), state, group, step)
                 if len(bucket) > 1:  # one alone was seen, not copied
                     for name, tensors in kept.items():
                         torch._foreach_copy_(tensors, list(state[name].unbind()))

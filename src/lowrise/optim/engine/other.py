@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lowrise.optim.engine.units import BATCH_ELEMENTS, Unit, chunked
+from lowrise.optim.engine.units import BATCH_ELEMENTS, Unit, chunked, steps_of
 from lowrise.optim.rules.adamw import Form, adamw_update_
 
 
@@ -21,7 +21,7 @@ def update_by_adamw(group: Mapping[str, Any], units: Sequence[Unit], *, form: Fo
             list(grads),
             [s["exp_avg"] for s in states],
             [s["exp_avg_sq"] for s in states],
-            [s["step"].item() for s in states],  # on the CPU: no wait for the device
+            steps_of(states),
             lr=group["lr"],
             betas=tuple(group["betas"]),
             eps=group["eps"],

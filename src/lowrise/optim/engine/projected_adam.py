@@ -26,7 +26,7 @@ from __future__ import annotations
 import functools
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -36,9 +36,9 @@ from torch import Tensor
 from lowrise.errors import UsageError
 from lowrise.linalg.rank import check_rank_value, resolve_rank
 from lowrise.optim.engine.base import Optimizer
-from lowrise.optim.engine.units import Layout, Shape, Unit, buckets, decay_and_subtract_, stacked
+from lowrise.optim.engine.units import Layout, Shape, Unit, decay_and_subtract_, stacked, together
 from lowrise.optim.rules.adamw import Form
-from lowrise.optim.rules.growth_limiter import limit_growth
+from lowrise.optim.rules.growth_limiter import firsts, limit_growth
 from lowrise.optim.rules.projection import (
     PROJ_TYPES,
     PROJECTIONS,
@@ -50,6 +50,18 @@ from lowrise.optim.rules.projection import (
     renewed,
     sides_of,
 )
+
+
+@dataclass
+class Batch:
+    """Matrices of one shape, stacked, with what the steps 1, 2 and 4 give."""
+
+    members: Sequence[Member]
+    G: Tensor
+    """(batch, m, n); may be the gradient itself, so it is not written."""
+    bases: dict[str, Tensor]
+    R: Tensor
+    N: Tensor
 
 
 @dataclass(frozen=True)
@@ -77,11 +89,8 @@ class ProjectedAdam(Optimizer):
     """Another name that groups may use for an option, and the option's own."""
 
     @abstractmethod
-    def _direction(
-        self, group: dict[str, Any], members: Sequence[Member], G: Tensor, R: Tensor, N: Tensor,
-        bases: dict[str, Tensor],
-    ) -> Tensor:  # fmt: skip
-        """Step 5 for a batch, U (batch, m, n), a new tensor: G may be the gradient itself."""
+    def _directions(self, group: dict[str, Any], batches: Sequence[Batch]) -> Iterable[Tensor]:
+        """Step 5, U (batch, m, n) for each batch in turn, a new tensor."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As the base; a group may use the other name of the scale (`alpha` for `scale`, or the reverse)."""
@@ -138,23 +147,34 @@ class ProjectedAdam(Optimizer):
     # ---- the step
 
     def _update(self, group: dict[str, Any], units: list[Unit]) -> None:
+        for chunk in together(self._members(group, units), lambda member: member.unit.params[0]):
+            batches = self._projected(group, chunk)
+            for bucket, U in zip(chunk, self._directions(group, batches), strict=True):
+                keep = 1.0 - group["lr"] * group["weight_decay"]
+                updates = list(U.unbind())
+                torch._foreach_mul_(updates, [keep * self._step_size(group, member) for member in bucket])
+                params = [member.unit.params[0] for member in bucket]
+                decay_and_subtract_(params, updates, keep if group["weight_decay"] else None)
+
+    def _projected(self, group: dict[str, Any], chunk: Sequence[Sequence[Member]]) -> list[Batch]:
+        """Steps 1 to 4: products for each shape, the rest for all together."""
         b1, b2 = group["betas"]
-        for bucket in buckets(self._members(group, units), lambda member: member.unit.params[0]):
-            G = stacked([member.unit.grads[0] for member in bucket])  # (batch, m, n)
-            bases = self._bases(group, bucket, G)
-            R = project(G, bases)
-            ms, vs = ([member.state[name] for member in bucket] for name in ("exp_avg", "exp_avg_sq"))
-            rows = list(R.unbind())
-            torch._foreach_lerp_(ms, rows, 1.0 - b1)
-            torch._foreach_mul_(vs, b2)
-            torch._foreach_addcmul_(vs, rows, rows, 1.0 - b2)
-            N = stacked(ms) / stacked(vs).sqrt().add_(group["eps"])
-            U = self._direction(group, bucket, G, R, N, bases)
-            keep = 1.0 - group["lr"] * group["weight_decay"]
-            updates = list(U.unbind())
-            torch._foreach_mul_(updates, [keep * self._step_size(group, member) for member in bucket])
-            params = [member.unit.params[0] for member in bucket]
-            decay_and_subtract_(params, updates, keep if group["weight_decay"] else None)
+        stacks = [stacked([member.unit.grads[0] for member in bucket]) for bucket in chunk]  # (batch, m, n)
+        bases = self._all_bases(group, chunk, stacks)
+        projections = [project(G, own) for G, own in zip(stacks, bases, strict=True)]
+        members = [member for bucket in chunk for member in bucket]
+        ms, vs = ([member.state[name] for member in members] for name in ("exp_avg", "exp_avg_sq"))
+        rows = [row for R in projections for row in R.unbind()]
+        torch._foreach_lerp_(ms, rows, 1.0 - b1)
+        torch._foreach_mul_(vs, b2)
+        torch._foreach_addcmul_(vs, rows, rows, 1.0 - b2)
+        denominators = torch._foreach_sqrt(vs)
+        torch._foreach_add_(denominators, group["eps"])
+        quotients = iter(torch._foreach_div(ms, denominators))
+        return [
+            Batch(bucket, G, own, R, stacked([next(quotients) for _ in bucket]))
+            for bucket, G, own, R in zip(chunk, stacks, bases, projections, strict=True)
+        ]
 
     @staticmethod
     def _step_size(group: dict[str, Any], member: Member) -> float:
@@ -170,10 +190,16 @@ class ProjectedAdam(Optimizer):
         offsets = offsets_of(group)
         members = []
         for unit, i, key in zip(units, indices, keys_of(group, first, indices), strict=True):
-            step = int(unit.states[0]["step"].item()) - 1  # on the CPU: no wait for the device
+            step = unit.step - 1
             renewal = last_renewal(step, group["update_proj_gap"], offsets[i])
             members.append(Member(unit, key, step, renewal))
         return members
+
+    def _all_bases(
+        self, group: dict[str, Any], chunk: Sequence[Sequence[Member]], stacks: Sequence[Tensor]
+    ) -> list[dict[str, Tensor]]:
+        """Step 1 for each bucket of a chunk, with its gradients."""
+        return [self._bases(group, bucket, G) for bucket, G in zip(chunk, stacks, strict=True)]
 
     def _bases(self, group: dict[str, Any], members: Sequence[Member], G: Tensor) -> dict[str, Tensor]:
         """Step 1: side -> (batch, d, r)."""
@@ -251,14 +277,21 @@ def channel_factors(N: Tensor, R: Tensor, side: str) -> Tensor:
     return norms[0] / (norms[1] + 1e-8)
 
 
-def limiting_factors(norms: Tensor, group: Mapping[str, Any], members: Sequence[Member]) -> Tensor:
-    """What the norm-growth limiter multiplies updates of these norms (batch,) by, as (batch, 1, 1); the norms
-    that are left go into the states.
+def limiting_factors(
+    norms: Sequence[Tensor], group: Mapping[str, Any], batches: Sequence[Batch]
+) -> list[Tensor]:
+    """What the norm-growth limiter multiplies updates by, as (batch, 1, 1) for each batch, given their norms
+    (batch,); the norms that are left go into the states.
     """
+    members = [member for batch in batches for member in batch.members]
     states = [member.state["norm"] for member in members]
-    first = torch.tensor([member.step == 0 for member in members]).to(norms.device, non_blocking=True)
     divisors, limited = limit_growth(
-        norms, torch.stack(states), first, gamma=group["gamma"], rule=group["limiter"]
+        norms[0] if len(norms) == 1 else torch.cat(list(norms)),
+        torch.stack(states),
+        firsts([member.step == 0 for member in members], norms[0].device),
+        gamma=group["gamma"],
+        rule=group["limiter"],
     )
     torch._foreach_copy_(states, list(limited.unbind()))
-    return divisors.reciprocal_()[:, None, None]
+    factors = divisors.reciprocal_()[:, None, None]
+    return list(factors.split([len(batch.members) for batch in batches]))

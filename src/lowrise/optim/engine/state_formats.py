@@ -45,6 +45,7 @@ import torch
 from torch import Tensor
 
 from lowrise.errors import UsageError
+from lowrise.optim.engine.units import step_of
 from lowrise.rng import key_of, mix_
 
 StateFormat = Literal["float32", "bfloat16", "8bit"]
@@ -158,9 +159,7 @@ def opened(states: Sequence[dict[str, Tensor]], places: Sequence[str]) -> Iterat
     buffers = _load(states)
     yield _with_moments(states, buffers)
     for buffer in buffers:
-        keys = [
-            draw_key(places[m.owner], m.name, int(states[m.owner]["step"].item())) for m in buffer.moments
-        ]
+        keys = [draw_key(places[m.owner], m.name, step_of(states[m.owner])) for m in buffer.moments]
         _store(buffer, keys)
 
 
@@ -238,11 +237,7 @@ def _store(buffer: Buffer, keys: Sequence[int]) -> None:
     """Round the buffer into what the moments are stored in."""
     values, moments = buffer.values, buffer.moments
     eight = moments[0].scales is not None
-    words = torch.empty(values.numel() // 4, dtype=torch.int64, device=values.device)
-    for moment, key in zip(moments, keys, strict=True):
-        torch.arange(
-            key, key + (moment.end - moment.start) // 4, out=words[moment.start // 4 : moment.end // 4]
-        )
+    words = _words(moments, keys, values.device)
     result = torch.empty(values.shape, dtype=torch.uint8 if eight else torch.bfloat16, device=values.device)
     scales = torch.empty(values.numel() // BLOCK, dtype=torch.float32, device=values.device)
     size = round_elements(values.device)
@@ -258,6 +253,15 @@ def _store(buffer: Buffer, keys: Sequence[int]) -> None:
     if eight:
         cuts = [scales[m.start // BLOCK : m.end // BLOCK] for m in moments]
         torch._foreach_copy_([m.scales for m in moments if m.scales is not None], cuts)
+
+
+def _words(moments: Sequence[Moment], keys: Sequence[int], device: torch.device) -> Tensor:
+    """The counters of all moments, int64, one for four elements: from its key on for each."""
+    lengths = [(moment.end - moment.start) // 4 for moment in moments]
+    starts = [key - moment.start // 4 for moment, key in zip(moments, keys, strict=True)]
+    sent = torch.tensor([starts, lengths], dtype=torch.int64).to(device, non_blocking=True)
+    words = torch.repeat_interleave(sent[0], sent[1], output_size=sum(lengths))
+    return words.add_(torch.arange(sum(lengths), dtype=torch.int64, device=device))
 
 
 def round_elements(device: torch.device) -> int:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from lowrise.linalg.precision import in_dtypes
 from lowrise.optim.engine.options import UNIT_SIZE
 from lowrise.optim.engine.views import split, split_state
 
@@ -40,6 +41,28 @@ class Unit:
     grads: tuple[Tensor, ...]
     states: tuple[dict[str, Tensor], ...]
 
+    @property
+    def step(self) -> int:
+        """The number of this update of the unit, from 1."""
+        return step_of(self.states[0])
+
+
+def step_of(state: Mapping[str, Tensor]) -> int:
+    """A parameter's counter as a Python number: it lies on the CPU, so no device is asked, and no operation
+    is dispatched.
+    """
+    number: Any = state["step"].tolist()
+    return int(number)
+
+
+def steps_of(states: Sequence[Mapping[str, Tensor]]) -> list[int] | list[Tensor]:
+    """The counters of several parameters, as numbers; within `torch.compile`, where a number would be that of
+    one update for ever, the tensors.
+    """
+    if torch.compiler.is_compiling():
+        return [state["step"] for state in states]
+    return [step_of(state) for state in states]
+
 
 def units_of(group: Mapping[str, Any]) -> Iterator[tuple[Tensor, ...]]:
     """The parameters of a group, unit by unit."""
@@ -59,10 +82,12 @@ def narrow_elements(unit: Unit) -> int:
     return sum(g.numel() for p, g in pairs if g.dtype != state_dtype(p))
 
 
-def widened(unit: Unit) -> Unit:
-    """The unit with gradients in the state's dtype."""
-    pairs = zip(unit.params, unit.grads, strict=True)
-    return replace(unit, grads=tuple(g.to(state_dtype(p)) for p, g in pairs))
+def widened(units: Sequence[Unit]) -> list[Unit]:
+    """The units with gradients in the state's dtype."""
+    grads = [g for unit in units for g in unit.grads]
+    dtypes = [state_dtype(p) for unit in units for p in unit.params]
+    wide = iter(in_dtypes(grads, dtypes))
+    return [replace(unit, grads=tuple(next(wide) for _ in unit.grads)) for unit in units]
 
 
 def stacked(tensors: Sequence[Tensor]) -> Tensor:
@@ -80,6 +105,20 @@ def buckets(items: Sequence[T], tensor_of: Callable[[T], Tensor]) -> Iterator[li
         by_kind.setdefault((t.shape, t.dtype, t.device), []).append(item)
     for (_, _, device), same in by_kind.items():
         yield from chunked(same, lambda item: tensor_of(item).numel(), batch_elements(device))
+
+
+def together(items: Sequence[T], tensor_of: Callable[[T], Tensor]) -> Iterator[list[list[T]]]:
+    """Buckets, as many at a time as stay within the same number of elements: what does not depend on shapes
+    is done once for all of them.
+    """
+    by_kind: dict[tuple[Any, ...], list[list[T]]] = {}
+    for bucket in buckets(items, tensor_of):
+        t = tensor_of(bucket[0])
+        by_kind.setdefault((t.dtype, t.device), []).append(bucket)
+    for (_, device), same in by_kind.items():
+        yield from chunked(
+            same, lambda bucket: sum(tensor_of(x).numel() for x in bucket), batch_elements(device)
+        )
 
 
 def chunked(items: Sequence[T], elements_of: Callable[[T], int], limit: int) -> Iterator[list[T]]:
@@ -103,7 +142,7 @@ def decay_and_subtract_(
     1.
     """
     narrow = params[0].dtype != updates[0].dtype
-    targets = [p.to(updates[0].dtype) for p in params] if narrow else params
+    targets = in_dtypes(params, [updates[0].dtype] * len(params))
     if decay is not None:
         torch._foreach_mul_(targets, decay)
     torch._foreach_sub_(targets, updates)

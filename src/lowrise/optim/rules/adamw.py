@@ -23,7 +23,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw
+
+from lowrise.linalg.precision import in_dtypes
 
 Form = Literal["torch", "hf"]
 
@@ -43,7 +44,7 @@ def adamw_update_(
     grads: list[Tensor],
     exp_avgs: list[Tensor],
     exp_avg_sqs: list[Tensor],
-    steps: Sequence[float],
+    steps: Sequence[float] | Sequence[Tensor],
     *,
     lr: float,
     betas: tuple[float, float],
@@ -53,15 +54,16 @@ def adamw_update_(
 ) -> None:
     """Update `params`, `exp_avgs`, `exp_avg_sqs` in place; `grads` have the moments' dtype and are only read.
 
-    `steps` are the numbers of this update, from 1. Parameters narrower than their moments are updated in the
+    `steps` are the numbers of this update, from 1; form "torch" over full-precision tensors takes 0-dim
+    tensors, too, which `torch.compile` needs. Parameters narrower than their moments are updated in the
     moments' dtype and rounded once: in bfloat16 a factor 1 - lr wd of its own would round to 1.
     """
     members = list(zip(params, grads, exp_avgs, exp_avg_sqs, steps, strict=True))
-    kinds: dict[tuple[bool, float], list[tuple[Tensor, Tensor, Tensor, Tensor, float]]] = {}
+    kinds: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
     for member in members:
-        t = member[4] if form == "hf" else 0.0  # the fused kernel takes one eps a call
-        kinds.setdefault((_fusible(*member[:4]), t), []).append(member)
-    for (fusible, t), same in kinds.items():
+        x, t = member[0], member[4] if form == "hf" else 0.0  # the fused kernel takes one eps a call
+        kinds.setdefault((_fusible(*member[:4]), t, x.device, x.dtype), []).append(member)
+    for (fusible, t, *_), same in kinds.items():
         p, g, m, v, numbers = map(list, zip(*same, strict=True))
         effective_eps = eps / math.sqrt(1.0 - betas[1] ** t) if form == "hf" and eps else eps
         update = _fused_ if fusible else _foreach_
@@ -70,7 +72,7 @@ def adamw_update_(
 
 def _fusible(p: Tensor, g: Tensor, m: Tensor, v: Tensor) -> bool:
     """The kernel walks over raw memory: all four must have one shape, dtype, device and layout."""
-    return p.device.type in ("cpu", "cuda") and all(
+    return p.device.type in ("cpu", "cuda", "meta") and all(
         x.shape == p.shape and x.dtype == p.dtype and x.device == p.device and x.is_contiguous()
         for x in (p, g, m, v)
     )
@@ -80,14 +82,19 @@ def _fused_(
     p: list[Any], g: list[Any], m: list[Any], v: list[Any], steps: list[Any],
     lr: float, betas: tuple[float, float], eps: float, decay: float, decay_last: bool,
 ) -> None:  # fmt: skip
-    """torch's fused kernel."""
-    counters = [
-        torch.full((), t - 1.0, dtype=torch.float32, device=x.device) for t, x in zip(steps, p, strict=True)
-    ]
-    adamw(
+    """torch's fused kernel. It reads the number of the update on the device: one number for all parameters
+    that have the same.
+    """
+    device = p[0].device
+    if isinstance(steps[0], Tensor):
+        counters = [t.to(device, non_blocking=True) for t in steps]
+    else:
+        numbers = {t: torch.full((), t, dtype=torch.float32, device=device) for t in set(steps)}
+        counters = [numbers[t] for t in steps]
+    torch._fused_adamw_(
         p, g, m, v, [], counters,
-        amsgrad=False, beta1=betas[0], beta2=betas[1], lr=lr, eps=eps, maximize=False, fused=True,
-        weight_decay=0.0 if decay_last else decay,
+        lr=lr, beta1=betas[0], beta2=betas[1], weight_decay=0.0 if decay_last else decay, eps=eps,
+        amsgrad=False, maximize=False,
     )  # fmt: skip
     if decay_last and decay:
         torch._foreach_mul_(p, 1.0 - lr * decay)
@@ -107,12 +114,12 @@ def _foreach_(
     torch._foreach_add_(denominators, eps)
     step_sizes = [-lr / (1.0 - b1**t) for t in steps]
 
-    targets = [x.to(y.dtype) for x, y in zip(p, m, strict=True)]
+    targets = in_dtypes(p, [y.dtype for y in m])
     if decay and not decay_last:
         torch._foreach_mul_(targets, 1.0 - lr * decay)
     torch._foreach_addcdiv_(targets, m, denominators, step_sizes)
     if decay and decay_last:
         torch._foreach_mul_(targets, 1.0 - lr * decay)
-    for x, target in zip(p, targets, strict=True):
-        if x is not target:
-            x.copy_(target)
+    narrow = [(x, target) for x, target in zip(p, targets, strict=True) if x is not target]
+    if narrow:
+        torch._foreach_copy_([x for x, _ in narrow], [target for _, target in narrow])

@@ -13,7 +13,8 @@ rule "safe" leaves q alone where n is 0 or not finite, and takes q = 0 as "no up
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -29,22 +30,34 @@ _EPS = 1e-8
 
 
 def limit_growth(
-    norms: Tensor, previous: Tensor, first: Tensor, *, gamma: float = GAMMA, rule: Limiter = "safe"
+    norms: Tensor, previous: Tensor, first: Tensor | bool, *, gamma: float = GAMMA, rule: Limiter = "safe"
 ) -> tuple[Tensor, Tensor]:
     """The divisors f and the norms to remember, for a batch of matrices; no waiting for the device.
 
-    norms, previous: (batch,), of one dtype. first: (batch,) of bool, whether this is a matrix's first update.
+    norms, previous: (batch,), of one dtype. first: (batch,) of bool, whether this is a matrix's first update,
+    or one answer for all.
     `rule` "off": divisors of 1, and the norms as they are.
     """
     if rule == "off":
         return torch.ones_like(norms), norms
+    divisors = (norms / (previous + _EPS)).clamp_(min=gamma).div_(gamma)
     if rule == "safe":
-        first = first | (previous == 0)
-    divisors = torch.where(first, 1.0, (norms / (previous + _EPS)).clamp(min=gamma) / gamma)
+        first = (previous == 0) | first if first is not False else previous == 0
+    if first is True:
+        divisors = torch.ones_like(norms)
+    elif first is not False:
+        divisors.masked_fill_(first, 1.0)
     limited = norms / divisors
     if rule == "safe":
-        limited = torch.where((norms > 0) & norms.isfinite(), limited, previous)
+        limited = torch.where((norms > 0) & (norms < math.inf), limited, previous)
     return divisors, limited
+
+
+def firsts(flags: Sequence[bool], device: torch.device) -> Tensor | bool:
+    """`first` of `limit_growth` out of one flag a matrix; without a copy to the device where all agree."""
+    if all(flags) or not any(flags):
+        return flags[0]
+    return torch.tensor(flags).to(device, non_blocking=True)
 
 
 def check_limiter(who: str, group: Mapping[str, Any]) -> None:

@@ -40,7 +40,7 @@ from torch import Tensor
 from lowrise.linalg.norms import largest_entry
 from lowrise.linalg.precision import full_precision_matmul
 from lowrise.linalg.subspace import align_signs, followed, haar, leading_left, range_finder
-from lowrise.rng import counter_normal, key_of
+from lowrise.rng import counter_normals, key_of
 
 Projection = Literal["svd", "warm", "random", "range_finder"] | Callable[[Tensor, int, str, int], Tensor]
 ProjType = Literal["std", "reverse_std", "left", "right", "full"]
@@ -102,8 +102,21 @@ def normal_basis(
     seed: int, keys: Sequence[str], steps: Sequence[int], side: str, d: int, rank: int, like: Tensor
 ) -> Tensor:
     """(batch, d, r) of N(0, 1/r) for the renewals at `steps`."""
-    words = [key_of("basis", seed, key, side, step) for key, step in zip(keys, steps, strict=True)]
-    return counter_normal(words, (d, rank), device=like.device, dtype=like.dtype).mul_(rank**-0.5)
+    (P,) = normal_bases(seed, [(keys, steps, side, d, rank)], like)
+    return P
+
+
+def normal_bases(
+    seed: int, draws: Sequence[tuple[Sequence[str], Sequence[int], str, int, int]], like: Tensor
+) -> list[Tensor]:
+    """The same for several (keys, steps, side, d, r) at once."""
+    blocks = [
+        ([key_of("basis", seed, key, side, step) for key, step in zip(keys, steps, strict=True)], (d, rank))
+        for keys, steps, side, d, rank in draws
+    ]
+    normals = counter_normals(blocks, device=like.device, dtype=like.dtype)
+    torch._foreach_mul_(normals, [rank**-0.5 for *_, rank in draws])
+    return normals
 
 
 def renewed(
