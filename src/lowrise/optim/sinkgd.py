@@ -142,7 +142,7 @@ def _power_iters(group: Mapping[str, Any], unit: Unit) -> int:
     """Power iterations of this update; none without a target."""
     if group["target"] == "none":
         return 0
-    first = unit.states[0]["step"].item() == 1.0  # on the CPU: no wait
+    first = unit.step == 1
     return int(group["power_iters_first" if first else "power_iters"])
 
 

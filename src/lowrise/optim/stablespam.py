@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lowrise.errors import UsageError
 from lowrise.optim.engine.base import Optimizer
-from lowrise.optim.engine.units import Layout, Shape, Unit, buckets, stacked
+from lowrise.optim.engine.units import Layout, Shape, Unit, buckets, stacked, step_of
 from lowrise.optim.rules.adamw import ADAMW_FLOPS_PER_ELEMENT, adamw_layout, adamw_update_
 
 ResetCounter = Literal["shared", "separate"]
@@ -161,11 +161,10 @@ class StableSPAM(Optimizer):
 def _by_step(units: list[Unit]) -> Iterator[tuple[int, list[Member]]]:
     """Tensors by the number of this update, with their gradients and state."""
     members = [m for unit in units for m in zip(unit.params, unit.grads, unit.states, strict=True)]
-    by_step: dict[float, list[Member]] = {}
+    by_step: dict[int, list[Member]] = {}
     for member in members:
-        by_step.setdefault(member[2]["step"].item(), []).append(member)  # on the CPU: no wait
-    for step, same in by_step.items():
-        yield int(step), same
+        by_step.setdefault(step_of(member[2]), []).append(member)
+    yield from by_step.items()
 
 
 def _move(group: Mapping[str, Any], bucket: list[Member], t: int) -> None:
