@@ -300,6 +300,12 @@ def plan(arguments: Arguments, console: Console) -> int:
     return 0
 
 
+def scaling(arguments: Arguments, console: Console) -> int:
+    from lowrise.scaling.command import scaling as run_scaling
+
+    return run_scaling(arguments, console)
+
+
 COMMANDS: dict[str, tuple[Callable[[Arguments, Console], int], str]] = {
     "train": (train, "train a model, or continue a run"),
     "eval": (evaluate, "exact validation loss, perplexity, bits per byte of runs"),
@@ -313,6 +319,7 @@ COMMANDS: dict[str, tuple[Callable[[Arguments, Console], int], str]] = {
     "factorize": (factorize, "split the maps of a dense Hugging Face folder into two factors each"),
     "compare": (compare, "methods side by side at one budget, tuned on one grid, over several seeds"),
     "plan": (plan, "what a run will cost: parameters, FLOPs, bytes a device, time, before it starts"),
+    "scaling": (scaling, "isoFLOP sweeps and scaling laws: run, fit, plot"),
     "data": (data, "prepare a corpus, or look into one"),
     "methods": (methods, "the table of methods; with a name, its defaults, its recipe, its papers"),
 }

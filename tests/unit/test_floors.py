@@ -26,6 +26,7 @@ FLOORS = (
     ("pretrained", "serve"),
     ("train",),
     ("compare",),
+    ("scaling",),
     ("cli", "__main__"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
