@@ -9,9 +9,10 @@ from typing import Any
 
 from lowrise.console import Console
 from lowrise.errors import UsageError
+from lowrise.files import strict_json
 from lowrise.flags import parse
 from lowrise.names import lookup
-from lowrise.scaling.options import FitOptions, PlotOptions, SweepOptions
+from lowrise.scaling.options import FitOptions, FitRules, PlotOptions, SweepOptions
 
 # What needs torch is imported by the part that does.
 
@@ -50,11 +51,71 @@ def run(words: Sequence[str], console: Console) -> int:
     code = sweep(
         replace(options, recipes=recipes, out=str(out)), load_recipe=recipe, plan_run=plan, console=console
     )
+    if not options.plan:
+        report_sweep(out, console)
     return code
+
+
+def report_sweep(out: Path, console: Console) -> None:
+    """Fit what a sweep has, and write it; a sweep that was stopped before its first result has nothing."""
+    from lowrise.scaling.fit import fit_study
+    from lowrise.scaling.points import read_points
+    from lowrise.scaling.show import show, write
+
+    try:
+        points, left_out = read_points([str(out)])
+    except UsageError as error:
+        console.print(f"Nothing to fit yet: {error}", style="yellow", soft_wrap=True)
+        return
+    study = fit_study(points, FitRules(), left_out)
+    show(study, console)
+    _say_written(write(study, out, report=True), console)
+
+
+def fit(words: Sequence[str], console: Console) -> int:
+    """`lowrise scaling fit`."""
+    options: FitOptions = parse(FitOptions, words, "scaling fit")
+    out = None if options.out is None else folder_for(options.out)
+    study = _study(options)
+    from lowrise.scaling.fit import document
+    from lowrise.scaling.show import show, write
+
+    if options.json:
+        print(strict_json(document(study)))
+    else:
+        show(study, console)
+    if out is not None:
+        _say_written(write(study, out, report=False), Console(stderr=True) if options.json else console)
+    return 0
+
+
+def plot(words: Sequence[str], console: Console) -> int:
+    """`lowrise scaling plot`."""
+    options: PlotOptions = parse(PlotOptions, words, "scaling plot")
+    out = folder_for(options.out)
+    from lowrise.scaling.show import write
+
+    _say_written(write(_study(options), out, report=True), console)
+    return 0
+
+
+def _study(options: FitOptions | PlotOptions) -> Any:
+    from lowrise.scaling.fit import check_rules, fit_study
+    from lowrise.scaling.points import read_points
+
+    check_rules(options)
+    points, left_out = read_points(options.points, options.params)
+    return fit_study(points, options, left_out)
+
+
+def _say_written(paths: Sequence[Path], console: Console) -> None:
+    console.print("Written: " + ", ".join(map(str, paths)), soft_wrap=True)
 
 
 PARTS = {
     "run": (run, "train sizes of each recipe at each budget of FLOPs, then fit and report"),
+    "fit": (fit, "laws from points: a table, a sweep, runs"),
+    "plot": (plot, "the same as a report: curves, optima, laws, multipliers"),
 }
 
 

@@ -26,7 +26,7 @@ class FitRules:
 
 @dataclass(kw_only=True)
 class SweepOptions:
-    """Train sizes of each recipe at each budget of FLOPs, then fit and report; continues in the same folder."""
+    """Train sizes of each recipe at each budget of FLOPs, fit and report; the same folder continues it."""
 
     recipes: Positional[tuple[str, ...]]
     """Recipe files (TOML): one method each; their model is replaced by sizes of the family."""

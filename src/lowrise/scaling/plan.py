@@ -130,8 +130,8 @@ def parse_budgets(text: str) -> tuple[float, ...]:
     budgets = sorted({amount for amount in amounts if amount is not None and amount > 0})
     if len(budgets) < len(amounts) or len(budgets) < LEAST_BUDGETS:
         raise UsageError(
-            f"--budgets {text!r} is not a list of at least {LEAST_BUDGETS} different positive numbers of FLOPs. "
-            "Write for example --budgets 1e15,4e15,1.6e16,6.4e16."
+            f"--budgets {text!r} is not a list of at least {LEAST_BUDGETS} different positive numbers of "
+            "FLOPs. Write for example --budgets 1e15,4e15,1.6e16,6.4e16."
         )
     return tuple(budgets)
 
@@ -174,7 +174,9 @@ class _Method:
         lr, rank = lookup(tree, LR_KEY), lookup(tree, "layer.rank")
         if not is_known(lr) or lr <= 0:
             raise UsageError(f"{path} has no positive {LR_KEY} (it is {lr!r}), which the rule starts from.")
-        if isinstance(rank, int) or isinstance(rank, dict) and any(isinstance(r, int) for r in rank.values()):
+        if isinstance(rank, int) or (
+            isinstance(rank, dict) and any(isinstance(r, int) for r in rank.values())
+        ):
             raise UsageError(
                 f"{path} has layer.rank = {rank}, one rank for every size: give a fraction of the width, for "
                 "example --set layer.rank=0.25."
