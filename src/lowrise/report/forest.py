@@ -1,4 +1,4 @@
-"""A forest plot as inline SVG: one row for each estimate, its interval as a bar, so that one sees what agrees.
+"""A forest plot as inline SVG: a row for each estimate, its interval as a bar, so that one sees what agrees.
 Coloured by the page, as the charts are.
 """
 

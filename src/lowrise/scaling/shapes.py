@@ -1,8 +1,9 @@
 """A family of decoder shapes, one for each width, and which of them are run at a budget of FLOPs.
 
 The family: width d; d / 64 layers, at least 2; an MLP of 8/3 d, rounded up to a multiple of 16; heads of 64,
-32 or 16, the widest that divides d and leaves at least two of them. The presets nano, mini, 60m and 130m are
-members. Widths are 16 times 2, 3, 4, 5, 6, 7 and so on in steps of a quarter to a seventh.
+32, 16 or 8, the widest that divides d and leaves at least two of them. The presets nano, mini, 60m and 130m
+are members. The rule takes widths of 16, 24, 32, 48, 64, 80, 96, 112, 128 and so on, in steps of a quarter
+of the power of two below.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from lowrise.errors import UsageError
 
 ASPECT = 64  # width of a layer for each layer
-WIDTHS = (32, 48, *(2**k * quarter // 4 for k in range(6, 14) for quarter in (4, 5, 6, 7)))
+WIDTHS = (16, 24, 32, 48, *(2**k * quarter // 4 for k in range(6, 14) for quarter in (4, 5, 6, 7)))
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,10 @@ class Sized:
 
 
 def shape_of(width: int) -> Shape:
-    """The member with this width. Raises `UsageError` for a width that is no multiple of 16, or below 32."""
-    if width < 32 or width % 16:
-        raise UsageError(f"The width {width} is not in the family: give a multiple of 16 from 32 on.")
-    head = next(size for size in (64, 32, 16) if width % size == 0 and width // size >= 2)
+    """The member with this width. Raises `UsageError` for a width that is no multiple of 8, or below 16."""
+    if width < 16 or width % 8:
+        raise UsageError(f"The width {width} is not in the family: give a multiple of 8 from 16 on.")
+    head = next(size for size in (64, 32, 16, 8) if width % size == 0 and width // size >= 2)
     return Shape(width, max(2, round(width / ASPECT)), 16 * math.ceil(width / 6), width // head)
 
 
