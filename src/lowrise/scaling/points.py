@@ -207,21 +207,22 @@ def _point(place: str, row: Mapping[str, Any], left_out: list[str]) -> Point | N
     if "loss" not in row or "params" not in row or not ("tokens" in row or "flops" in row):
         missing = [name for name in ("loss", "params") if name not in row] or ["tokens (or flops)"]
         raise UsageError(f"{place}: there is no column {' and '.join(missing)}. {_TABLE}")
-    values = {name: _number(row.get(name)) for name in _ARRAYS}
-    if values["tokens"] is None and values["flops"] is not None and values["params"]:
-        values["tokens"] = values["flops"] / (FLOPS_PER_PARAMETER_AND_TOKEN * values["params"])
-    if values["flops"] is None and values["tokens"] is not None and values["params"] is not None:
-        values["flops"] = FLOPS_PER_PARAMETER_AND_TOKEN * values["params"] * values["tokens"]
-    if values["loss"] is None and row.get("loss") in (None, "", "nan", "NaN"):
+    if row["loss"] in (None, "", "nan", "NaN"):
         left_out.append(f"{row.get('name') or place}: no loss.")
         return None
-    for name in ("flops", "params", "tokens", "loss"):
-        value = values[name]
-        if value is None or value <= 0:
+    values: dict[str, float | None] = {}
+    for name in _ARRAYS:
+        value = values[name] = _number(row.get(name))
+        given = row.get(name) not in (None, "")
+        if (given or name in ("loss", "params")) and (value is None or value <= 0):
             raise UsageError(f"{place}: {name} is {row.get(name)!r}, and must be a number above 0.")
+    params, tokens, flops = values["params"], values["tokens"], values["flops"]
+    per_token = FLOPS_PER_PARAMETER_AND_TOKEN * (params or math.nan)
+    if tokens is None and flops is None:
+        raise UsageError(f"{place}: tokens and flops are both empty, and one of them is needed.")
+    values["tokens"] = flops / per_token if tokens is None and flops is not None else tokens
+    values["flops"] = per_token * tokens if flops is None and tokens is not None else flops
     budget = values.pop("budget")
-    if budget is not None and budget <= 0:
-        raise UsageError(f"{place}: budget is {row.get('budget')!r}, and must be a number above 0.")
     known = {name: value for name, value in values.items() if value is not None}
     return Point(method=str(row.get("method") or "all"), budget=budget or math.nan, **known)
 

@@ -1,8 +1,8 @@
 """Stands in for `lowrise train` in tests of sweeps: same words, same files, a loss by a law, in milliseconds.
 
 The recipe decides: `fake.seconds` the time, `fake.times` how much of the law's tokens it needs,
-`fake.crash_width` the width that crashes while the file `fake.crash_while` is there, `fake.diverges_width` the
-one that diverges.
+`fake.crash_width` the width that crashes while the file `fake.crash_while` is there, `fake.diverges_width`
+the one that diverges.
 """
 
 from __future__ import annotations
