@@ -62,6 +62,9 @@ _OTHER_WORDS = {
     "export": "convert to_hf save_hf merge",
     "data": "tokenize preprocess dataset prepare",
     "compare": "sweep tune benchmark ablate grid",
+    "scaling": "isoflop isoflops chinchilla laws scaling_law scaling_laws",
+    "budgets": "budget flops compute",
+    "sizes": "num_sizes n_sizes models",
     "methods": "list models optimizers layers",
     "serve": "server api host",
 }

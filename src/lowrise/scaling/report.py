@@ -147,7 +147,7 @@ def _exponents_section(study: Study, level: str) -> str:
         ]
         for name, fit in study.methods.items()
     ]
-    rows += [[f"{source} ({note})", f"{n:g}", f"{d:g}", "", "", ""] for source, n, d, note in PUBLISHED]
+    published = [[f"{source} ({note})", f"{n:g}", f"{d:g}"] for source, n, d, note in PUBLISHED]
     header = ("method", "N_opt, isoFLOP", "D_opt, isoFLOP", "N_opt, parametric", "D_opt, parametric", "noise")
     estimates = []
     for color, (name, fit) in enumerate(study.methods.items()):
@@ -158,7 +158,8 @@ def _exponents_section(study: Study, level: str) -> str:
     for source, n, _, _ in PUBLISHED:
         estimates.append(Estimate(source.split(":")[0].split(",")[0] + " (published)", n, color=7))
     figure = forest(estimates, x_label=f"exponent of N_opt, {level} intervals")
-    return html.section("Exponents", figure, html.table(header, rows, text=True))
+    beside = html.table(("published", "N_opt", "D_opt"), published, text=True)
+    return html.section("Exponents", figure, html.table(header, rows), beside)
 
 
 def _estimate(name: str, one: Interval, color: int) -> Estimate:
