@@ -25,8 +25,7 @@ FLOORS = (
     ("inference", "report", "export"),
     ("pretrained", "serve"),
     ("train",),
-    ("compare",),
-    ("scaling",),
+    ("scaling", "compare"),
     ("cli", "__main__"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
