@@ -78,7 +78,9 @@ def log_flops_at(flops: np.ndarray, losses: np.ndarray, levels: np.ndarray) -> n
     middle, half = (x[0] + x[-1]) / 2, (x[-1] - x[0]) / 2
     degree = min(2, len(x) - 1)
     place = (x - middle) / half
-    coefficients = np.log(losses) @ np.linalg.pinv(np.vander(place, degree + 1)).T
+    # A drawn minimum of a nearly straight parabola may lie below zero: no loss, as none at all.
+    log_losses = np.log(np.where(losses > 0, losses, np.nan))
+    coefficients = log_losses @ np.linalg.pinv(np.vander(place, degree + 1)).T
     grid = np.linspace(-1 - 2 * _BEYOND, 1 + 2 * _BEYOND, _GRID)
     curves = coefficients @ np.vander(grid, degree + 1).T  # (draws, grid)
     # The branch that falls: from the left, what is not below all before it is past the turn.
