@@ -35,9 +35,7 @@ def run(words: Sequence[str], console: Console) -> int:
         return with_text_limit(adopted(load(path, overrides)))  # as `train` does, so that the hashes agree
 
     def plan(config: RunConfig) -> Any:
-        data = replace(
-            config.data, max_tokens=None
-        )  # the tokenizer does not depend on how much is trained on
+        data = replace(config.data, max_tokens=None)  # however much is read, the tokenizer is the same
         if repr(data) not in vocabulary:
             corpus = prepare_with_progress(config.data, console)
             vocabulary[repr(data)] = corpus.tokenizer.vocab_size

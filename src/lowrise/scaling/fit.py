@@ -113,22 +113,10 @@ def _fit(points: Points, rules: FitRules, seed: int) -> MethodFit:
 def _notes(points: Points, isoflop: IsoFlop, parametric: Parametric | None) -> list[str]:
     """What a reader must know about the fits of one method, as sentences."""
     notes = list(isoflop.left_out)
-    outside = [p.budget for p in isoflop.parabolas if p.has_minimum and not p.inside]
-    if outside:
-        budgets = ", ".join(f"{budget:.3g}" for budget in outside)
-        notes.append(
-            f"The minimum lies outside the sizes that were run at {budgets} FLOPs: run further ones."
-        )
     if isoflop.parabolas and isoflop.freedom < FEW_DEGREES:
-        notes.append(
-            f"{isoflop.freedom} degree(s) of freedom for the noise: "
-            + (
-                "no intervals; a fourth size at a budget gives one."
-                if not isoflop.freedom
-                else "they are wide."
-            )
-        )
-    places = [_place(points, p) for p in isoflop.parabolas if p.has_minimum]
+        few = "intervals are wide" if isoflop.freedom else "no intervals; a fourth size at a budget gives one"
+        notes.append(f"{isoflop.freedom} degree(s) of freedom for the noise: {few}.")
+    places = [_place(points, p) for p in isoflop.parabolas if p.counts]
     if len(places) > 1 and max(places) - min(places) > DRIFT:
         notes.append(
             "The minimum wanders over the sizes from budget to budget. A parabola is not the true curve, and "

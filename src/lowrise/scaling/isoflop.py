@@ -4,7 +4,8 @@
    x* = -b / (2 c) where c > 0.                             (Hoffmann et al. 2022, 2203.15556, section 3.2)
 2. The tokens there, D*: log D as a parabola in x through the points of the budget (exact FLOPs make tokens a
    smooth function of the size), at x*.
-3. log N* = log k + e log C, and log D* likewise, by least squares over the budgets.
+3. log N* = log k + e log C, and log D* likewise, by least squares over the budgets whose minimum lies between
+   the smallest and the largest size.
 
 Intervals. The residuals of all parabolas of a method share one variance, s^2 = RSS / nu, with nu = points - 3
 for each parabola. A draw takes a variance nu s^2 / chi^2_nu and adds normal noise of it to the fitted losses;
@@ -53,6 +54,11 @@ class Parabola:
     def has_minimum(self) -> bool:
         return self.coefficients[2] > 0
 
+    @property
+    def counts(self) -> bool:
+        """Whether laws follow from its minimum: one that lies outside the sizes was never seen."""
+        return self.has_minimum and self.inside
+
     def at(self, params: np.ndarray) -> np.ndarray:
         """The parabola at other sizes."""
         x = np.log(params) - self.center
@@ -76,7 +82,7 @@ class Draws:
     """What every draw of a method gives: minima as (draws, budgets), NaN where a draw has none."""
 
     flops: np.ndarray
-    """Of the budgets with a minimum, ascending (budgets)."""
+    """Of the budgets that count, ascending (budgets)."""
     loss: np.ndarray
     """Estimates (budgets)."""
     drawn_loss: np.ndarray
@@ -85,7 +91,7 @@ class Draws:
 
 @dataclass(frozen=True)
 class IsoFlop:
-    """The isoFLOP fit of a method. The powers are None with fewer than two budgets that have a minimum."""
+    """The isoFLOP fit of a method. The powers are None with fewer than two budgets that count."""
 
     parabolas: tuple[Parabola, ...]
     params: Power | None
@@ -131,8 +137,13 @@ def fit_isoflop(points: Points, *, level: float, draws: int, seed: int) -> IsoFl
         parabolas.append(_parabola(group, own, drawn, level))
         minima.append((own, drawn))
         if not parabolas[-1].has_minimum:
-            left_out.append(f"{group.budget:.3g} FLOPs: loss has no minimum in the size.")
-    kept = [i for i, parabola in enumerate(parabolas) if parabola.has_minimum]
+            left_out.append(f"{group.budget:.3g} FLOPs: loss has no minimum in the size; no law counts it.")
+        elif not parabolas[-1].inside:
+            left_out.append(
+                f"{group.budget:.3g} FLOPs: the minimum lies outside the sizes that were run; no law counts "
+                "it. Run further sizes."
+            )
+    kept = [i for i, parabola in enumerate(parabolas) if parabola.counts]
     flops = np.array([groups[i].flops for i in kept])
     powers: list[Power | None] = [None, None]
     if len(kept) >= 2:

@@ -54,6 +54,8 @@ def multiplier(method: str, own: Draws, reference: str, other: Draws, *, level: 
     levels = np.linspace(np.log(high), np.log(low), LEVELS)
     at_other = log_flops_at(other.flops, other.loss[None], levels)
     estimate = (log_flops_at(own.flops, own.loss[None], levels) - at_other)[0]
+    if np.isnan(estimate).any():
+        return Multiplier(method, reference, None, why_none="the loss of one of them does not fall steadily")
     count = min(len(own.drawn_loss), len(other.drawn_loss))
     drawn = log_flops_at(own.flops, own.drawn_loss[:count], levels) - log_flops_at(
         other.flops, other.drawn_loss[:count], levels

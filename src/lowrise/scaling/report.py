@@ -93,7 +93,7 @@ def _iso_series(fit: MethodFit, budgets: Sequence[float]) -> list[Series]:
             sizes = fit.points.params[here]
             x = np.geomspace(sizes.min() / 1.1, sizes.max() * 1.1, _CURVE)
             series.append(Series("", x, parabola.at(x), color))
-    found = [p for p in fit.isoflop.parabolas if p.has_minimum]
+    found = [p for p in fit.isoflop.parabolas if p.counts]
     minima = np.array([p.params.value for p in found]), np.array([p.loss.value for p in found])
     return [Series("", *minima, 7, "faint"), *series]
 
@@ -103,7 +103,7 @@ def _optima_section(study: Study) -> str:
     for what, label in (("params", "N_opt, parameters"), ("tokens", "D_opt, tokens")):
         series: list[Series] = []
         for color, (name, fit) in enumerate(study.methods.items()):
-            found = [p for p in fit.isoflop.parabolas if p.has_minimum]
+            found = [p for p in fit.isoflop.parabolas if p.counts]
             series.append(_optima(name, found, what, color))
             power = getattr(fit.isoflop, what)
             if power is not None:
@@ -121,7 +121,7 @@ def _optima_section(study: Study) -> str:
             )
         )
     frontier = [
-        _optima(name, [p for p in fit.isoflop.parabolas if p.has_minimum], "loss", color, "both")
+        _optima(name, [p for p in fit.isoflop.parabolas if p.counts], "loss", color, "both")
         for color, (name, fit) in enumerate(study.methods.items())
     ]
     best = chart(frontier, x_label="training FLOPs C", y_label="loss at the minimum", height=320, log_x=True)

@@ -114,6 +114,17 @@ def test_a_budget_without_a_minimum_is_left_out_and_told() -> None:
     assert fit.params.exponent.value == pytest.approx(0.479)
 
 
+def test_a_minimum_that_was_not_seen_is_left_out_and_told() -> None:
+    points = parabolas(np.random.default_rng(0), 9, 0.001)
+    best = 0.3 * BUDGETS[2] ** 0.479
+    keep = (points.budget != BUDGETS[2]) | (points.params > 1.2 * best)
+    columns = (points.flops, points.params, points.tokens, points.loss, points.budget)
+    fit = fit_isoflop(Points("one", *(c[keep] for c in columns)), level=0.9, draws=100, seed=0)
+    assert [p.counts for p in fit.parabolas] == [True, True, False, True]
+    assert any("9e+18 FLOPs: the minimum lies outside" in line for line in fit.left_out)
+    assert len(fit.draws.flops) == 3
+
+
 def test_two_sizes_are_no_parabola_and_three_give_no_interval() -> None:
     points = parabolas(np.random.default_rng(0), 3, 0.01)
     fit = fit_isoflop(points, level=0.9, draws=100, seed=0)

@@ -7,7 +7,7 @@ import pytest
 from synthetic_scaling import points_of, study
 
 from lowrise.scaling.fit import fit_study, sentence
-from lowrise.scaling.isoflop import fit_isoflop
+from lowrise.scaling.isoflop import Draws, fit_isoflop
 from lowrise.scaling.multiplier import Multiplier, multiplier
 from lowrise.scaling.options import FitRules
 
@@ -53,6 +53,15 @@ def test_methods_without_a_loss_in_common_have_no_share() -> None:
     )
     turned = against(0.001, 0, 0.001)
     assert turned.why_none == "old reaches at no budget the loss that new has at its smallest"
+
+
+def test_losses_that_do_not_fall_have_no_share() -> None:
+    flops = np.array([1e18, 2e18, 4e18])
+    steady = Draws(flops, np.array([3.0, 2.9, 2.8]), np.tile([3.0, 2.9, 2.8], (100, 1)))
+    rising = Draws(flops, np.array([2.8, 2.9, 3.0]), np.tile([2.8, 2.9, 3.0], (100, 1)))
+    found = multiplier("new", rising, "old", steady, level=0.9)
+    assert found.times is None
+    assert found.why_none == "the loss of one of them does not fall steadily"
 
 
 def test_the_sentence_says_who_needs_how_much_of_whose() -> None:

@@ -90,12 +90,12 @@ def test_a_study_of_few_points_says_what_is_missing() -> None:
 
 
 def test_a_minimum_outside_and_one_that_wanders_are_told() -> None:
-    rng = np.random.default_rng(0)
-    points = study(rng, budgets=(1e18, 3e18), noise=1e-5)
-    smaller = [p for p in points if p.budget == 1e18 or p.params < 1.1 * 3e8]
-    notes = fit_study(smaller[:6] + [p for p in points if p.budget == 3e18][:3], RULES).methods["one"].notes
-    assert any("lies outside the sizes" in note for note in notes)
+    points = study(np.random.default_rng(0), budgets=(1e18, 3e18, 9e18), sizes=12, span=16.0, noise=1e-6)
+    first, second, third = (sorted(g, key=lambda p: p.params) for g in np.reshape(points, (3, 12)))
+    notes = fit_study([*first[:8], *second[4:], *third[:4]], RULES).methods["one"].notes
+    assert any("9e+18 FLOPs: the minimum lies outside the sizes" in note for note in notes)
     assert any("wanders over the sizes" in note for note in notes)
+    assert not fit_study(points, RULES).methods["one"].notes
 
 
 @pytest.mark.parametrize(
