@@ -77,7 +77,7 @@ def write_recipe(folder: Path, name: str, *, lr: float = 0.01, rank: Any = 0.25,
 
 def request(folder: Path, *recipes: str, **options: Any) -> SweepOptions:
     usual: dict[str, Any] = {"budgets": BUDGETS, "out": str(folder / "out"), "sizes": 4, "workers": 4}
-    return SweepOptions(recipes=recipes, **{**usual, "tokens_per_parameter": 4.0, **options})
+    return SweepOptions(recipes=recipes, **{**usual, "tokens_per_parameter": 10.0, **options})
 
 
 def run(options: SweepOptions) -> tuple[int, list[dict[str, Any]], str]:
@@ -175,7 +175,7 @@ def test_sizes_lie_around_the_tokens_per_parameter_that_were_asked_for(tmp_path:
     )
     for budget in plan.budgets:
         ratios = [r.tokens / r.params for r in plan.runs if r.budget == budget]
-        aims = [4.0 * 8 ** (1 - i / 2) for i in range(5)]
+        aims = [10.0 * 8 ** (1 - i / 2) for i in range(5)]
         # Neighbours in the family are a sixth to a quarter apart in width, twice that in size, four times in
         # tokens per parameter.
         for ratio, aim in zip(ratios, aims, strict=True):

@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
     with (folder / "starts.txt").open("a") as file:
         file.write(f"{first}\n")
     params, tokens = 12 * width**2, 100 * steps
-    law = 1.8 + 2.0 * params**-0.3 + 60.0 * (tokens / fake.get("times", 1.0)) ** -0.35
+    law = 1.8 + 20.0 * params**-0.3 + 60.0 * (tokens / fake.get("times", 1.0)) ** -0.35
     loss = law + 0.01 * abs(flags["optimizer.lr"] - 0.01)
     summary = {"method": fake["method"], "seed": flags["seed"], "params_total": params + 1000 * width}
     summary |= {"params_non_embedding": params, "tokens": tokens, "train_flops": 6 * params * tokens}
