@@ -207,22 +207,22 @@ def _multiplier(m: Multiplier) -> dict[str, Any]:
 # ---- in words
 
 
-def with_interval(one: Interval | None, digits: int = 3) -> str:
+def with_interval(one: Interval | None, form: str = ".3g") -> str:
     """`0.479 [0.455, 0.503]`; `0.479 [open]` where the draws do not close the interval."""
     if one is None or math.isnan(one.value):
         return "–"
     if math.isnan(one.low):
-        return f"{one.value:.{digits}g}"
+        return f"{one.value:{form}}"
     if not (math.isfinite(one.low) and math.isfinite(one.high)):
-        return f"{one.value:.{digits}g} [open]"
-    return f"{one.value:.{digits}g} [{one.low:.{digits}g}, {one.high:.{digits}g}]"
+        return f"{one.value:{form}} [open]"
+    return f"{one.value:{form}} [{one.low:{form}}, {one.high:{form}}]"
 
 
 def sentence(m: Multiplier) -> str:
     """`spectron needs 0.71x [0.64, 0.79] of lowrank's FLOPs for the same loss.`"""
     if m.times is None:
         return f"{m.method} against {m.reference}: no multiplier, because {m.why_none}."
-    first, _, rest = with_interval(m.times, 2).partition(" ")
+    first, _, rest = with_interval(m.times, ".2f").partition(" ")
     return f"{m.method} needs {first}x {rest}".rstrip() + f" of {m.reference}'s FLOPs for the same loss."
 
 

@@ -43,7 +43,7 @@ def _tiles(study: Study) -> list[tuple[str, str, bool]]:
     found: list[tuple[str, str, bool]] = []
     for m in study.multipliers:
         if m.times is not None:
-            found.append((f"{m.method}: FLOPs of {m.reference}'s", f"{m.times.value:.2g}x", True))
+            found.append((f"{m.method}: FLOPs of {m.reference}'s", f"{m.times.value:.2f}x", True))
     for name, fit in study.methods.items():
         if fit.isoflop.params is not None:
             value = f"{fit.isoflop.params.exponent.value:.3f}"
