@@ -223,7 +223,12 @@ def sentence(m: Multiplier) -> str:
     if m.times is None:
         return f"{m.method} against {m.reference}: no multiplier, because {m.why_none}."
     first, _, rest = with_interval(m.times, ".2f").partition(" ")
-    return f"{m.method} needs {first}x {rest}".rstrip() + f" of {m.reference}'s FLOPs for the same loss."
+    said = f"{m.method} needs {first}x {rest}".rstrip() + f" of {m.reference}'s FLOPs for the same loss."
+    if m.changes and m.flops is not None:
+        small, large = (with_interval(end, ".2f") for end in (m.at_small, m.at_large))
+        low, high = (f"{flops:.2g}".replace("e+", "e") for flops in m.flops)
+        said += f" It changes with the compute: {small} at {low} FLOPs, {large} at {high}."
+    return said
 
 
 def law(power: Power | None) -> str:

@@ -39,6 +39,12 @@ class Multiplier:
     """Of the reference at these."""
     why_none: str = ""
 
+    @property
+    def changes(self) -> bool:
+        """Whether the intervals at both ends have nothing in common: one number is then none for all."""
+        small, large = self.at_small, self.at_large
+        return small is not None and large is not None and (small.low > large.high or large.low > small.high)
+
 
 def multiplier(method: str, own: Draws, reference: str, other: Draws, *, level: float) -> Multiplier:
     """Compare two methods by the minima of their budgets."""

@@ -55,6 +55,17 @@ def test_methods_without_a_loss_in_common_have_no_share() -> None:
     assert turned.why_none == "old reaches at no budget the loss that new has at its smallest"
 
 
+def test_a_share_that_changes_with_the_compute_is_told() -> None:
+    flops = np.array([1e18, 2e18, 4e18, 8e18])
+    noise = 0.0005 * np.random.default_rng(0).standard_normal((2, 300, 4))
+    fast, slow = (3.0 * (flops / 1e18) ** power for power in (-0.08, -0.05))
+    draws = [Draws(flops, loss, loss + more) for loss, more in zip((fast * 1.02, slow), noise, strict=True)]
+    found = multiplier("new", draws[0], "old", draws[1], level=0.9)
+    assert found.changes
+    assert "It changes with the compute: 1." in sentence(found)
+    assert not multiplier("same", draws[1], "old", draws[1], level=0.9).changes
+
+
 def test_losses_that_do_not_fall_have_no_share() -> None:
     flops = np.array([1e18, 2e18, 4e18])
     steady = Draws(flops, np.array([3.0, 2.9, 2.8]), np.tile([3.0, 2.9, 2.8], (100, 1)))
