@@ -369,6 +369,12 @@ def plan(arguments: Arguments, console: Console) -> int:
     return 0
 
 
+def scaling(arguments: Arguments, console: Console) -> int:
+    from lowrise.scaling.command import scaling as run_scaling
+
+    return run_scaling(arguments, console)
+
+
 COMMANDS: dict[str, tuple[Callable[[Arguments, Console], int], str]] = {
     "train": (train, "train a model, or continue a run"),
     "eval": (evaluate, "exact validation loss, perplexity, bits per byte of runs"),
@@ -386,6 +392,7 @@ COMMANDS: dict[str, tuple[Callable[[Arguments, Console], int], str]] = {
     "bench": (bench, "what this machine does: tokens a second, step time, memory of methods in one run"),
     "track": (track, "entries under one budget, decided by a rule written before: run, check, table"),
     "report": (report, "write a run's report again, or one page of several runs"),
+    "scaling": (scaling, "isoFLOP sweeps and scaling laws: run, fit, plot"),
     "data": (data, "prepare a corpus, or look into one"),
     "methods": (methods, "the table of methods; with a name, its defaults, its recipe, its papers"),
 }

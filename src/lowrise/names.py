@@ -66,6 +66,9 @@ _OTHER_WORDS = {
     "vary": "params param grid space key values",
     "search": "method sampler algorithm strategy",
     "trials": "n_trials num_trials count runs",
+    "scaling": "isoflop isoflops chinchilla laws scaling_law scaling_laws",
+    "budgets": "budget flops compute",
+    "sizes": "num_sizes n_sizes models",
     "methods": "list models optimizers layers",
     "serve": "server api host",
 }

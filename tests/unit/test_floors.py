@@ -26,7 +26,7 @@ FLOORS = (
     ("pretrained", "serve"),
     ("train",),
     ("compare",),
-    ("sweep", "track"),
+    ("scaling", "sweep", "track"),
     ("cli", "__main__"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -1,0 +1,151 @@
+"""`lowrise scaling run`: the runs of a sweep in parallel workers, then its points, fit and report.
+
+`DIR/runs/NAME` is a run directory like any other; its name ends with the hash of its configuration.
+`DIR/plan.json` says beforehand which runs there are, `DIR/points.csv` what came of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from lowrise.compare.compare import describe_environment
+from lowrise.compare.live import Display
+from lowrise.compare.outcomes import Outcome
+from lowrise.compare.plan import LoadRecipe, PlanRun
+from lowrise.compare.runner import TRAIN_COMMAND, Runner
+from lowrise.compare.workers import Pool, default_slots, hold_directory
+from lowrise.console import Console
+from lowrise.errors import LowriseError
+from lowrise.files import read_json, strict_json, write_whole
+from lowrise.report.formatting import learning_rate, scientific, si
+from lowrise.scaling.options import SweepOptions
+from lowrise.scaling.plan import SweepPlan, build_plan
+from lowrise.signals import StopRequest, told
+
+
+def sweep(
+    options: SweepOptions,
+    *,
+    load_recipe: LoadRecipe,
+    plan_run: PlanRun,
+    console: Console,
+    command: Sequence[str] = TRAIN_COMMAND,
+) -> int:
+    """Run the sweep, or what is left of it.
+
+    Returns 0 when every run has a result (a diverged run has one), 1 when a run failed, and 128 + N when
+    signal N interrupted it; `sweep.json` is written in any case. Raises `UsageError` before anything is run.
+    """
+    plan = build_plan(options, load_recipe, plan_run)
+    size, gpus = default_slots()
+    size = options.workers or size
+    show_plan(console, plan)
+    if options.plan:
+        return 0
+    out = Path(options.out)
+    with hold_directory(out) as lock, StopRequest() as stop:
+        _write_plan(out, plan)
+        runs_dir = out / "runs"
+        with Pool(size, gpus=gpus, inherit=[lock]) as pool, Display(console, runs_dir) as display:
+            specs = [run.spec for run in plan.runs]
+            outcomes = Runner(
+                lambda outcomes: specs,
+                lambda outcomes: len(specs),
+                runs_dir=runs_dir,
+                command=command,
+                pool=pool,
+                display=display,
+                stop=stop,
+            ).run()
+        document = {**results(plan, outcomes), "environment": describe_environment(size)}
+        write_whole(out / "sweep.json", strict_json(document, indent=1) + "\n")
+    if stop.signal is not None:
+        console.print(told(stop.signal), style="yellow")
+        return 128 + stop.signal
+    return 1 if any(outcome.status == "failed" for outcome in outcomes.values()) else 0
+
+
+def results(plan: SweepPlan, outcomes: dict[str, Outcome]) -> dict[str, Any]:
+    """`sweep.json`: the plan's rules and one row for each run, with its loss where it has one."""
+    rows = []
+    for run in plan.runs:
+        outcome = outcomes.get(run.spec.name, Outcome("failed", error="not run yet"))
+        waiting = run.spec.name not in outcomes
+        rows.append(
+            {
+                "method": run.method,
+                "budget": run.budget,
+                "flops": run.spec.flops,
+                "params": run.params,
+                "params_total": outcome.summary.get("params_total"),
+                "tokens": run.tokens,
+                "loss": outcome.val_loss,
+                "bits_per_byte": outcome.summary.get("val_bits_per_byte"),
+                "seed": run.seed,
+                "width": run.width,
+                "lr": run.lr,
+                "steps": run.spec.steps,
+                "status": "waiting" if waiting else outcome.status,
+                "name": run.spec.name,
+                "error": outcome.error.splitlines()[0] if outcome.error and not waiting else None,
+            }
+        )
+    return {
+        "format": 1,
+        "budgets": plan.budgets,
+        "methods": plan.methods,
+        "rules": plan.rules,
+        "points": rows,
+    }
+
+
+def show_plan(console: Console, plan: SweepPlan) -> None:
+    """Every size with its cost, before it is run."""
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("method", no_wrap=True)
+    for name in ("budget", "width", "params", "tokens", "tok/param", "steps", "lr"):
+        table.add_column(name, justify="right", no_wrap=True)
+    shown = set()
+    for run in sorted(plan.runs, key=lambda run: plan.methods.index(run.method)):
+        row = (
+            run.method,
+            scientific(run.budget, 2),
+            str(run.width),
+            si(run.params),
+            si(run.tokens),
+            f"{run.tokens / run.params:.3g}",
+            str(run.spec.steps),
+            learning_rate(run.lr),
+        )
+        if row not in shown:
+            shown.add(row)
+            table.add_row(*row)
+    console.print(table)
+    total = sum(run.spec.flops for run in plan.runs)
+    console.print(f"{len(plan.runs)} runs, {scientific(total)} FLOPs in all", style="bold")
+
+
+def _write_plan(out: Path, plan: SweepPlan) -> None:
+    """Write `plan.json` before any run; a different earlier one is kept beside it as `plan-1.json`, ..."""
+    target = out / "plan.json"
+    body = json.loads(strict_json(plan.document()))
+    if target.exists():
+        try:
+            earlier = read_json(target)
+        except (OSError, ValueError):
+            earlier = None
+        if isinstance(earlier, dict) and {key: earlier.get(key) for key in body} == body:
+            return
+        number = 1 + sum(1 for _ in out.glob("plan-*.json"))
+        target.replace(out / f"plan-{number}.json")
+    document = {"written": datetime.now(UTC).isoformat(timespec="seconds"), **body}
+    try:
+        write_whole(target, json.dumps(document, indent=1) + "\n")
+    except OSError as error:
+        raise LowriseError(f"{target} cannot be written: {error.strerror}. Choose another --out.") from error
