@@ -35,6 +35,7 @@ KINDS: dict[str, Kind] = {
     "optimizer": Kind.MATHEMATICS,
     "other": Kind.MATHEMATICS,
     "schedule": Kind.COURSE,
+    "transfer": Kind.MATHEMATICS,
     "init": Kind.ORIGIN,
     "data": Kind.TEXT,
     "data.weights": Kind.MATHEMATICS,

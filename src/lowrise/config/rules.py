@@ -71,6 +71,16 @@ def validate(config: RunConfig) -> None:
         f"with schedule.cycle = {schedule.cycle} it lies between 1 and {schedule.cycle - 1}",
     )
     _require_one_cadence(config)
+    base = config.transfer.base
+    if isinstance(base, str):
+        lookup(PRESETS, base, "model preset", "transfer.base")
+    require(not isinstance(base, int) or base >= 1, "transfer.base", base, "a width is 1 or more")
+    require(
+        base is not None or config.transfer.rank is None,
+        "transfer.rank",
+        config.transfer.rank,
+        "it is the rank at transfer.base, and there is none",
+    )
     require(
         config.init.step is None or config.init.run is not None,
         "init.step",

@@ -83,6 +83,16 @@ class ScheduleSection:
 
 
 @dataclass(kw_only=True)
+class TransferSection:
+    """Learning rates that were tuned at a small model and hold for this one (docs/transfer.md)."""
+
+    base: int | str | None = None
+    """Where the rates were tuned: a preset, or the width of a model like this one; none: at this size."""
+    rank: int | float | dict[str, int | float] | None = None
+    """Rank of the layer there; none: as layer.rank says of that model."""
+
+
+@dataclass(kw_only=True)
 class InitSection:
     """Where the first weights come from; fresh ones unless a run is named."""
 

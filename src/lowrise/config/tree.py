@@ -22,6 +22,7 @@ from lowrise.config.sections import (
     SampleSection,
     ScheduleSection,
     TrainSection,
+    TransferSection,
 )
 from lowrise.data.config import DataConfig
 from lowrise.plugins import absolute
@@ -42,6 +43,7 @@ class RunConfig:
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
     other: OtherSection = field(default_factory=OtherSection)
     schedule: ScheduleSection = field(default_factory=ScheduleSection)
+    transfer: TransferSection = field(default_factory=TransferSection)
     init: InitSection = field(default_factory=InitSection)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainSection = field(default_factory=TrainSection)
