@@ -36,6 +36,7 @@ KINDS: dict[str, Kind] = {
     "other": Kind.MATHEMATICS,
     "schedule": Kind.COURSE,
     "transfer": Kind.MATHEMATICS,
+    "ema": Kind.COURSE,
     "init": Kind.ORIGIN,
     "data": Kind.TEXT,
     "data.weights": Kind.MATHEMATICS,

@@ -93,6 +93,20 @@ class TransferSection:
 
 
 @dataclass(kw_only=True)
+class EmaSection:
+    """An average of the last weights, kept beside them: evaluated, saved, exported (docs/ema.md)."""
+
+    start: float | None = None
+    """Where it begins: a fraction of all updates (below 1) or the number of an update; none: no average."""
+    horizon: int | None = None
+    """Updates that it reaches back: each adds 1 / horizon of the difference. None: a fifth of those from the
+    start to the end."""
+    blend: float | None = None
+    """Share of the average in the weights that are evaluated and exported, the rest are the last ones; 1: the
+    average alone. None: 0.6."""
+
+
+@dataclass(kw_only=True)
 class InitSection:
     """Where the first weights come from; fresh ones unless a run is named."""
 

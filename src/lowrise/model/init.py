@@ -31,10 +31,10 @@ def init_weights(
     """Draw all weights of a model in place: N(0, std^2) for linear maps and embeddings, 0 for biases, 1 for
     norms.
 
-    Low-rank layers draw theirs by their own init. `scales`: names of linear maps -> what std is multiplied by.
-    `seed` None: one is drawn from torch's global generator. A module with parameters of another kind is a
-    `TypeError`, since leaving it as it is could mean leaving uninitialized memory. Where ranks share a model
-    by rows, each draws one module after the other as a whole and keeps its rows.
+    Low-rank layers draw theirs by their own init. `scales`: name of a linear map -> what std is multiplied by
+    there. `seed` None: one is drawn from torch's global generator. A module with parameters of another kind
+    is a `TypeError`, since leaving it as it is could mean leaving uninitialized memory. Where ranks share a
+    model by rows, each draws one module after the other as a whole and keeps its rows.
     """
     if seed is None:
         seed = int(torch.randint(2**62, ()))

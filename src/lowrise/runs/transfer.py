@@ -69,8 +69,8 @@ weights."""
 
 
 def _of_matrices(norm: Callable[[int, int, Mapping[str, Any]], float]) -> Change:
-    """Rules that change matrices one by one, by the norm of the change of one. For a pair the geometric mean of
-    ||change of A|| ||B|| and ||A|| ||change of B||."""
+    """Rules that change matrices one by one, by the norm of the change of one. For a pair the geometric mean
+    of ||change of A|| ||B|| and ||A|| ||change of B||."""
 
     def change(weight: Weight, options: Mapping[str, Any]) -> float:
         m, n, r = weight

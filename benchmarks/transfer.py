@@ -1,0 +1,176 @@
+"""Whether learning rates transfer over width and rank: the best rate on a grid of factor 2, with and without
+`[transfer]`.
+
+Real models on real text, all trained alike but for the rate of the matrices: width 32 to 256 with a rank of a
+quarter of it, and rank 8 to 64 at width 128. The base of the multipliers is width 64 with rank 16. A rate's
+grid begins with four points around the method's own rate and grows until the best one is not at its edge.
+Every finished run is written at once, so that the script may be stopped and started again; it does what is
+missing, in the order of METHODS, until the time is over, and draws the figure of what there is.
+
+    python benchmarks/transfer.py [--text FILE --valid FILE] [--minutes 60] [--only spectron]
+    python benchmarks/transfer.py --draw
+
+Writes results/transfer_cpu.json and docs/images/transfer.svg.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import RESULTS
+from transfer_figure import draw, summary
+
+from lowrise.config import load
+from lowrise.data import Corpus, DataConfig, prepare
+from lowrise.distributed import World
+from lowrise.inference.evaluate import evaluate_split
+from lowrise.runs.environment import describe
+from lowrise.train.step import TrainStep
+
+FILE = RESULTS / "transfer_cpu.json"
+WIDTHS, RANKS = (32, 64, 128, 256), (8, 16, 32, 64)
+BASE_WIDTH, BASE_RANK, WIDTH_OF_RANKS = 64, 16, 128
+HEAD, STEPS, SEQUENCES, LENGTH = 16, 200, 8, 64
+START = {"spectron": 0.02, "lowrank": 2e-3, "muon": 4e-3, "adamw": 1e-3}  # middle of a grid at the base
+FACTORED = ("spectron", "lowrank")
+METHODS = ("spectron", "lowrank", "muon", "adamw")
+LARGEST_GRID = 9
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One size of one method, with or without multipliers, at one seed: a grid of rates."""
+
+    method: str
+    axis: str
+    width: int
+    rank: int
+    transfer: bool
+    seed: int = 0
+
+
+def cells(methods: tuple[str, ...], seeds: int) -> Iterator[Cell]:
+    """In the order of worth."""
+    for seed in range(seeds):
+        for factored in (True, False):
+            chosen = [m for m in methods if (m in FACTORED) == factored]
+            for transfer in (True, False):
+                for method in chosen:
+                    for width in WIDTHS:
+                        yield Cell(method, "width", width, width // 4 if factored else 0, transfer, seed)
+                for method in chosen if factored else ():
+                    for rank in RANKS:
+                        yield Cell(method, "rank", WIDTH_OF_RANKS, rank, transfer, seed)
+
+
+def settings(cell: Cell, lr: float) -> dict[str, Any]:
+    """The run, as keys of a recipe."""
+    heads = cell.width // HEAD
+    values: dict[str, Any] = {
+        "method": cell.method,
+        "seed": cell.seed,
+        "model.preset": "nano",
+        "model.hidden_size": cell.width,
+        "model.intermediate_size": 2 * cell.width,
+        "model.num_heads": heads,
+        "optimizer.lr": lr,
+        "other.lr": 4e-3,
+        "train.steps": STEPS,
+        "train.global_batch_size": SEQUENCES,
+        "train.seq_len": LENGTH,
+        "train.device": "cpu",
+        "train.threads": 1,
+        "schedule.warmup": 0.1,
+    }
+    if cell.rank:
+        values["layer.rank"] = cell.rank
+    if cell.transfer:
+        values["transfer.base"] = BASE_WIDTH
+        if cell.rank:
+            values["transfer.rank"] = BASE_RANK
+    return values
+
+
+def loss_of(cell: Cell, lr: float, corpus: Corpus) -> float:
+    """Held-out loss after training; infinite where it is not finite."""
+    config = load(None, settings(cell, lr))
+    step = TrainStep(config, corpus, World(), notice=lambda text: None, say=lambda text: None)
+    for _ in range(STEPS):
+        if not math.isfinite(step().loss):
+            return math.inf
+    with torch.no_grad():
+        return evaluate_split(step.model, corpus, config, tokens=32_768).loss
+
+
+def exponents(cell: Cell, found: dict[int, float]) -> int | None:
+    """The next rate to try, as a power of 2 times the start; None where the best is inside the grid."""
+    for exponent in (0, 1, -1, -2):
+        if exponent not in found:
+            return exponent
+    best, low, high = min(found, key=found.__getitem__), min(found), max(found)
+    if len(found) >= LARGEST_GRID or low < best < high:
+        return None
+    return low - 1 if best == low else high + 1
+
+
+def key_of(cell: Cell, exponent: int) -> str:
+    kind = "transfer" if cell.transfer else "standard"
+    return f"{cell.method} width={cell.width} rank={cell.rank} {kind} seed={cell.seed} 2^{exponent}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--text", nargs="*", default=[], help="training text; none: the built-in corpus")
+    parser.add_argument("--valid", nargs="*", default=[], help="held-out text")
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--only", nargs="*", default=METHODS, choices=METHODS)
+    parser.add_argument("--file", type=Path, default=FILE)
+    parser.add_argument("--draw", action="store_true", help="the figure and the table of what there is")
+    options = parser.parse_args()
+    record = json.loads(options.file.read_text()) if options.file.exists() else {"runs": {}}
+    if not options.draw:
+        train_missing(options, record)
+    draw(record)
+    print(summary(record))
+
+
+def train_missing(options: argparse.Namespace, record: dict[str, Any]) -> None:
+    text = {"source": tuple(options.text), "valid": tuple(options.valid)} if options.text else {}
+    corpus = prepare(DataConfig(vocab_size=512, **text))
+    record |= {
+        "text": [Path(file).name for file in (*options.text, *options.valid)] or ["built-in"],
+        "corpus": corpus.fingerprint,
+        "tokens_per_run": STEPS * SEQUENCES * LENGTH,
+        "start": START,
+        "base": {"width": BASE_WIDTH, "rank": BASE_RANK},
+        "environment": describe(torch.device("cpu")),
+    }
+    end = time.monotonic() + 60 * options.minutes
+    for cell in cells(tuple(options.only), options.seeds):
+        found: dict[int, float] = {}
+        while (exponent := exponents(cell, found)) is not None:
+            key = key_of(cell, exponent)
+            if key not in record["runs"]:
+                if time.monotonic() > end:
+                    return
+                loss = loss_of(cell, START[cell.method] * 2.0**exponent, corpus)
+                record["runs"][key] = loss if math.isfinite(loss) else None
+                options.file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+                print(f"{key}: {loss:.4f}", flush=True)
+            loss_or_none = record["runs"][key]
+            found[exponent] = math.inf if loss_or_none is None else loss_or_none
+
+
+if __name__ == "__main__":
+    main()
