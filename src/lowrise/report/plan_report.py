@@ -171,11 +171,7 @@ def _list(row: Mapping[str, Any]) -> Table:
         ("time", duration(row["seconds"])),
         ("micro batch, recompute", f"{layout['micro_batch_size']} sequences, {layout['recompute']}"),
         ("devices", f"{row['devices']}{', weights shared by rows' if layout['fsdp'] else ''}"),
-        *(
-            (f"  {kind}", bytes_(there[kind]))
-            for kind in _LINES
-            if there[kind] or kind in _KINDS
-        ),
+        *((f"  {kind}", bytes_(there[kind])) for kind in _LINES if there[kind] or kind in _KINDS),
         ("sent by a device in an update", bytes_(row["communicated_bytes_per_update"])),
         ("inference: weights in bfloat16", bytes_(row["inference_bytes"])),
         ("  cache for a token", bytes_(row["inference_cache_bytes_per_token"])),

@@ -139,7 +139,7 @@ def blend_(model: nn.Module, average: Mapping[str, Tensor], share: float, *, ort
             with whole_parameters(layer):
                 U, _, V = layer.role_parameters()
                 for X in (U, V):
-                    X.copy_(polar_svd(X))
+                    X.copy_(polar_svd(X.double()))
 
 
 def take_average_(model: nn.Module, config: RunConfig, checkpoint: Checkpoint) -> None:
