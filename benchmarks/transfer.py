@@ -2,8 +2,9 @@
 `[transfer]`.
 
 Real models on real text, all trained alike but for the rate of the matrices: width 32 to 256 with a rank of a
-quarter of it, and rank 8 to 64 at width 128. The base of the multipliers is width 64 with rank 16. A rate's
-grid begins with four points around the method's own rate and grows until the best one is not at its edge.
+quarter of it, and rank 8 to 64 at width 128. The base of the multipliers is width 64 with rank 16. A grid
+begins with three points around the method's own rate and grows until the best one is not at its end and the
+loss at its high end has risen by 0.03: near the best the loss is flat, and where it rises is the sharper mark.
 Every finished run is written at once, so that the script may be stopped and started again; it does what is
 missing, in the order of METHODS, until the time is over, and draws the figure of what there is.
 
@@ -26,7 +27,7 @@ from typing import Any
 
 import torch
 from common import RESULTS
-from transfer_figure import draw, summary
+from transfer_figure import EDGE, draw, summary
 
 from lowrise.config import load
 from lowrise.data import Corpus, DataConfig, prepare
@@ -42,7 +43,7 @@ HEAD, STEPS, SEQUENCES, LENGTH = 16, 200, 8, 64
 START = {"spectron": 0.02, "lowrank": 2e-3, "muon": 4e-3, "adamw": 1e-3}  # middle of a grid at the base
 FACTORED = ("spectron", "lowrank")
 METHODS = ("spectron", "lowrank", "muon", "adamw")
-LARGEST_GRID = 9
+LOWEST, HIGHEST = -5, 5
 
 
 @dataclass(frozen=True)
@@ -58,17 +59,24 @@ class Cell:
 
 
 def cells(methods: tuple[str, ...], seeds: int) -> Iterator[Cell]:
-    """In the order of worth."""
+    """In the order of worth: factored first, with multipliers first, the smallest and the largest first."""
     for seed in range(seeds):
         for factored in (True, False):
             chosen = [m for m in methods if (m in FACTORED) == factored]
             for transfer in (True, False):
-                for method in chosen:
-                    for width in WIDTHS:
-                        yield Cell(method, "width", width, width // 4 if factored else 0, transfer, seed)
-                for method in chosen if factored else ():
-                    for rank in RANKS:
-                        yield Cell(method, "rank", WIDTH_OF_RANKS, rank, transfer, seed)
+                for ends in (True, False):
+                    for method in chosen:
+                        for width in _part(WIDTHS, ends):
+                            rank = width // 4 if factored else 0
+                            yield Cell(method, "width", width, rank, transfer, seed)
+                    for method in chosen if factored else ():
+                        for rank in _part(RANKS, ends):
+                            yield Cell(method, "rank", WIDTH_OF_RANKS, rank, transfer, seed)
+
+
+def _part(sizes: tuple[int, ...], ends: bool) -> tuple[int, ...]:
+    """The smallest and the largest, or those between."""
+    return (sizes[0], sizes[-1]) if ends else sizes[1:-1]
 
 
 def settings(cell: Cell, lr: float) -> dict[str, Any]:
@@ -111,14 +119,15 @@ def loss_of(cell: Cell, lr: float, corpus: Corpus) -> float:
 
 
 def exponents(cell: Cell, found: dict[int, float]) -> int | None:
-    """The next rate to try, as a power of 2 times the start; None where the best is inside the grid."""
-    for exponent in (0, 1, -1, -2):
+    """The next rate to try, as a power of 2 times the start; None where the best is inside the grid and the
+    losses at its high end show the rise."""
+    for exponent in (0, 1, -1):
         if exponent not in found:
             return exponent
     best, low, high = min(found, key=found.__getitem__), min(found), max(found)
-    if len(found) >= LARGEST_GRID or low < best < high:
-        return None
-    return low - 1 if best == low else high + 1
+    if found[high] < found[best] + EDGE and high < HIGHEST:
+        return high + 1
+    return low - 1 if best == low and low > LOWEST else None
 
 
 def key_of(cell: Cell, exponent: int) -> str:
