@@ -4,7 +4,7 @@
 Real models on real text, all trained alike but for the rate of the matrices: width 32 to 256 with a rank of a
 quarter of it, and rank 8 to 64 at width 128. The base of the multipliers is width 64 with rank 16. A grid
 begins with three points around the method's own rate and grows until the best one is not at its end and the
-loss at its high end has risen by 0.03: near the best the loss is flat, and where it rises is the sharper mark.
+loss at its high end has risen by 0.03: near the best it is flat, and where it rises is the sharper mark.
 Every finished run is written at once, so that the script may be stopped and started again; it does what is
 missing, in the order of METHODS, until the time is over, and draws the figure of what there is.
 

@@ -48,8 +48,8 @@ class Curve(NamedTuple):
 
     @property
     def edge(self) -> float:
-        """The power of 2 above the best at which the loss is `EDGE` above it, between grid points by a straight
-        line; NaN where the grid ends before."""
+        """The power of 2 above the best at which the loss is `EDGE` above it, between grid points by a
+        straight line; NaN where the grid ends before."""
         best = min(self.losses.values())
         points = [
             (k, loss) for k, loss in self.losses.items() if k >= min(self.losses, key=self.losses.__getitem__)
@@ -89,8 +89,8 @@ def _most(losses: Mapping[int, list[float]]) -> int:
 
 
 def summary(record: Mapping[str, Any]) -> str:
-    """A Markdown table: for every size the best rate and where the loss has risen by `EDGE`, as powers of 2 of
-    the grid's middle, and their spread over the sizes."""
+    """A Markdown table: for every size the best rate and where the loss has risen by `EDGE`, as powers of 2
+    of the grid's middle, and their spread over the sizes."""
     lines = [
         "| method | over | `[transfer]` | best rate, log2, by size | spread | rise, log2, by size | spread |"
     ]
