@@ -1,7 +1,7 @@
 """Whether learning rates transfer over width and rank: the best rate on a grid of factor 2, with and without
 `[transfer]`.
 
-Real models on real text, all trained alike but for the rate of the matrices: width 32 to 256 with a rank of a
+Real models on real text, all trained alike but for the rate of the matrices: width 16 to 256 with a rank of a
 quarter of it, and rank 8 to 64 at width 128. The base of the multipliers is width 64 with rank 16. A grid
 begins with three points around the method's own rate and grows until the best one is not at its end and the
 loss at its high end has risen by 0.03: near the best it is flat, and where it rises is the sharper mark.
@@ -37,7 +37,7 @@ from lowrise.runs.environment import describe
 from lowrise.train.step import TrainStep
 
 FILE = RESULTS / "transfer_cpu.json"
-WIDTHS, RANKS = (32, 64, 128, 256), (8, 16, 32, 64)
+WIDTHS, RANKS = (16, 32, 64, 128, 256), (8, 16, 32, 64)
 BASE_WIDTH, BASE_RANK, WIDTH_OF_RANKS = 64, 16, 128
 HEAD, STEPS, SEQUENCES, LENGTH = 16, 200, 8, 64
 START = {"spectron": 0.02, "lowrank": 2e-3, "muon": 4e-3, "adamw": 1e-3}  # middle of a grid at the base
@@ -59,24 +59,19 @@ class Cell:
 
 
 def cells(methods: tuple[str, ...], seeds: int) -> Iterator[Cell]:
-    """In the order of worth: factored first, with multipliers first, the smallest and the largest first."""
+    """In the order of worth: factored first, with multipliers first; the largest width, as dear as the rest
+    together, last."""
     for seed in range(seeds):
         for factored in (True, False):
             chosen = [m for m in methods if (m in FACTORED) == factored]
-            for transfer in (True, False):
-                for ends in (True, False):
+            for widths in (WIDTHS[:-1], WIDTHS[-1:]):
+                for transfer in (True, False):
                     for method in chosen:
-                        for width in _part(WIDTHS, ends):
+                        for width in widths:
                             rank = width // 4 if factored else 0
                             yield Cell(method, "width", width, rank, transfer, seed)
-                    for method in chosen if factored else ():
-                        for rank in _part(RANKS, ends):
+                        for rank in RANKS if factored else ():
                             yield Cell(method, "rank", WIDTH_OF_RANKS, rank, transfer, seed)
-
-
-def _part(sizes: tuple[int, ...], ends: bool) -> tuple[int, ...]:
-    """The smallest and the largest, or those between."""
-    return (sizes[0], sizes[-1]) if ends else sizes[1:-1]
 
 
 def settings(cell: Cell, lr: float) -> dict[str, Any]:
