@@ -102,8 +102,8 @@ class TailAverage:
         kept = {
             name: local(p.detach()).clone() for name, p in model.named_parameters() if name in self.tensors
         }
-        blend_(model, self.tensors, self.tail.blend, orthonormal=self.optimizer.keeps_orthonormal)
         try:
+            blend_(model, self.tensors, self.tail.blend, orthonormal=self.optimizer.keeps_orthonormal)
             yield
         finally:
             reshard(model)

@@ -33,7 +33,7 @@ from lowrise.layers.roles import ParamGroups, parameter_roles
 from lowrise.linalg.energy import gaussian_energy
 from lowrise.model import Llama, LlamaConfig
 from lowrise.model.config import PRESETS
-from lowrise.optim.muon import Muon
+from lowrise.optim import OPTIMIZERS, Muon
 
 
 class Weight(NamedTuple):
@@ -114,6 +114,11 @@ def check_transfer(config: RunConfig) -> None:
     if layer.name not in (DENSE, "lowrank"):
         known = told.format(f"the layers {DENSE} and lowrank, not for {layer.name}")
         raise UsageError(f"transfer.base = {base!r} cannot be: the multipliers {known}")
+    if layer.name != DENSE and "factors" not in OPTIMIZERS[name].roles:
+        raise UsageError(
+            f"transfer.base = {base!r} cannot be: {name} leaves factors to AdamW, where no multipliers "
+            "are derived for them. Set layer.name = dense, or another optimizer."
+        )
     init = getattr(layer, "init", "spectral")
     if init != "spectral":
         raise UsageError(

@@ -224,7 +224,7 @@ def test_the_plan_counts_one_more_copy():
 
 def test_the_hash_of_a_run_without_it_is_what_it_was():
     config = load(None, {"method": "spectron"})
-    assert "ema" not in {key.split(".")[0] for key in config.to_toml().split()}
+    assert config.to_dict()["ema"] == {}
     assert config.hash != load(None, {"method": "spectron", "ema.start": 0.9}).hash
 
 

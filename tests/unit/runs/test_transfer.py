@@ -283,6 +283,12 @@ def test_wider_heads_are_told():
     assert "model.num_heads = 8" in sentence
 
 
+def test_factors_that_the_optimizer_leaves_to_adamw_are_refused(monkeypatch):
+    monkeypatch.setitem(CHANGES, "sinkgd", ENTRYWISE)
+    with pytest.raises(UsageError, match="sinkgd leaves factors to AdamW"):
+        check_transfer(config_of("lowrank", 256, 64, **{"optimizer.name": "sinkgd"}))
+
+
 def test_a_row_makes_a_further_optimizer_known(monkeypatch):
     config = config_of("sinkgd", 256)
     assert "sinkgd" in OPTIMIZERS
