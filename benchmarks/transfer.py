@@ -59,18 +59,19 @@ class Cell:
 
 
 def cells(methods: tuple[str, ...], seeds: int) -> Iterator[Cell]:
-    """In the order of worth: factored first, with multipliers first; the largest width, as dear as the rest
-    together, last."""
+    """In the order of worth: factored first; the smallest and the largest size, with multipliers and without,
+    before those between; the largest width, as dear as the rest together, last."""
     for seed in range(seeds):
         for factored in (True, False):
             chosen = [m for m in methods if (m in FACTORED) == factored]
-            for widths in (WIDTHS[:-1], WIDTHS[-1:]):
+            for widths, ranks in ((WIDTHS[:-1:3], RANKS[::3]), (WIDTHS[:-1], RANKS), (WIDTHS, ())):
                 for transfer in (True, False):
                     for method in chosen:
                         for width in widths:
                             rank = width // 4 if factored else 0
                             yield Cell(method, "width", width, rank, transfer, seed)
-                        for rank in RANKS if factored else ():
+                    for method in chosen if factored else ():
+                        for rank in ranks:
                             yield Cell(method, "rank", WIDTH_OF_RANKS, rank, transfer, seed)
 
 
