@@ -43,7 +43,7 @@ HEAD, STEPS, SEQUENCES, LENGTH = 16, 200, 8, 64
 START = {"spectron": 0.02, "lowrank": 2e-3, "muon": 4e-3, "adamw": 1e-3}  # middle of a grid at the base
 FACTORED = ("spectron", "lowrank")
 METHODS = ("spectron", "lowrank", "muon", "adamw")
-LOWEST, HIGHEST = -5, 5
+LOWEST, HIGHEST = -2, 5
 
 
 @dataclass(frozen=True)

@@ -128,8 +128,10 @@ def test_activations_change_alike_at_every_rank(method):
 def test_activations_change_alike_from_64_to_1024(method):
     widths = (64, 128, 256, 512, 1024)
     assert max(map(abs, over_widths(method, widths, blocks=2).values())) < 0.15
-    if method in FACTORED:
-        assert max(map(abs, over_ranks(method, (16, 32, 64, 128, 256), 512, blocks=2).values())) < 0.3
+    if method in FACTORED:  # rank 16 is a 32nd of the width, where the norm is three times that of full rank
+        found = over_ranks(method, (16, 32, 64, 128, 256), 512, blocks=2)
+        assert max(map(abs, found.values())) < 0.4, found
+        assert max(abs(found[name]) for name in ("mlp 0", "mlp 1", "logits")) < 0.2, found
 
 
 # --- values -----------------------------------------------------------------------------------------------
