@@ -39,7 +39,7 @@ from lowrise.train.step import TrainStep
 FILE = RESULTS / "transfer_cpu.json"
 WIDTHS, RANKS = (16, 32, 64, 128, 256), (8, 16, 32, 64)
 BASE_WIDTH, BASE_RANK, WIDTH_OF_RANKS = 64, 16, 128
-HEAD, STEPS, SEQUENCES, LENGTH = 16, 200, 8, 64
+HEAD, SEQUENCES, LENGTH = 16, 8, 64
 START = {"spectron": 0.02, "lowrank": 2e-3, "muon": 4e-3, "adamw": 1e-3}  # middle of a grid at the base
 FACTORED = ("spectron", "lowrank")
 METHODS = ("spectron", "lowrank", "muon", "adamw")
@@ -75,7 +75,7 @@ def cells(methods: tuple[str, ...], seeds: int) -> Iterator[Cell]:
                             yield Cell(method, "rank", WIDTH_OF_RANKS, rank, transfer, seed)
 
 
-def settings(cell: Cell, lr: float) -> dict[str, Any]:
+def settings(cell: Cell, lr: float, options: argparse.Namespace) -> dict[str, Any]:
     """The run, as keys of a recipe."""
     heads = cell.width // HEAD
     values: dict[str, Any] = {
@@ -86,8 +86,8 @@ def settings(cell: Cell, lr: float) -> dict[str, Any]:
         "model.intermediate_size": 2 * cell.width,
         "model.num_heads": heads,
         "optimizer.lr": lr,
-        "other.lr": 4e-3,
-        "train.steps": STEPS,
+        "other.lr": options.other_lr,
+        "train.steps": options.steps,
         "train.global_batch_size": SEQUENCES,
         "train.seq_len": LENGTH,
         "train.device": "cpu",
@@ -103,11 +103,11 @@ def settings(cell: Cell, lr: float) -> dict[str, Any]:
     return values
 
 
-def loss_of(cell: Cell, lr: float, corpus: Corpus) -> float:
+def loss_of(cell: Cell, lr: float, options: argparse.Namespace, corpus: Corpus) -> float:
     """Held-out loss after training; infinite where it is not finite."""
-    config = load(None, settings(cell, lr))
+    config = load(None, settings(cell, lr, options))
     step = TrainStep(config, corpus, World(), notice=lambda text: None, say=lambda text: None)
-    for _ in range(STEPS):
+    for _ in range(options.steps):
         if not math.isfinite(step().loss):
             return math.inf
     with torch.no_grad():
@@ -127,7 +127,8 @@ def exponents(cell: Cell, found: dict[int, float]) -> int | None:
 
 
 def key_of(cell: Cell, exponent: int) -> str:
-    kind = "transfer" if cell.transfer else "standard"
+    base = cell.width == BASE_WIDTH and cell.rank in (0, BASE_RANK)  # its multipliers are 1: run once
+    kind = "transfer" if cell.transfer or base else "standard"
     return f"{cell.method} width={cell.width} rank={cell.rank} {kind} seed={cell.seed} 2^{exponent}"
 
 
@@ -137,6 +138,8 @@ def main() -> None:
     )
     parser.add_argument("--text", nargs="*", default=[], help="training text; none: the built-in corpus")
     parser.add_argument("--valid", nargs="*", default=[], help="held-out text")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--other-lr", type=float, default=4e-3, help="of embedding and head, at the base")
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--only", nargs="*", default=METHODS, choices=METHODS)
@@ -153,10 +156,15 @@ def main() -> None:
 def train_missing(options: argparse.Namespace, record: dict[str, Any]) -> None:
     text = {"source": tuple(options.text), "valid": tuple(options.valid)} if options.text else {}
     corpus = prepare(DataConfig(vocab_size=512, **text))
+    for key in ("steps", "other_lr"):
+        if record.get(key, getattr(options, key)) != getattr(options, key):
+            raise SystemExit(f"{options.file} has runs with {key} = {record[key]}: give another --file.")
     record |= {
         "text": [Path(file).name for file in (*options.text, *options.valid)] or ["built-in"],
         "corpus": corpus.fingerprint,
-        "tokens_per_run": STEPS * SEQUENCES * LENGTH,
+        "steps": options.steps,
+        "other_lr": options.other_lr,
+        "tokens_per_run": options.steps * SEQUENCES * LENGTH,
         "start": START,
         "base": {"width": BASE_WIDTH, "rank": BASE_RANK},
         "environment": describe(torch.device("cpu")),
@@ -169,7 +177,7 @@ def train_missing(options: argparse.Namespace, record: dict[str, Any]) -> None:
             if key not in record["runs"]:
                 if time.monotonic() > end:
                     return
-                loss = loss_of(cell, START[cell.method] * 2.0**exponent, corpus)
+                loss = loss_of(cell, START[cell.method] * 2.0**exponent, options, corpus)
                 record["runs"][key] = loss if math.isfinite(loss) else None
                 options.file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
                 print(f"{key}: {loss:.4f}", flush=True)

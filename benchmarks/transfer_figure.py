@@ -17,7 +17,8 @@ WIDTH, HEIGHT, TITLE = 430, 250, 26
 EDGE = 0.03  # nats above the best: where the high side of a curve is measured
 RANGE = 0.12  # nats above the best of a size that a panel shows
 STYLE = """
-svg { font-family: system-ui, sans-serif; --c0: #1f77b4; --c1: #d9730d; --c2: #2a9d4e; --c3: #b3261e; }
+svg { font-family: system-ui, sans-serif; --c0: #1f77b4; --c1: #d9730d; --c2: #2a9d4e; --c3: #b3261e;
+  --c4: #6b4fa0; }
 .paper { fill: #ffffff } .grid { stroke: #e3e3e3 } .axis { stroke: #888888 }
 .tick, .key { font-size: 12px; fill: #444444 } .label { font-size: 12px; fill: #222222 }
 .title { font-size: 14px; font-weight: 600; fill: #111111 }
@@ -71,9 +72,13 @@ def curves(record: Mapping[str, Any]) -> dict[tuple[str, str, bool], list[Curve]
         axes = {"width": width} if rank in (0, width // 4) else {}
         if rank and width == 128:
             axes["rank"] = rank
+        kinds = {match[4] == "transfer"}
+        if width == record["base"]["width"] and rank in (0, record["base"]["rank"]):
+            kinds = {True, False}  # its multipliers are 1: the same run
         for axis, size in axes.items():
-            sizes = found.setdefault((method, axis, match[4] == "transfer"), {})
-            sizes.setdefault(size, {}).setdefault(int(match[5]), []).append(value)
+            for kind in kinds:
+                sizes = found.setdefault((method, axis, kind), {})
+                sizes.setdefault(size, {}).setdefault(int(match[5]), []).append(value)
     return {
         kind: [
             Curve(size, {e: sum(v) / len(v) for e, v in sorted(losses.items()) if len(v) == _most(losses)})

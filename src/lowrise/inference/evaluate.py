@@ -209,7 +209,7 @@ def show(results: Sequence[dict[str, Any]], console: Console) -> None:
             f"over {result['val_tokens']:,} tokens",
             highlight=False,
         )
-        if result["has_average"]:
+        if result.get("has_average"):
             console.print(told(result["weights"]), highlight=False)
         return
     table = Table(box=None, header_style="bold")
@@ -227,7 +227,7 @@ def show(results: Sequence[dict[str, Any]], console: Console) -> None:
             f"{r['val_bytes']:,}",
         )
     console.print(table)
-    if any(r["has_average"] for r in results):
+    if any(r.get("has_average") for r in results):
         console.print(told(results[0]["weights"]), highlight=False)
     if len({r["val_bytes"] for r in results}) > 1:
         console.print(
