@@ -106,7 +106,9 @@ def summary(record: Mapping[str, Any]) -> str:
         for mark in ("best", "edge"):
             values = {c.size: getattr(c, mark) for c in found}
             known = [v for v in values.values() if math.isfinite(v)]
-            cells.append(", ".join(f"{size}: {value:+.1f}" for size, value in values.items()))
+            marks = {c.size: "" if mark == "edge" or c.inside else " (end)" for c in found}
+            shown = (f"{s}: {v:+.1f}{marks[s]}" for s, v in values.items() if math.isfinite(v))
+            cells.append(", ".join(shown))
             cells.append(f"{max(known) - min(known):.1f}" if len(known) > 1 else "")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
