@@ -27,6 +27,7 @@ from lowrise.flags import parse
 from lowrise.methods import METHODS
 from lowrise.names import lookup
 from lowrise.plugins import load_plugins
+from lowrise.runs.chosen_weights import Weights
 from lowrise.signals import saving_ends_nothing, speaks, told
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ class Eval:
     data: OtherText = field(default_factory=OtherText)
     trust: bool = False
     """Read the files that a run of somebody else's names in its config.toml."""
+    weights: Weights = "raw"
+    """raw: the last weights; ema: with the average that the recipe's [ema] kept."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     json: bool = False
@@ -122,6 +125,7 @@ def train(arguments: Arguments, console: Console) -> int:
     from lowrise.runs.environment import choose_device
     from lowrise.runs.parallel import check_world
     from lowrise.runs.text import with_text_limit
+    from lowrise.runs.transfer import check_transfer
     from lowrise.runs.trust import require_known_code, require_trusted_recipe
     from lowrise.train import RunDirectory
     from lowrise.train import train as run_training
@@ -139,6 +143,7 @@ def train(arguments: Arguments, console: Console) -> int:
     config = with_text_limit(adopted(command.config), command.given_folder)
     world = World.from_environment()
     check_world(config, world)
+    check_transfer(config)
     device = world.device(choose_device(config.train.device))
     console.quiet = not world.leads
     for sentence in advice(config):
@@ -172,7 +177,11 @@ def evaluate(arguments: Arguments, console: Console) -> int:
     # Objects alone go to standard output, for the program that reads them.
     notices = Console(stderr=True) if command.json else console
     source, trust = command.data.source, command.trust
-    results = [evaluate_run(run, command.device, notices, source=source, trust=trust) for run in runs]
+    weights = command.weights
+    results = [
+        evaluate_run(run, command.device, notices, source=source, trust=trust, weights=weights)
+        for run in runs
+    ]
     if command.json:
         print("\n".join(map(strict_json, results)))
     else:

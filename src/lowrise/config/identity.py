@@ -35,6 +35,8 @@ KINDS: dict[str, Kind] = {
     "optimizer": Kind.MATHEMATICS,
     "other": Kind.MATHEMATICS,
     "schedule": Kind.COURSE,
+    "transfer": Kind.MATHEMATICS,
+    "ema": Kind.COURSE,
     "init": Kind.ORIGIN,
     "data": Kind.TEXT,
     "data.weights": Kind.MATHEMATICS,

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lowrise.config.tree import RunConfig
+from lowrise.config.values import share_or_count
 from lowrise.errors import UsageError
 from lowrise.files import is_plain_name
 from lowrise.model.config import PRESETS
@@ -77,6 +78,27 @@ def validate(config: RunConfig) -> None:
         f"with schedule.cycle = {schedule.cycle} it lies between 1 and {schedule.cycle - 1}",
     )
     _require_one_cadence(config)
+    ema = config.ema
+    require(
+        ema.start is None or 0 < ema.start <= train.steps,
+        "ema.start",
+        ema.start,
+        f"a fraction of all updates above 0, or an update of 1 to train.steps = {train.steps}",
+    )
+    require(ema.horizon is None or ema.horizon >= 1, "ema.horizon", ema.horizon, "at least one update")
+    require(ema.blend is None or 0 < ema.blend <= 1, "ema.blend", ema.blend, "a share above 0, at most 1")
+    for key, value in (("ema.horizon", ema.horizon), ("ema.blend", ema.blend)):
+        require(value is None or ema.start is not None, key, value, "no average begins, ema.start is not set")
+    base = config.transfer.base
+    if isinstance(base, str):
+        lookup(PRESETS, base, "model preset", "transfer.base")
+    require(not isinstance(base, int) or base >= 1, "transfer.base", base, "a width is 1 or more")
+    require(
+        base is not None or config.transfer.rank is None,
+        "transfer.rank",
+        config.transfer.rank,
+        "it is the rank at transfer.base, and there is none",
+    )
     require(
         config.init.step is None or config.init.run is not None,
         "init.step",
@@ -126,12 +148,33 @@ def validate(config: RunConfig) -> None:
 def advice(config: RunConfig) -> list[str]:
     """Sentences about what can be and is hardly meant."""
     steps, schedule = config.train.steps, config.schedule
-    return [
+    sentences = [
         f"schedule.{name} = {warmup:g} updates is longer than the run (train.steps = {steps}): the "
         f"learning rate ends at {steps / warmup:.0%} of its peak. Give fewer updates, or a share below 1."
         for name, warmup in (("warmup", schedule.warmup), ("other_warmup", schedule.other_warmup))
         if warmup is not None and warmup > steps
     ]
+    start, horizon = config.ema.start, config.ema.horizon
+    if start is not None and horizon is not None:
+        left = steps - share_or_count(start, steps)
+        if left < 3 * horizon:
+            sentences.append(
+                f"ema.horizon = {horizon} updates is long for the {left} from ema.start = {start:g} to the "
+                f"end: {math.exp(-left / horizon):.0%} of the average will be the weights at its start. "
+                f"Begin earlier, or give at most {max(1, left // 5)}."
+            )
+    here, base = config.model, config.transfer.base
+    preset = PRESETS[here.preset]
+    width, heads = (getattr(here, k, None) or preset[k] for k in ("hidden_size", "num_heads"))
+    if isinstance(base, str):
+        there = PRESETS[base]["hidden_size"] // PRESETS[base]["num_heads"]
+        if width // heads != there:
+            sentences.append(
+                f"transfer.base = {base!r} has heads of width {there}, this model of {width // heads}: rates "
+                "transfer where heads become more and not wider."
+                + (f" Set model.num_heads = {width // there}." if width % there == 0 else "")
+            )
+    return sentences
 
 
 # Largest absolute values of integers: of seeds and of counts of bytes and tokens, and of all else.

@@ -85,6 +85,30 @@ class ScheduleSection:
 
 
 @dataclass(kw_only=True)
+class TransferSection:
+    """Learning rates that were tuned at a small model and hold for this one (docs/transfer.md)."""
+
+    base: int | str | None = None
+    """Where the rates were tuned: a preset, or the width of a model like this one; none: at this size."""
+    rank: int | float | dict[str, int | float] | None = None
+    """Rank of the layer there; none: as layer.rank says of that model."""
+
+
+@dataclass(kw_only=True)
+class EmaSection:
+    """An average of the last weights, kept beside them: evaluated, saved, exported (docs/ema.md)."""
+
+    start: float | None = None
+    """Where it begins: a fraction of all updates (below 1) or the number of an update; none: no average."""
+    horizon: int | None = None
+    """Updates that it reaches back: each adds 1 / horizon of the difference. None: a fifth of those from the
+    start to the end."""
+    blend: float | None = None
+    """Share of the average in the weights that are evaluated and exported, the rest are the last ones; 1: the
+    average alone. None: 0.6."""
+
+
+@dataclass(kw_only=True)
 class InitSection:
     """Where the first weights come from; fresh ones unless a run is named."""
 

@@ -11,6 +11,7 @@ import tomli_w
 from lowrise.config.identity import Kind, digest, of_kinds
 from lowrise.config.sections import (
     CheckpointSection,
+    EmaSection,
     EvalSection,
     InitSection,
     LayerSection,
@@ -22,6 +23,7 @@ from lowrise.config.sections import (
     SampleSection,
     ScheduleSection,
     TrainSection,
+    TransferSection,
 )
 from lowrise.data.config import DataConfig
 from lowrise.plugins import absolute
@@ -42,6 +44,8 @@ class RunConfig:
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
     other: OtherSection = field(default_factory=OtherSection)
     schedule: ScheduleSection = field(default_factory=ScheduleSection)
+    transfer: TransferSection = field(default_factory=TransferSection)
+    ema: EmaSection = field(default_factory=EmaSection)
     init: InitSection = field(default_factory=InitSection)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainSection = field(default_factory=TrainSection)

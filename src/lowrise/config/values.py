@@ -57,6 +57,11 @@ def _describe(kind: Any) -> str:
     return names.get(kind, str(kind))
 
 
+def share_or_count(value: float, total: int) -> int:
+    """A number of updates given as a share of all (below 1) or as the number itself."""
+    return round(value * total) if value < 1 else round(value)
+
+
 def set_dotted(values: dict[str, Any], key: str, value: Any, only_if_absent: bool = False) -> None:
     *tables, last = key.split(".")
     for table in tables:

@@ -17,6 +17,7 @@ from lowrise.export.gguf_file import require_gguf, write_gguf
 from lowrise.export.huggingface import write_folder
 from lowrise.export.native import write_native
 from lowrise.export.shards import parse_size
+from lowrise.runs.chosen_weights import Weights
 from lowrise.runs.load import TrainedRun, load_run
 
 Target = Literal["hf", "safetensors", "gguf"]
@@ -42,6 +43,8 @@ class ExportOptions:
     """How weights are stored: float32, bfloat16 or float16; for gguf float32, float16 or q8_0."""
     out: Path | None = None
     """Folder to write; none: RUN/export/ and a name after the format."""
+    weights: Weights = "raw"
+    """raw: the last weights; ema: with the average that the recipe's [ema] kept."""
     shard_size: str | None = None
     """hf: largest file of weights; none: 5GB."""
     force: bool = False
@@ -62,7 +65,9 @@ def export_run(options: ExportOptions, console: Console) -> Exported:
     do not go together, a place that is taken, and a model that the form cannot hold.
     """
     shard_bytes = _check(options)
-    run = load_run(options.run.expanduser(), "cpu", console)
+    run = load_run(options.run.expanduser(), "cpu", console, weights=options.weights)
+    if run.choice:
+        console.print(run.choice, highlight=False)
     folder = (options.out or options.run / "export" / _name(options)).expanduser()
     with whole_folder(folder, force=options.force, origin=_origin(options, run)) as aside:
         if options.to == "gguf":
@@ -102,7 +107,8 @@ def _check(options: ExportOptions) -> int:
 def _name(options: ExportOptions) -> str:
     form = (options.form or "dense") if options.to == "hf" else ""
     dtype = "" if options.dtype == "float32" else options.dtype
-    return "-".join(part for part in (options.to, form, dtype) if part)
+    weights = "" if options.weights == "raw" else options.weights
+    return "-".join(part for part in (options.to, form, dtype, weights) if part)
 
 
 def _origin(options: ExportOptions, run: TrainedRun) -> dict[str, Any]:
@@ -115,6 +121,7 @@ def _origin(options: ExportOptions, run: TrainedRun) -> dict[str, Any]:
         "recipe": run.config.hash,
         "corpus": run.corpus,
         "step": run.step,
+        "weights": run.weights,
     }
 
 

@@ -18,8 +18,9 @@ from lowrise.runs.weights import model_tensors
 def write_native(folder: Path, run: TrainedRun, dtype: torch.dtype) -> None:
     """Write `model.safetensors`, every parameter and saved buffer once, and `tokenizer.json`.
 
-    Its metadata, all text: `lowrise` (version), `method`, `step`, `recipe` (the run's config.toml), `model`
-    (`LlamaConfig` as JSON) and `layers` (name -> class and rank, as JSON), enough to build the model again.
+    Its metadata, all text: `lowrise` (version), `method`, `step`, `weights` (raw or ema), `recipe` (the run's
+    config.toml), `model` (`LlamaConfig` as JSON) and `layers` (name -> class and rank, as JSON), enough to
+    build the model again.
     """
     tensors = {
         name: (t.detach().to(dtype) if t.is_floating_point() else t.detach()).contiguous()
@@ -35,6 +36,7 @@ def write_native(folder: Path, run: TrainedRun, dtype: torch.dtype) -> None:
         "lowrise": __version__,
         "method": run.config.method,
         "step": str(run.step),
+        "weights": run.weights,
         "recipe": run.config.to_toml(),
         "model": json.dumps(dataclasses.asdict(run.model.config)),
         "layers": json.dumps(layers),

@@ -29,6 +29,7 @@ from lowrise.distributed import World
 from lowrise.distributed.fsdp import reshard
 from lowrise.errors import LowriseError, UsageError
 from lowrise.model.loss import DEFAULT_CHUNK_TOKENS, next_token_loss
+from lowrise.runs.chosen_weights import Weights, told
 from lowrise.runs.directory import open_run
 from lowrise.runs.environment import autocast_for
 from lowrise.runs.load import NO_CORPUS, load_run
@@ -149,6 +150,7 @@ def evaluate_run(
     *,
     source: Sequence[str] = (),
     trust: bool = False,
+    weights: Weights = "raw",
 ) -> dict[str, Any]:
     """Exact validation numbers of a run over the whole held-out split of its corpus, or over all of the texts
     `source`, tokenized as the run does.
@@ -160,7 +162,7 @@ def evaluate_run(
     if not source:
         remedy = "name the text yourself, --data.source TEXT"
         require_trust(directory.path, trust=trust, remedy=remedy)
-    run = load_run(folder, device, console)
+    run = load_run(folder, device, console, weights=weights)
     if source:
         data = run.config.data
         like = DataConfig(
@@ -181,6 +183,8 @@ def evaluate_run(
     return {
         "run": str(folder),
         "step": run.step,
+        "weights": run.weights,
+        "has_average": run.has_average,
         "val_loss": result.loss,
         "val_perplexity": result.perplexity,
         "val_bits_per_byte": result.bits_per_byte,
@@ -205,6 +209,8 @@ def show(results: Sequence[dict[str, Any]], console: Console) -> None:
             f"over {result['val_tokens']:,} tokens",
             highlight=False,
         )
+        if result.get("has_average"):
+            console.print(told(result["weights"]), highlight=False)
         return
     table = Table(box=None, header_style="bold")
     table.add_column("run", overflow="fold")
@@ -221,6 +227,8 @@ def show(results: Sequence[dict[str, Any]], console: Console) -> None:
             f"{r['val_bytes']:,}",
         )
     console.print(table)
+    if any(r.get("has_average") for r in results):
+        console.print(told(results[0]["weights"]), highlight=False)
     if len({r["val_bytes"] for r in results}) > 1:
         console.print(
             "The held-out texts of these runs differ in size, so these numbers are of different texts.",

@@ -8,6 +8,8 @@ from typing import Literal
 
 from tyro.conf import Positional
 
+from lowrise.runs.chosen_weights import Weights
+
 Forms = Literal["auto", "stored", "merged", "measured"]
 """How a factored map is used: "stored" in its factors, "merged" as their product, "auto" whichever has fewer
 elements, "measured" whichever was faster at the batch size."""
@@ -47,5 +49,7 @@ class GenerateConfig:
     (measured)."""
     explain: bool = False
     """Measure both forms of the maps, take the faster, and show the times."""
+    weights: Weights = "raw"
+    """raw: the last weights; ema: with the average that the recipe's [ema] kept."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""

@@ -16,6 +16,7 @@ from lowrise.inference.decoder import FrozenDecoder
 from lowrise.inference.options import Forms
 from lowrise.inference.sampling import Sampling
 from lowrise.inference.text import StopStrings, TextStream
+from lowrise.runs.chosen_weights import Weights
 from lowrise.runs.environment import autocast_for
 from lowrise.runs.load import load_run
 
@@ -28,6 +29,8 @@ class TextModel:
 
     decoder: FrozenDecoder
     tokenizer: Tokenizer
+    choice: str = ""
+    """Which weights of the run these are, as a line; empty where it has no others."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,21 @@ class Piece:
 
 
 def load_text_model(
-    folder: str | Path, device: str, console: Console, *, forms: Forms = "auto", rows: int = 1
+    folder: str | Path,
+    device: str,
+    console: Console,
+    *,
+    forms: Forms = "auto",
+    rows: int = 1,
+    weights: Weights = "raw",
 ) -> TextModel:
     """The newest whole checkpoint of a run, in the precision that the run computes in."""
-    run = load_run(folder, device, console)
+    run = load_run(folder, device, console, weights=weights)
     kind = run.device.type
     with autocast_for(run.config, run.device):
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    return TextModel(FrozenDecoder(run.model, dtype=dtype, forms=forms, rows=rows), run.tokenizer)
+    decoder = FrozenDecoder(run.model, dtype=dtype, forms=forms, rows=rows)
+    return TextModel(decoder, run.tokenizer, run.choice)
 
 
 def continue_texts(

@@ -35,7 +35,11 @@ def generate_on_terminal(command: GenerateConfig, console: Console, messages: Co
     prompts = None if command.prompt_file is None else read_prompts(command.prompt_file)
     forms: Forms = "measured" if command.explain and command.forms == "auto" else command.forms
     rows = 1 if prompts is None else min(command.batch, len(prompts))
-    model = load_text_model(command.run, command.device, console, forms=forms, rows=rows)
+    model = load_text_model(
+        command.run, command.device, console, forms=forms, rows=rows, weights=command.weights
+    )
+    if model.choice:
+        messages.print(model.choice, highlight=False)
     if command.explain:
         messages.print(explanation(model.decoder.choices, rows))
     if prompts is not None:

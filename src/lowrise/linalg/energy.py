@@ -1,9 +1,10 @@
-"""How many singular values hold a given share of the energy, the sum of their squares."""
+"""Shares of the energy, the sum of squared singular values: how many hold one, what share a number holds."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,3 +28,19 @@ def energy_count(s: Tensor, threshold: float) -> int:
 def energy_rank(count: int, *, rank: int, multiple: int, least: int) -> int:
     """`count` rounded up to a multiple, at least `least` and at most `rank`."""
     return min(rank, max(least, math.ceil(count / multiple) * multiple))
+
+
+def gaussian_energy(m: int, n: int, r: int) -> float:
+    """Share of the energy in the r largest singular values of a large m x n matrix of independent entries.
+
+    With p = min(m, n), q = max(m, n), y = p/q: squared singular values over q have the density
+    sqrt((b - x) (x - a)) / (2 pi y x) on [a, b] = (1 -+ sqrt(y))^2 (Marchenko and Pastur 1967), integrated
+    here in the angle t, x = 1 + y + 2 sqrt(y) cos(t). Within 2% of a draw from 64 rows on.
+    """
+    p, q = min(m, n), max(m, n)
+    y = p / q
+    angles = (np.arange(4096) + 0.5) * (math.pi / 4096)
+    values = 1.0 + y + 2.0 * math.sqrt(y) * np.cos(angles)  # descending
+    mass = np.cumsum(np.sin(angles) ** 2 / values)
+    energy = np.cumsum(np.sin(angles) ** 2)
+    return float(np.interp(r / p, mass / mass[-1], energy / energy[-1]))

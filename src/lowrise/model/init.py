@@ -8,6 +8,8 @@ the truncated SVD of the very matrix that the dense model has in its place.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
@@ -19,21 +21,27 @@ from lowrise.rng import name_seed
 
 
 @torch.no_grad()
-def init_weights(model: nn.Module, seed: int | None = None, *, std: float = 0.02) -> None:
+def init_weights(
+    model: nn.Module,
+    seed: int | None = None,
+    *,
+    std: float = 0.02,
+    scales: Mapping[str, float] | None = None,
+) -> None:
     """Draw all weights of a model in place: N(0, std^2) for linear maps and embeddings, 0 for biases, 1 for
     norms.
 
-    Low-rank layers draw theirs by their own init. `seed` None: one is drawn from torch's global generator. A
-    module with parameters of another kind is a `TypeError`, since leaving it as it is could mean leaving
-    uninitialized memory. Where ranks share a model by rows, each draws one module after the other as a whole
-    and keeps its rows.
+    Low-rank layers draw theirs by their own init. `scales`: name of a linear map -> what std is multiplied by
+    there. `seed` None: one is drawn from torch's global generator. A module with parameters of another kind
+    is a `TypeError`, since leaving it as it is could mean leaving uninitialized memory. Where ranks share a
+    model by rows, each draws one module after the other as a whole and keeps its rows.
     """
     if seed is None:
         seed = int(torch.randint(2**62, ()))
     for name, module in model.named_modules():
         generator = torch.Generator().manual_seed(name_seed(seed, name))
         with whole_parameters(module, read=False):
-            _init_module(name, module, generator, std)
+            _init_module(name, module, generator, std * (scales or {}).get(name, 1.0))
 
 
 def _init_module(name: str, module: nn.Module, generator: torch.Generator, std: float) -> None:

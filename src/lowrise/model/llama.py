@@ -216,6 +216,7 @@ class Llama(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.config = config
+        self.init_scales: dict[str, float] = {}  # linear maps whose first weights are not of std init_std
         self.model = Decoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.tie_weights()
@@ -278,7 +279,7 @@ class Llama(nn.Module):
         """Draw all weights anew (see `lowrise.model.init`); without a seed, one is drawn from torch's global
         generator.
         """
-        init_weights(self, seed, std=self.config.init_std)
+        init_weights(self, seed, std=self.config.init_std, scales=self.init_scales)
 
     def latent_layers(self) -> list[str]:
         """Names of the maps of all blocks; `UsageError` unless every one has a latent."""

@@ -14,7 +14,15 @@ from lowrise.errors import UsageError
 from lowrise.linalg.balance import rebalance
 from lowrise.linalg.fixed_rank import Retraction, tangent_step
 from lowrise.optim.engine.base import Optimizer
-from lowrise.optim.engine.units import BATCH_ELEMENTS, Layout, Shape, Unit, batch_elements, chunked
+from lowrise.optim.engine.units import (
+    BATCH_ELEMENTS,
+    Layout,
+    Shape,
+    Unit,
+    batch_elements,
+    chunked,
+    units_of,
+)
 from lowrise.optim.rules.adamw import adamw_layout, adamw_update_
 from lowrise.optim.rules.loro import (
     EpsPlacement,
@@ -216,6 +224,16 @@ class LORO(Optimizer):
             if together and _reset_period(group):
                 steps.update(range(_reset_period(group), total_steps - skipped, _reset_period(group)))
         return tuple(sorted(step + skipped for step in steps))
+
+    def rewritten(self) -> list[Tensor]:
+        """Pairs whose K-th update this was."""
+        found: list[Tensor] = []
+        for group in self.param_groups:
+            if group["role"] == "factors" and group["exact_every"] and group["kth_update"] != "lazy":
+                units = [Unit(u, (), tuple(self.state[p] for p in u)) for u in units_of(group)]
+                clocks = _clocks(group, units)
+                found += [p for u, clock in zip(units, clocks, strict=True) if clock.kth for p in u.params]
+        return found
 
     def _update(self, group: dict[str, Any], units: list[Unit]) -> None:
         members = [Member(unit, clock) for unit, clock in zip(units, _clocks(group, units), strict=True)]

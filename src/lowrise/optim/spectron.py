@@ -22,7 +22,16 @@ from lowrise.linalg.polar import (
 )
 from lowrise.linalg.precision import full_precision_matmul
 from lowrise.optim.engine.base import Optimizer
-from lowrise.optim.engine.units import Layout, Shape, Unit, buckets, decay_and_subtract_, state_dtype, step_of
+from lowrise.optim.engine.units import (
+    Layout,
+    Shape,
+    Unit,
+    buckets,
+    decay_and_subtract_,
+    state_dtype,
+    step_of,
+    units_of,
+)
 from lowrise.optim.muon import NsDtype, check_newton_schulz, iteration_dtype, iteration_flops
 from lowrise.optim.rules.spectron import certified_step_size, spectron_step_size
 
@@ -189,6 +198,17 @@ class Spectron(Optimizer):
         if "norm_bound" in state:
             # A bound of anything, and finite; the first step refreshes it.
             state["norm_bound"].fill_(torch.finfo(state["norm_bound"].dtype).max)
+
+    def rewritten(self) -> list[Tensor]:
+        """Pairs that were rebalanced."""
+        return [
+            p
+            for group in self.param_groups
+            if group["role"] in self.roles
+            for unit in units_of(group)
+            if _rebalanced(group, self.state[unit[0]])
+            for p in unit
+        ]
 
     def _update(self, group: dict[str, Any], units: list[Unit]) -> None:
         kinds: dict[tuple[Any, ...], list[Unit]] = {}
@@ -389,6 +409,12 @@ def _grow_bounds(
     torch._foreach_copy_([f.state["norm_bound"] for f in factors], list(grown.flatten().unbind()))
 
 
+def _rebalanced(group: Mapping[str, Any], state: Mapping[str, Tensor]) -> bool:
+    """Whether the step that a factor's counter (on the CPU) stands at ends with balanced factors."""
+    every = group["rebalance_every"]
+    return bool(every) and step_of(state) % every == 0
+
+
 def _rebalance_due(group: Mapping[str, Any], units: Sequence[Unit]) -> None:
     """Every `rebalance_every` updates, after the step (gradients belong to the old gauge): A T, B T^-T, M_A
     T^-T, M_B T.
@@ -396,8 +422,7 @@ def _rebalance_due(group: Mapping[str, Any], units: Sequence[Unit]) -> None:
     The power iterations start again at the leading singular vectors, which the balanced factors show in
     column 0.
     """
-    every = group["rebalance_every"]
-    due = [unit for unit in units if every and unit.step % every == 0]
+    due = [unit for unit in units if _rebalanced(group, unit.states[0])]
     for unit in due:
         (A, B), (state_A, state_B) = unit.params, unit.states
         dtype = state_dtype(A)

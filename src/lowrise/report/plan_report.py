@@ -18,12 +18,15 @@ from lowrise.methods import METHODS
 from lowrise.model.config import PRESETS
 from lowrise.names import lookup
 from lowrise.report.formatting import bytes_, duration, scientific, si
+from lowrise.runs.build import multipliers
 from lowrise.runs.plan_options import PlanOptions
 from lowrise.runs.planner import Planned, changes, remedy
 from lowrise.runs.recipes import SIZES, recipe
+from lowrise.runs.transfer import Multiplier, table
 from lowrise.runs.trust import require_known_code
 
 _KINDS = ("weights", "gradients", "state", "activations", "workspace", "peak")
+_LINES = ("weights", "gradients", "state", "average", "activations", "workspace", "peak")
 _INFERENCE_ELEMENT = 2  # bytes of a weight in bfloat16
 
 
@@ -44,6 +47,8 @@ def show(rows: list[dict[str, Any]], options: PlanOptions, console: Console) -> 
     for row in rows:
         if row["fits"] is False:
             console.print(f"{row['method']}: {_advice(row, options)}", soft_wrap=True)
+        if row["transfer"]:
+            console.print(f"\n{table([Multiplier(**m) for m in row['transfer']])}\n", soft_wrap=True)
     console.print(
         "Peak, activations and workspace are estimates for eager kernels; the rest is exact.", soft_wrap=True
     )
@@ -116,7 +121,7 @@ def _row(config: RunConfig, options: PlanOptions) -> dict[str, Any]:
         "seconds": run.train_flops / (rate * options.devices) if rate else None,
         "devices": options.devices,
         "layout": asdict(planned.layout),
-        "bytes_per_device": {kind: getattr(device, kind) for kind in _KINDS},
+        "bytes_per_device": {kind: getattr(device, kind) for kind in _LINES},
         "communicated_bytes_per_update": device.communicated,
         "inference_bytes": _INFERENCE_ELEMENT * run.params_total,
         "inference_cache_bytes_per_token": _INFERENCE_ELEMENT
@@ -128,6 +133,7 @@ def _row(config: RunConfig, options: PlanOptions) -> dict[str, Any]:
         "device_memory": options.memory,
         "fits": None if options.memory is None else device.peak <= options.memory,
         "change": None,
+        "transfer": [asdict(m) for m in multipliers(config, model)],
     }
     if row["fits"] is False and options.memory is not None:
         found = remedy(planned, options.memory)
@@ -154,7 +160,7 @@ def _advice(row: Mapping[str, Any], options: PlanOptions) -> str:
 
 
 def _list(row: Mapping[str, Any]) -> Table:
-    layout = row["layout"]
+    layout, there = row["layout"], row["bytes_per_device"]
     table = Table(box=None, show_header=False, pad_edge=False)
     lines = [
         ("method", row["method"]),
@@ -165,7 +171,7 @@ def _list(row: Mapping[str, Any]) -> Table:
         ("time", duration(row["seconds"])),
         ("micro batch, recompute", f"{layout['micro_batch_size']} sequences, {layout['recompute']}"),
         ("devices", f"{row['devices']}{', weights shared by rows' if layout['fsdp'] else ''}"),
-        *((f"  {kind}", bytes_(row["bytes_per_device"][kind])) for kind in _KINDS),
+        *((f"  {kind}", bytes_(there[kind])) for kind in _LINES if there[kind] or kind in _KINDS),
         ("sent by a device in an update", bytes_(row["communicated_bytes_per_update"])),
         ("inference: weights in bfloat16", bytes_(row["inference_bytes"])),
         ("  cache for a token", bytes_(row["inference_cache_bytes_per_token"])),

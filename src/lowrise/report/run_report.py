@@ -39,6 +39,7 @@ _KEY_FIGURES: tuple[tuple[str, str, Callable[[Any], str], bool], ...] = (
     ("val_loss", "validation loss (nats)", number, True),
     ("val_perplexity", "validation perplexity", lambda v: number(v, 2), True),
     ("val_bits_per_byte", "validation bits per byte", number, True),
+    ("ema_val_loss", "with the average of the last weights", number, False),
     ("tokens", "training tokens", si, False),
     ("train_flops", "training FLOPs", scientific, False),
     ("flops_per_token", "FLOPs per token", scientific, False),
@@ -136,6 +137,7 @@ def _step_label(run: Run) -> str:
 def _curves(run: Run) -> list[str]:
     steps, losses = run.column("step", "loss")
     eval_steps, eval_losses = run.column("step", "val_loss")
+    ema_steps, ema_losses = run.column("step", "ema_val_loss")
     lr_steps, lrs = run.column("step", "lr")
     norm_steps, norms = run.column("step", "grad_norm")
     if not (steps or eval_steps):
@@ -155,6 +157,7 @@ def _curves(run: Run) -> list[str]:
             "points",
             notes=[spike.changed for spike in spikes],
         ),
+        Series("with the average", ema_steps, ema_losses, 3, "both"),
     ]
     loss = chart(
         lines,

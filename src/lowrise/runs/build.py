@@ -11,9 +11,10 @@ from torch import nn
 
 from lowrise.config import DENSE, FactorizedSection, ModelSection, RunConfig, options_of
 from lowrise.errors import UsageError
-from lowrise.layers import LowRankLayer, param_groups
+from lowrise.layers import LowRankLayer, ParamGroups, param_groups
 from lowrise.model import Llama, LlamaConfig, build_model
 from lowrise.optim import OPTIMIZERS, Optimizer
+from lowrise.runs.transfer import Multiplier, Transfer, base_config, table
 
 
 def llama_config(section: ModelSection, vocab_size: int, seq_len: int) -> LlamaConfig:
@@ -34,6 +35,17 @@ def llama_config(section: ModelSection, vocab_size: int, seq_len: int) -> LlamaC
 
 def model_from(config: RunConfig, vocab_size: int, device: torch.device) -> Llama:
     """The model with its first weights, a function of the configuration and the seed."""
+    if config.transfer.base is not None:
+        model = _model(config, vocab_size, torch.device("meta"))
+        _transfer(config, model).scale_first_weights(model)
+        if device.type != "meta":
+            model.to_empty(device=device)
+            model.init_weights(config.seed)
+        return model
+    return _model(config, vocab_size, device)
+
+
+def _model(config: RunConfig, vocab_size: int, device: torch.device) -> Llama:
     layer = config.layer
     llama = llama_config(config.model, vocab_size, config.train.seq_len)
     if not isinstance(layer, FactorizedSection):
@@ -48,9 +60,20 @@ def model_from(config: RunConfig, vocab_size: int, device: torch.device) -> Llam
     )
 
 
-def build_optimizer(
-    config: RunConfig, model: nn.Module, show: Callable[[str], None] | None = None
-) -> Optimizer:
+def _transfer(config: RunConfig, model: Llama) -> Transfer:
+    base = base_config(config, model.config)
+    return Transfer(config, model, _model(base, model.config.vocab_size, torch.device("meta")))
+
+
+def multipliers(config: RunConfig, model: Llama) -> list[Multiplier]:
+    """What `[transfer]` multiplies rates and first weights by; none without a base."""
+    if config.transfer.base is None:
+        return []
+    roles, options = OPTIMIZERS[config.optimizer.name].roles, options_of(config.optimizer)
+    return _transfer(config, model).split(_groups(config, model), roles, options)[1]
+
+
+def build_optimizer(config: RunConfig, model: Llama, show: Callable[[str], None] | None = None) -> Optimizer:
     """The optimizer over every trainable parameter, each in the group of its role."""
     optimizer_class = OPTIMIZERS[config.optimizer.name]
     construct: Callable[..., Optimizer] = optimizer_class
@@ -59,21 +82,30 @@ def build_optimizer(
         options["seed"] = config.seed
     if "total_steps" in options and options["total_steps"] is None:
         options["total_steps"] = config.train.steps
-    groups = param_groups(
+    groups = _groups(config, model)
+    if config.transfer.base is not None:
+        groups, told = _transfer(config, model).split(groups, optimizer_class.roles, options)
+        if show is not None:
+            show(table(told))
+    if show is not None:
+        show(str(groups))
+    return construct(groups, config.optimizer.lr, **options)
+
+
+def _groups(config: RunConfig, model: nn.Module) -> ParamGroups:
+    """Every trainable parameter in the group of its role, with the rates of the configuration."""
+    return param_groups(
         model,
         lr=config.optimizer.lr,
-        weight_decay=options.get("weight_decay", 0.0),
+        weight_decay=options_of(config.optimizer).get("weight_decay", 0.0),
         other_lr=config.other.lr,
         other_weight_decay=config.other.weight_decay,
         other_betas=config.other.betas,
         other_eps=config.other.eps,
         state_format=config.optimizer.state_format,
         other_state_format=config.other.state_format,
-        roles=optimizer_class.roles,
+        roles=OPTIMIZERS[config.optimizer.name].roles,
     )
-    if show is not None:
-        show(str(groups))
-    return construct(groups, config.optimizer.lr, **options)
 
 
 def compile_blocks(model: Llama) -> None:

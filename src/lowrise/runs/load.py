@@ -15,8 +15,10 @@ from lowrise.errors import LowriseError
 from lowrise.layers import LowRankLayer
 from lowrise.model import Llama
 from lowrise.runs.build import model_from
+from lowrise.runs.chosen_weights import Weights, told
 from lowrise.runs.directory import open_run, require_recipe
 from lowrise.runs.environment import choose_device
+from lowrise.runs.tail_average import take_average_
 from lowrise.runs.weights import load_saved_model
 
 # Fingerprint in a run whose weights came from elsewhere.
@@ -31,13 +33,25 @@ class TrainedRun:
     model: Llama
     tokenizer: Tokenizer
     step: int
+    weights: Weights
+    """The last ones, or with the average of the tail."""
     corpus: str
     """Fingerprint of the text that it was trained on, or `NO_CORPUS`."""
     device: torch.device
 
+    @property
+    def has_average(self) -> bool:
+        """Whether there are other weights than the last ones."""
+        return self.config.ema.start is not None
 
-def load_run(folder: str | Path, device: str, console: Console) -> TrainedRun:
-    """The newest whole checkpoint of a run; a sentence if it has none."""
+    @property
+    def choice(self) -> str:
+        """Which weights these are, as a line; empty for a run that has no others."""
+        return told(self.weights) if self.has_average else ""
+
+
+def load_run(folder: str | Path, device: str, console: Console, *, weights: Weights = "raw") -> TrainedRun:
+    """The newest whole checkpoint of a run; a sentence if it has none, or no average where that is asked."""
     run = open_run(folder)
     config = load(run.config)
     chosen = choose_device(device)
@@ -51,4 +65,7 @@ def load_run(folder: str | Path, device: str, console: Console) -> TrainedRun:
         if isinstance(layer, LowRankLayer) and checkpoint.step:
             layer.before_update(checkpoint.step, config.train.steps)
     load_saved_model(model, checkpoint)
-    return TrainedRun(config, model.eval(), tokenizer, checkpoint.step, checkpoint.numbers["corpus"], chosen)
+    if weights == "ema":
+        take_average_(model, config, checkpoint)
+    corpus = checkpoint.numbers["corpus"]
+    return TrainedRun(config, model.eval(), tokenizer, checkpoint.step, weights, corpus, chosen)

@@ -40,6 +40,8 @@ class DevicePlan:
     weights: int
     gradients: int
     state: int
+    average: int
+    """Of the tail's average, from its start on."""
     activations: int
     """What one pass keeps for its backward pass, and the largest block that is formed again."""
     workspace: int
@@ -96,12 +98,14 @@ class Planned:
         gradients = max(sizes) if self.config.train.per_layer and passes == 1 else sum(sizes)
         state = self._state(owners, rows)
         gathered = self._gathered(rows)
-        held = weights + state + gathered
+        average = self._average(rows)
+        held = weights + state + average + gathered
         kept = sum(activations.blocks) + activations.outside
         return DevicePlan(
             weights=weights,
             gradients=gradients,
             state=state,
+            average=average,
             activations=kept + max(activations.recomputed, default=0),
             workspace=activations.logits + activations.cast + activations.head_gradient + gathered,
             peak=held + self._transient(activations, gradients, rows, all_gradients=passes > 1),
@@ -147,6 +151,14 @@ class Planned:
                 else:
                     owned[owners[unit[0]]] += size
         return common + max(owned)
+
+    def _average(self, rows: set[Tensor]) -> int:
+        """One more copy of what is trained, in float32; in an evaluation with it the weights are kept beside,
+        where the gradients were."""
+        if self.config.ema.start is None:
+            return 0
+        trained = (p for p in self.model.parameters() if p.requires_grad)
+        return sum(_held(p, rows, self.devices) // p.element_size() * 4 for p in trained)
 
     def _gathered(self, rows: set[Tensor]) -> int:
         """Weights of two blocks (the one at work, the next) or of the head, whole, while rows are shared."""

@@ -19,6 +19,7 @@ from lowrise.console import Console
 from lowrise.errors import LowriseError, UsageError
 from lowrise.inference.options import Forms
 from lowrise.inference.session import TextModel, load_text_model
+from lowrise.runs.chosen_weights import Weights
 from lowrise.runs.directory import open_run
 from lowrise.runs.trust import require_trust
 from lowrise.serve.chat import chat_format
@@ -56,6 +57,8 @@ class ServeConfig:
     forms: Forms = "auto"
     """Factored maps as they are stored, merged, whichever has fewer elements (auto) or was faster
     (measured)."""
+    weights: Weights = "raw"
+    """raw: the last weights; ema: with the average that the recipe's [ema] kept."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
@@ -76,7 +79,11 @@ def serve(command: ServeConfig, console: Console) -> int:
     _check(command)
     with _listening(command.host, command.port) as listener, StopRequest() as stop:
         folders = _folders(command.run.expanduser(), command.trust)
-        model = load_text_model(command.run, command.device, console, forms=command.forms)
+        model = load_text_model(
+            command.run, command.device, console, forms=command.forms, weights=command.weights
+        )
+        if model.choice:
+            console.print(model.choice, highlight=False)
         name = command.name or command.run.resolve().name
         engine = Engine(model, command.concurrency, command.queue)
 

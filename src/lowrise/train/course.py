@@ -11,32 +11,38 @@ import json
 from collections.abc import Sequence
 
 from lowrise.config import RunConfig, ScheduleSection
+from lowrise.config.sections import EmaSection
+from lowrise.config.values import share_or_count
 from lowrise.errors import LowriseError, UsageError
 from lowrise.layers.base import LowRankLayer
 from lowrise.optim import Optimizer
-from lowrise.train.schedule import multiplier, of_others, restarts_of, share_or_count
+from lowrise.runs.tail_average import Tail
+from lowrise.train.schedule import multiplier, of_others, restarts_of
 
 
 @dataclasses.dataclass(frozen=True)
 class Course:
-    """Number of updates and schedule of a run."""
+    """Number of updates, schedule and average of a run."""
 
     steps: int
     schedule: ScheduleSection
+    ema: EmaSection = dataclasses.field(default_factory=EmaSection)
 
     @classmethod
     def of(cls, config: RunConfig) -> Course:
-        return cls(config.train.steps, config.schedule)
+        return cls(config.train.steps, config.schedule, config.ema)
 
     def text(self) -> str:
         """For a checkpoint."""
-        return json.dumps({"steps": self.steps, "schedule": dataclasses.asdict(self.schedule)})
+        schedule, ema = dataclasses.asdict(self.schedule), dataclasses.asdict(self.ema)
+        return json.dumps({"steps": self.steps, "schedule": schedule, "ema": ema})
 
     @classmethod
     def read(cls, text: str) -> Course:
         try:
             values = json.loads(text)
-            return cls(values["steps"], ScheduleSection(**values["schedule"]))
+            ema = EmaSection(**values.get("ema", {}))  # an earlier version did not tell
+            return cls(values["steps"], ScheduleSection(**values["schedule"]), ema)
         except (ValueError, KeyError, TypeError) as error:
             raise LowriseError(f"The checkpoint's schedule cannot be read ({error}).") from error
 
@@ -58,6 +64,7 @@ def require_same_course(
         )
     if before == now:
         return
+    _require_same_average(before, now, done)
     old, new = (
         restarts_of(course.schedule, optimizer.resets(course.steps, skipped), course.steps)
         for course in (before, now)
@@ -85,6 +92,18 @@ def require_same_course(
                     f"update {update} would have been another one, since what {type(part).__name__} does "
                     f"then depends on the length of the run. {_BRANCH}"
                 )
+
+
+def _require_same_average(before: Course, now: Course, done: int) -> None:
+    """An average that has begun goes on as it began; one that is still to come, or none, may be asked for."""
+    old, new = (Tail.of(course.ema, course.steps) for course in (before, now))
+    if new is None or new.start > done or (old and (old.start, old.horizon) == (new.start, new.horizon)):
+        return
+    told = "none" if old is None else f"ema.start {old.start}, ema.horizon {old.horizon}"
+    raise UsageError(
+        f"This run has done {done} updates with another average of its weights ({told} there; ema.start "
+        f"{new.start}, ema.horizon {new.horizon} here): give what it had, or an ema.start above {done}."
+    )
 
 
 _BRANCH = (

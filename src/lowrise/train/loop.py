@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lowrise.checkpoint import Saver
 from lowrise.config import RunConfig
@@ -39,6 +40,7 @@ from lowrise.runs.environment import (
 )
 from lowrise.runs.parallel import shares_rows
 from lowrise.runs.plan import RunPlan
+from lowrise.runs.tail_average import PART
 from lowrise.runs.weights import model_tensors
 from lowrise.signals import SaveRequest, StopRequest
 from lowrise.train.course import Course
@@ -89,6 +91,7 @@ class Trainer:
         self.origin: Origin | None = None
         self.extra = extra_texts(config, corpus, display.console)
         self.extra_results: dict[str, EvalResult] = {}
+        self.averaged_record: dict[str, Any] = {}
         kept = config.checkpoint
         self.saver = Saver(
             run.checkpoints,
@@ -262,20 +265,33 @@ class Trainer:
     def _evaluate(self, board: Tracker | None, whole: bool) -> EvalResult | None:
         """Evaluate and record; None, and no record, if a stop signal comes before the end."""
         limit = 0 if whole else self.config.eval.tokens
-        results: dict[str, EvalResult] = {}
+        average = self.train_step.average
+        averaged: dict[str, EvalResult] = {}
         try:
-            with autocast_for(self.config, self.device):
-                for name, corpus in {"": self.corpus, **self.extra}.items():
-                    results[name] = evaluate_split(
-                        self.model, corpus, self.config, limit, self._asked_to_stop, self.world
-                    )
+            results = self._evaluated(limit)
+            if average is not None and average.tensors:
+                with average.in_the_model(self.model):
+                    averaged = self._evaluated(limit)
         except Stopped:
             return None
         progress, self.extra_results = self.progress, {k: v for k, v in results.items() if k}
+        self.averaged_record = {f"ema_{k}": v for k, v in evaluation_record(averaged).items()}
         losses = {name: result.loss for name, result in self.extra_results.items()}
+        losses |= {f"{name} ema".strip(): result.loss for name, result in averaged.items()}
         self.display.evaluated(progress.step, results[""], losses)
-        self._write({"step": progress.step, "tokens": progress.tokens, **evaluation_record(results)}, board)
+        record = evaluation_record(results) | self.averaged_record
+        self._write({"step": progress.step, "tokens": progress.tokens, **record}, board)
         return results[""]
+
+    def _evaluated(self, limit: int) -> dict[str, EvalResult]:
+        """By the model as it is, on the held-out split ("") and the further texts."""
+        results: dict[str, EvalResult] = {}
+        with autocast_for(self.config, self.device):
+            for name, corpus in {"": self.corpus, **self.extra}.items():
+                results[name] = evaluate_split(
+                    self.model, corpus, self.config, limit, self._asked_to_stop, self.world
+                )
+        return results
 
     @contextmanager
     def _tracked(self) -> Iterator[Tracker | None]:
@@ -308,6 +324,8 @@ class Trainer:
             "optimizer": self.optimizer.named_state(),
             "random": random_state(self.device) if self.world.leads else {},
         }
+        if self._average():
+            parts[PART] = self._average()
         numbers = dataclasses.asdict(self.progress) | {
             **text_numbers(self.corpus),
             "mathematics": self.config.mathematics,
@@ -321,8 +339,13 @@ class Trainer:
 
     def _check_alike(self, when: str) -> None:
         """What all ranks should have alike; not rows, and not the state of a matrix that one rank owns."""
-        copies = {name: t for name, t in model_tensors(self.model).items() if not is_sharded(t)}
-        check_alike(self.world, copies | self.optimizer.common_state(), when)
+        averaged = {f"the average of {name}": t for name, t in self._average().items()}
+        weights = {n: t for n, t in (model_tensors(self.model) | averaged).items() if not is_sharded(t)}
+        check_alike(self.world, weights | self.optimizer.common_state(), when)
+
+    def _average(self) -> dict[str, Tensor]:
+        """The tail average by names, empty before it begins."""
+        return {} if self.train_step.average is None else self.train_step.average.tensors
 
     def _resume(self) -> Start:
         start = go_on(self.train_step, self.directory, self.before, self.display.say)
@@ -381,7 +404,7 @@ class Trainer:
             optimizer_ms=self.train_step.optimizer_ms,
             device=self.device,
             status=status,
-        ) | evaluation_record(self.extra_results)
+        ) | (evaluation_record(self.extra_results) | self.averaged_record)
 
     # --- small things -------------------------------------------------------------------------------------
 

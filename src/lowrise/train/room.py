@@ -45,7 +45,7 @@ def require_room(config: RunConfig, vocab_size: int, world: World, device: torch
         autocast=precision_of(config, device) == "bfloat16",
     )
     plan = planned.on_device()
-    needed = plan.weights + plan.gradients + plan.state if config.train.compile else plan.peak
+    needed = plan.weights + plan.gradients + plan.state + plan.average if config.train.compile else plan.peak
     if needed <= free:
         return
     found = remedy(planned, free)

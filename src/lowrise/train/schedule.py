@@ -27,11 +27,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lowrise.config import ScheduleSection
-
-
-def share_or_count(value: float, total: int) -> int:
-    """A number of updates given as a share of all (below 1) or as the number itself."""
-    return round(value * total) if value < 1 else round(value)
+from lowrise.config.values import share_or_count
 
 
 def of_others(section: ScheduleSection) -> ScheduleSection:

@@ -11,7 +11,7 @@
      `optimizer.step()`, which skips single matrices where even the clipped norm is too large for it
      (`optim/engine/guard.py`)
   7. `after_update` of the layers and of the optimizer, rank events of adaptive layers
-  8. gradients are dropped
+  8. gradients are dropped; the average of the last weights follows (`[ema]`, `runs/tail_average.py`)
 
 With `train.per_layer` every matrix is updated within the last backward pass, when its gradient is complete
 (`lowrise.optim.engine.in_backward`), which takes the place of steps 4 to 6; a loss that is not finite skips
@@ -47,6 +47,7 @@ from lowrise.runs.build import build_optimizer, compile_blocks
 from lowrise.runs.environment import autocast_for, choose_device, set_numerics, set_random_state
 from lowrise.runs.parallel import check_world, share_work, shared_model
 from lowrise.runs.plan import RunPlan, plan_of
+from lowrise.runs.tail_average import Tail, TailAverage
 from lowrise.runs.weights import fit_ranks, load_saved_model
 from lowrise.train.ranks import change_ranks, check_adaptive
 from lowrise.train.room import require_room
@@ -105,6 +106,8 @@ class TrainStep:
         self._note_state()
         self.optimizer_ms: list[float] = []
         self.low_rank_layers = [m for m in self.model.modules() if isinstance(m, LowRankLayer)]
+        tail = Tail.of(config.ema, config.train.steps)
+        self.average = None if tail is None else TailAverage(tail, self.optimizer)
         if config.train.compile:
             compile_blocks(self.model)
 
@@ -122,6 +125,8 @@ class TrainStep:
         known = {field.name for field in fields(Progress)}
         self.progress = Progress(**{k: v for k, v in checkpoint.numbers.items() if k in known})
         self.place_restarts()
+        if self.average is not None:
+            self.average.load(checkpoint, self.world)
 
     # --- the update, from top to bottom -------------------------------------------------------------------
 
@@ -167,14 +172,17 @@ class TrainStep:
             if self._is_timed(number):
                 seconds = time.perf_counter() - started
 
+        rewritten: list[Tensor] = []
         if updated:
-            self._after_update(number)
+            rewritten += self._after_update(number)
         self.progress.train_flops += self.plan.flops_per_step
         if updated:
-            self._change_ranks(number)
+            rewritten += self._change_ranks(number)
             if seconds is not None:
                 self.optimizer_ms.append(1e3 * seconds)
         self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.after_update(number, rewritten)
         applied = updated and not skipped_matrices
         self.progress.skipped_units += skipped_matrices if updated else 0
         self.progress.skipped_in_part += updated and not applied
@@ -244,23 +252,27 @@ class TrainStep:
         members = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         return [p for p in reversed(list(self.model.parameters())) if id(p) in members]
 
-    def _after_update(self, number: int) -> None:
-        """Step 7."""
+    def _after_update(self, number: int) -> list[Tensor]:
+        """Step 7; what is in another basis since this update."""
         steps = self.config.train.steps
+        rewritten = self.optimizer.rewritten() if self.average is not None else []
         for layer in self.low_rank_layers:
             whole = layer.rewrites_after(number, steps)
+            rewritten += layer.role_parameters() if whole else ()
             with whole_parameters(layer) if whole else nullcontext():
                 layer.after_update(number, steps)
         self.optimizer.after_update(number, steps)
+        return rewritten
 
-    def _change_ranks(self, number: int) -> None:
-        """Step 7: rank events of this update; the plan and compiled blocks follow."""
+    def _change_ranks(self, number: int) -> list[Tensor]:
+        """Step 7: rank events of this update; the plan and compiled blocks follow. The layers' parameters."""
         event = change_ranks(self.model, self.optimizer, number, self.config.train.steps, self.config.seed)
         if event is None:
-            return
+            return []
         self.say(f"step {number}: {event}.")
         if event.changed:
             self.ranks_changed()
+        return [p for name in event.after for p in self.model.get_submodule(name).parameters()]
 
     # --- what is counted ----------------------------------------------------------------------------------
 

@@ -468,6 +468,13 @@ class Optimizer(Spread):
         """
         return ()
 
+    def rewritten(self) -> list[Tensor]:
+        """Parameters that the last step left in another basis than they were in, besides moving them: a mean
+        of them from before and after would be of nothing. Counters alone say it: nothing waits for the
+        device.
+        """
+        return []
+
     def retain(self, parameters: Iterable[Tensor]) -> None:
         """Forget every parameter that is not among these, and its state: for layers that drop some in
         mid-training.
