@@ -76,6 +76,20 @@ POLAR_EXPRESS: tuple[Triple, ...] = (
     (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
 )
 
+# LoRA-Muon's schedule (arXiv 2606.12921, App. B.3 and Table 1, as two re-implementations have it): singular values
+# above 1e-4 of ||X||_F end within 7e-4 of 1.
+POLAR_EIGHT: tuple[Triple, ...] = (
+    (7.2086, -15.5131, 9.0178),
+    (3.9623, -2.5813, 0.4542),
+    (3.9466, -2.5765, 0.4544),
+    (3.8991, -2.5671, 0.4566),
+    (3.7186, -2.5308, 0.4653),
+    (3.1390, -2.3073, 0.4733),
+    (2.1715, -1.5246, 0.3885),
+    (1.8648, -1.2224, 0.3577),
+)
+POLAR_EIGHT_EPS = 1e-20
+
 
 @dataclass(frozen=True)
 class _Start:
@@ -117,6 +131,19 @@ def newton_schulz(
     a, b, c = coefficients
     start = _Start(eps, eps_rule)
     return _iterate(X, [(a, b, c)] * steps, start, dtype=dtype or X.dtype, scale=scale, form=form)
+
+
+def polar_times(
+    X: Tensor, right: Tensor, triples: Sequence[Triple], *, safety: float = 1.0, form: Form = "auto"
+) -> Tensor:
+    """(The triples, one after another, from X / (safety ||X||_F)) @ right, for X (..., m, k) and right (..., k, k).
+
+    In the Gram form `right` is multiplied into the k x k factor of the last segment, so that it costs next to
+    nothing. Entries of X must be of a size that can be squared, as nothing is divided beforehand; X = 0 gives 0.
+    """
+    scaled = [(a / safety, b / safety**3, c / safety**5) for a, b, c in triples]
+    start = _Start(0.0, safety=safety)
+    return _iterate(X, scaled, start, dtype=X.dtype, scale=1.0, form=form, right=right)
 
 
 def polar_express(
@@ -204,21 +231,27 @@ def _iterate(
     dtype: torch.dtype,
     scale: Tensor | float,
     form: Form,
+    right: Tensor | None = None,
 ) -> Tensor:
     """Apply the odd quintics one after another to the singular values of X (..., m, n), normalized; times
-    `scale`, in X's dtype.
+    `scale`, in X's dtype. With `right` (..., n, n) the result is multiplied by it, and X is not scaled first.
     """
     segments = chosen_segments(X.shape[-2:], triples, X.device, dtype, form)
     normalized_by_trace = segments[0] > 1
-    largest = largest_entry(X)
-    largest = torch.where(largest > 0, largest, torch.ones_like(largest))
-    Y = X / largest  # so that the squares cannot overflow or vanish
+    if right is None:
+        largest = largest_entry(X)
+        largest = torch.where(largest > 0, largest, torch.ones_like(largest))
+        Y = X / largest  # so that the squares cannot overflow or vanish
+    else:
+        largest = torch.ones_like(X[..., :1, :1])
+        Y = X if normalized_by_trace else X.clone()
     if not normalized_by_trace:
         Y.div_(start.divisor(torch.linalg.vector_norm(Y, dim=(-2, -1), keepdim=True), largest))
         if start.safety != 1.0:
             Y.div_(start.safety)
     scale = scale.reshape(-1, 1, 1) if isinstance(scale, Tensor) else scale
     wide = X.shape[-2] < X.shape[-1]
+    folded = None if wide or right is None else right.reshape(-1, *right.shape[-2:])
     Y = Y.to(dtype).reshape(-1, *X.shape[-2:])
     Y, done = (Y.mT if wide else Y), 0
     for steps in segments:
@@ -229,8 +262,12 @@ def _iterate(
             continue
         first = normalized_by_trace and done == steps
         Q = _segment_factor(Y, segment, (start, largest.reshape(-1, 1, 1)) if first else None)
-        Y = torch.bmm(Y, Q.mul_(scale) if done == len(triples) else Q)
+        if done == len(triples):
+            Q = Q.mul_(scale) if folded is None else torch.bmm(Q, folded)
+        Y = torch.bmm(Y, Q)
     Y = (Y.mT if wide else Y).reshape(X.shape).to(X.dtype)
+    if right is not None:
+        return Y if folded is not None and segments[-1] > 1 else Y @ right
     if segments[-1] == 1:
         Y.mul_(scale.reshape(largest.shape) if isinstance(scale, Tensor) else scale)
     return Y

@@ -9,6 +9,7 @@ from lowrise.optim.engine.matrix import MatrixOptimizer
 from lowrise.optim.fira import Fira
 from lowrise.optim.galore import GaLore
 from lowrise.optim.gwt import GWT
+from lowrise.optim.loramuon import LoRAMuon
 from lowrise.optim.loro import LORO
 from lowrise.optim.muon import Muon
 from lowrise.optim.relora import ReLoRAAdamW
@@ -24,6 +25,7 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
     "fira": Fira,
     "galore": GaLore,
     "gwt": GWT,
+    "loramuon": LoRAMuon,
     "loro": LORO,
     "muon": Muon,
     "relora": ReLoRAAdamW,
@@ -45,6 +47,7 @@ __all__ = [
     "AdamW",
     "Fira",
     "GaLore",
+    "LoRAMuon",
     "MatrixOptimizer",
     "Muon",
     "Optimizer",
