@@ -32,6 +32,7 @@ def replay() -> ModuleType:
         "fira",
         "galore",
         "gwt",
+        "loramuon",
         "loro",
         "muon",
         "relora",
@@ -88,7 +89,7 @@ def test_requests_that_cannot_be_right_get_a_sentence(
 
 
 @pytest.mark.parametrize(
-    "method", ["cola", "galore", "gwt", "loro", "muon", "relora", "sinkgd", "swan", "tsvd"]
+    "method", ["cola", "galore", "gwt", "loramuon", "loro", "muon", "relora", "sinkgd", "swan", "tsvd"]
 )
 def test_a_case_without_its_numbers_is_one_line_and_the_others_go_on(
     replay: ModuleType, shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str

@@ -50,30 +50,34 @@ EIGEN_FLOOR = 1e-14
 def cholesky_root(S: Tensor) -> Tensor:
     """R = L^-T, upper triangular.
 
-    S is scaled to a unit diagonal first, which a triangular root bears exactly, so columns of any length may
-    stand side by side. Where the sine of a column to the span of those before it is lost in rounding
-    (sin^2 <= r eps) no such factor means anything: then L is that of S + d I, d = (r eps)^(2/3), and
-    R = S (S + d I)^-1 L^-T. Its singular values w / (w + d)^(3/2) are w^(-1/2) for an eigenvalue w well above
-    d, at most 1 where w is rounding, and 0 for w = 0. Chosen per matrix and on the device; a CPU leaves it
-    out where nothing needs it.
+    Where the sine of a column to the span of those before it is lost in rounding (sin^2 <= r eps) no such
+    factor means anything. There S is scaled to a unit diagonal, which a triangular root bears exactly, L is
+    that of S + d I, d = (r eps)^(2/3), and R = S (S + d I)^-1 L^-T: its singular values w / (w + d)^(3/2) are
+    w^(-1/2) for an eigenvalue w well above d, at most 1 where w is rounding, and 0 for w = 0. Chosen per matrix
+    and on the device; a CPU leaves it out where nothing needs it.
     """
-    S = torch.where(_finite(S), S, 0.0)
-    lengths = S.diagonal(dim1=-2, dim2=-1).clamp_min(0.0).sqrt()
-    inverse = torch.where(lengths > 0, 1.0 / lengths, 0.0)
-    unit = S * inverse.unsqueeze(-1) * inverse.unsqueeze(-2)
+    L, failed = torch.linalg.cholesky_ex(S)
     noise = S.shape[-1] * torch.finfo(S.dtype).eps
-    L, failed = torch.linalg.cholesky_ex(unit)
-    sound = (failed == 0) & (L.diagonal(dim1=-2, dim2=-1).square().amin(-1) > noise)
+    squares = S.diagonal(dim1=-2, dim2=-1)
+    pivots = L.diagonal(dim1=-2, dim2=-1).square()
+    sound = (failed == 0) & (pivots > noise * squares).all(-1) & pivots.isfinite().all(-1)
     sound = sound[..., None, None]
     identity = torch.eye(S.shape[-1], dtype=S.dtype, device=S.device)
     everywhere = S.device.type == "cpu" and bool(sound.all())
     L = L if everywhere else torch.where(sound, L, identity)
     R = torch.linalg.solve_triangular(L, identity.expand_as(L), upper=False).mT
-    if not everywhere:
-        shifted, _ = torch.linalg.cholesky_ex(unit + noise ** (2 / 3) * identity)
-        root = torch.linalg.solve_triangular(shifted, identity.expand_as(shifted), upper=False)
-        R = torch.where(sound, R, unit @ (root.mT @ (root @ root.mT)))
-    return inverse.unsqueeze(-1) * R
+    return R if everywhere else torch.where(sound, R, _damped_root(S, noise ** (2 / 3) * identity))
+
+
+def _damped_root(S: Tensor, shift: Tensor) -> Tensor:
+    """R of a matrix that has no Cholesky factor to speak of."""
+    S = torch.where(_finite(S), S, 0.0)
+    lengths = S.diagonal(dim1=-2, dim2=-1).clamp_min(0.0).sqrt()
+    inverse = torch.where(lengths > 0, 1.0 / lengths, 0.0)
+    unit = S * inverse.unsqueeze(-1) * inverse.unsqueeze(-2)
+    L, _ = torch.linalg.cholesky_ex(unit + shift)
+    root = torch.linalg.solve_triangular(L, torch.eye(S.shape[-1], dtype=S.dtype, device=S.device), upper=False)
+    return inverse.unsqueeze(-1) * (unit @ (root.mT @ (root @ root.mT)))
 
 
 def eigen_root(S: Tensor) -> Tensor:
@@ -86,13 +90,14 @@ def eigen_root(S: Tensor) -> Tensor:
 
 
 def iterated_root(
-    S: Tensor, *, triples: Sequence[Triple] = TWELVE_STEPS, shift: float = 0.0, shrink: float = 1.0
+    S: Tensor, *, triples: Sequence[Triple] = TWELVE_STEPS, shift: float | None = None, shrink: float = 1.0
 ) -> Tensor:
     """The symmetric root by coupled iteration, from t = ||S||_F, Y = S / t + shift I, X = I:
 
         w = (a/g) I + (b/g^3) Y + (c/g^5) Y^2,   X <- X w,   Y <- sym(Y w^2),   g = shrink;   R = X / sqrt(t)
 
-    All iterates are polynomials of S, so each eigenvalue goes its own way towards 1. With `SEVEN_STEPS`,
+    All iterates are polynomials of S, so each eigenvalue goes its own way towards 1. Negative ones, which rounding
+    makes of zeros, would run away: the shift, by default sqrt(r) eps, keeps them out. With `SEVEN_STEPS`,
     `PUBLISHED_SHIFT` and `PUBLISHED_SHRINK` it is LoRA-Muon's fast root; its shift is not invariant to the
     gauge (||R S R - I|| of 6.5e-4 at condition 100).
     """
@@ -101,6 +106,8 @@ def iterated_root(
     norm = torch.linalg.vector_norm(S, dim=(-2, -1), keepdim=True)
     positive = norm > 0
     norm = torch.where(positive, norm, 1.0)
+    if shift is None:
+        shift = S.shape[-1] ** 0.5 * torch.finfo(S.dtype).eps
     Y = S / norm + shift * identity
     X: Tensor | None = None
     for a, b, c in triples:

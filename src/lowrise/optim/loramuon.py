@@ -20,7 +20,7 @@ from lowrise.linalg.inverse_root import (
     iterated_root,
 )
 from lowrise.linalg.norms import spectral_norm_upper
-from lowrise.linalg.polar import rounding_guard
+from lowrise.linalg.polar import Form, rounding_guard
 from lowrise.linalg.precision import full_precision_matmul
 from lowrise.optim.engine.base import Optimizer
 from lowrise.optim.engine.units import (
@@ -332,8 +332,15 @@ def _steps(
     """Step 3: -dA and -dB for this eta."""
     if group["direction"] == "tangent":
         return tangent_steps(*pairs, R_A, R_B, group["msign"], eta)
-    D_A = half_step(pairs.N_A, R_B, group["msign"], eta / 2)
-    return D_A, half_step(pairs.N_B, R_A, group["msign"], eta / 2)
+    return _half_steps(group, pairs, R_A, R_B, eta / 2)
+
+
+def _half_steps(
+    group: Mapping[str, Any], pairs: Pairs, R_A: Tensor, R_B: Tensor, size: Tensor | float, *, form: Form = "auto"
+) -> tuple[Tensor, Tensor]:
+    """Both halves, of dA and of dB."""
+    D_A = half_step(pairs.N_A, R_B, group["msign"], size, form=form)
+    return D_A, half_step(pairs.N_B, R_A, group["msign"], size, form=form)
 
 
 def _bounded_steps(group: Mapping[str, Any], pairs: Pairs, kept: float) -> tuple[Tensor, Tensor]:
@@ -359,9 +366,7 @@ def _bounded_steps(group: Mapping[str, Any], pairs: Pairs, kept: float) -> tuple
         eps=torch.finfo(dtype).eps,
     )
     size = (eta / (2 * kept)).to(dtype)[:, None, None]
-    R_A, R_B = R_A.to(dtype), R_B.to(dtype)
-    D_A = half_step(pairs.N_A, R_B, group["msign"], size, form="plain")
-    return D_A, half_step(pairs.N_B, R_A, group["msign"], size, form="plain")
+    return _half_steps(group, pairs, R_A.to(dtype), R_B.to(dtype), size, form="plain")
 
 
 def _elements(unit: Unit) -> int:
