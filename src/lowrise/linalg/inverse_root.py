@@ -1,12 +1,12 @@
-"""R with R R^T = S^-1 for a symmetric positive semidefinite S, such as a Gram matrix: the symmetric root, or a
-triangular one.
+"""R with R R^T = S^-1 for a symmetric positive semidefinite S, such as a Gram matrix: the symmetric root, or
+a triangular one.
 
-Inputs are (..., r, r), batched over the leading dimensions; results have shape and dtype of the input. Whoever
-uses R as f(X R) R^T, with f(X Q) = f(X) Q for orthogonal Q (as msign and the odd polynomials), gets the same
-from every such R: two of them differ by an orthogonal matrix on the right.
+Inputs are (..., r, r), batched over the leading dimensions; results have shape and dtype of the input.
+Whoever uses R as f(X R) R^T, with f(X Q) = f(X) Q for orthogonal Q (as msign and the odd polynomials), gets
+the same from every such R: two of them differ by an orthogonal matrix on the right.
 
-A zero matrix gives R = 0, and so do directions whose eigenvalue is rounding beside the largest: nothing is known
-of them, and 1/0 would be the largest step of all. So does a matrix that is not finite.
+A zero matrix gives R = 0, and so do directions whose eigenvalue is rounding beside the largest: nothing is
+known of them, and 1/0 would be the largest step of all. So does a matrix that is not finite.
 
 | root | R | cost in r^3 | waits for the device |
 |---|---|---|---|
@@ -39,8 +39,8 @@ SEVEN_STEPS: tuple[Triple, ...] = (
 PUBLISHED_SHIFT = 1e-5
 PUBLISHED_SHRINK = 1.001
 
-# Ours: Polar Express (its growth is 3.6e3, so eigenvalues above 1e-7 of the norm arrive) and four of its fixed
-# points, each of which cubes the error. Right to rounding for conditions of up to 1e8 in float64.
+# Ours: Polar Express (its growth is 3.6e3, so eigenvalues above 1e-7 of the norm arrive) and four of its
+# fixed points, each of which cubes the error. Right to rounding for conditions of up to 1e8 in float64.
 TWELVE_STEPS: tuple[Triple, ...] = (*POLAR_EXPRESS, *4 * ((1.875, -1.25, 0.375),))
 
 # In float64 the reference's floor of eigenvalues, relative to the largest; never below what rounding leaves.
@@ -53,8 +53,8 @@ def cholesky_root(S: Tensor) -> Tensor:
     Where the sine of a column to the span of those before it is lost in rounding (sin^2 <= r eps) no such
     factor means anything. There S is scaled to a unit diagonal, which a triangular root bears exactly, L is
     that of S + d I, d = (r eps)^(2/3), and R = S (S + d I)^-1 L^-T: its singular values w / (w + d)^(3/2) are
-    w^(-1/2) for an eigenvalue w well above d, at most 1 where w is rounding, and 0 for w = 0. Chosen per matrix
-    and on the device; a CPU leaves it out where nothing needs it.
+    w^(-1/2) for an eigenvalue w well above d, at most 1 where w is rounding, and 0 for w = 0. Chosen per
+    matrix and on the device; a CPU leaves it out where nothing needs it.
     """
     L, failed = torch.linalg.cholesky_ex(S)
     noise = S.shape[-1] * torch.finfo(S.dtype).eps
@@ -76,7 +76,9 @@ def _damped_root(S: Tensor, shift: Tensor) -> Tensor:
     inverse = torch.where(lengths > 0, 1.0 / lengths, 0.0)
     unit = S * inverse.unsqueeze(-1) * inverse.unsqueeze(-2)
     L, _ = torch.linalg.cholesky_ex(unit + shift)
-    root = torch.linalg.solve_triangular(L, torch.eye(S.shape[-1], dtype=S.dtype, device=S.device), upper=False)
+    root = torch.linalg.solve_triangular(
+        L, torch.eye(S.shape[-1], dtype=S.dtype, device=S.device), upper=False
+    )
     return inverse.unsqueeze(-1) * (unit @ (root.mT @ (root @ root.mT)))
 
 
@@ -96,10 +98,10 @@ def iterated_root(
 
         w = (a/g) I + (b/g^3) Y + (c/g^5) Y^2,   X <- X w,   Y <- sym(Y w^2),   g = shrink;   R = X / sqrt(t)
 
-    All iterates are polynomials of S, so each eigenvalue goes its own way towards 1. Negative ones, which rounding
-    makes of zeros, would run away: the shift, by default sqrt(r) eps, keeps them out. With `SEVEN_STEPS`,
-    `PUBLISHED_SHIFT` and `PUBLISHED_SHRINK` it is LoRA-Muon's fast root; its shift is not invariant to the
-    gauge (||R S R - I|| of 6.5e-4 at condition 100).
+    All iterates are polynomials of S, so each eigenvalue goes its own way towards 1. Negative ones, which
+    rounding makes of zeros, would run away: the shift, by default sqrt(r) eps, keeps them out. With
+    `SEVEN_STEPS`, `PUBLISHED_SHIFT` and `PUBLISHED_SHRINK` it is LoRA-Muon's fast root; its shift is not
+    invariant to the gauge (||R S R - I|| of 6.5e-4 at condition 100).
     """
     S = torch.where(_finite(S), S, 0.0)
     identity = torch.eye(S.shape[-1], dtype=S.dtype, device=S.device)

@@ -76,8 +76,8 @@ POLAR_EXPRESS: tuple[Triple, ...] = (
     (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
 )
 
-# LoRA-Muon's schedule (arXiv 2606.12921, App. B.3 and Table 1, as two re-implementations have it): singular values
-# above 1e-4 of ||X||_F end within 7e-4 of 1.
+# LoRA-Muon's schedule (arXiv 2606.12921, App. B.3 and Table 1, as two re-implementations have it): singular
+# values above 1e-4 of ||X||_F end within 7e-4 of 1.
 POLAR_EIGHT: tuple[Triple, ...] = (
     (7.2086, -15.5131, 9.0178),
     (3.9623, -2.5813, 0.4542),
@@ -134,16 +134,55 @@ def newton_schulz(
 
 
 def polar_times(
-    X: Tensor, right: Tensor, triples: Sequence[Triple], *, safety: float = 1.0, form: Form = "auto"
-) -> Tensor:
-    """(The triples, one after another, from X / (safety ||X||_F)) @ right, for X (..., m, k) and right (..., k, k).
+    Xs: Sequence[Tensor],
+    rights: Sequence[Tensor],
+    triples: Sequence[Triple],
+    *,
+    safety: float = 1.0,
+    form: Form = "auto",
+) -> list[Tensor]:
+    """(The triples, one after another, from X / (safety ||X||_F)) @ right, for each X (b, m, k) and its right
+    (b, k, k), m of any sizes and one k.
 
-    In the Gram form `right` is multiplied into the k x k factor of the last segment, so that it costs next to
-    nothing. Entries of X must be of a size that can be squared, as nothing is divided beforehand; X = 0 gives 0.
+    In the Gram form the k x k work of all of them is one batch, and `right` is multiplied into the factor of
+    the last segment, so that it costs next to nothing. Entries of X must be of a size that can be squared, as
+    nothing is divided beforehand; X = 0 gives 0.
     """
     scaled = [(a / safety, b / safety**3, c / safety**5) for a, b, c in triples]
     start = _Start(0.0, safety=safety)
-    return _iterate(X, scaled, start, dtype=X.dtype, scale=1.0, form=form, right=right)
+    kinds: dict[tuple[int, ...], list[int]] = {}
+    for i, X in enumerate(Xs):
+        m, k = X.shape[-2:]
+        segments = chosen_segments((m, k), triples, X.device, X.dtype, form if m >= k else "plain")
+        kinds.setdefault(tuple(segments), []).append(i)
+    results = dict.fromkeys(range(len(Xs)), Xs[0])
+    for parts, places in kinds.items():
+        chosen = [Xs[i] for i in places]
+        if parts[0] > 1:
+            moved = _iterate_together(chosen, [rights[i] for i in places], scaled, parts, start)
+        else:
+            moved = [
+                _iterate(X, scaled, start, dtype=X.dtype, scale=1.0, form="plain") @ rights[i]
+                for X, i in zip(chosen, places, strict=True)
+            ]
+        results.update(zip(places, moved, strict=True))
+    return list(results.values())
+
+
+def _iterate_together(
+    Ys: list[Tensor], rights: list[Tensor], triples: Sequence[Triple], segments: Sequence[int], start: _Start
+) -> list[Tensor]:
+    """`polar_times` for matrices that take the Gram form in the same segments, the first of several steps."""
+    done, sizes = 0, [len(Y) for Y in Ys]
+    for steps in segments:
+        segment, done = triples[done : done + steps], done + steps
+        S = torch.cat([torch.bmm(Y.mT, Y) for Y in Ys])
+        one = torch.ones_like(S[:, :1, :1])
+        Q = _segment_factor(S, segment, (start, one) if done == steps else None)
+        if done == len(triples):
+            Q = torch.bmm(Q, torch.cat(rights))
+        Ys = [torch.bmm(Y, q) for Y, q in zip(Ys, Q.split(sizes), strict=True)]
+    return Ys
 
 
 def polar_express(
@@ -231,27 +270,21 @@ def _iterate(
     dtype: torch.dtype,
     scale: Tensor | float,
     form: Form,
-    right: Tensor | None = None,
 ) -> Tensor:
     """Apply the odd quintics one after another to the singular values of X (..., m, n), normalized; times
-    `scale`, in X's dtype. With `right` (..., n, n) the result is multiplied by it, and X is not scaled first.
+    `scale`, in X's dtype.
     """
     segments = chosen_segments(X.shape[-2:], triples, X.device, dtype, form)
     normalized_by_trace = segments[0] > 1
-    if right is None:
-        largest = largest_entry(X)
-        largest = torch.where(largest > 0, largest, torch.ones_like(largest))
-        Y = X / largest  # so that the squares cannot overflow or vanish
-    else:
-        largest = torch.ones_like(X[..., :1, :1])
-        Y = X if normalized_by_trace else X.clone()
+    largest = largest_entry(X)
+    largest = torch.where(largest > 0, largest, torch.ones_like(largest))
+    Y = X / largest  # so that the squares cannot overflow or vanish
     if not normalized_by_trace:
         Y.div_(start.divisor(torch.linalg.vector_norm(Y, dim=(-2, -1), keepdim=True), largest))
         if start.safety != 1.0:
             Y.div_(start.safety)
     scale = scale.reshape(-1, 1, 1) if isinstance(scale, Tensor) else scale
     wide = X.shape[-2] < X.shape[-1]
-    folded = None if wide or right is None else right.reshape(-1, *right.shape[-2:])
     Y = Y.to(dtype).reshape(-1, *X.shape[-2:])
     Y, done = (Y.mT if wide else Y), 0
     for steps in segments:
@@ -261,13 +294,10 @@ def _iterate(
             Y = _plain_step(Y, segment[0])
             continue
         first = normalized_by_trace and done == steps
-        Q = _segment_factor(Y, segment, (start, largest.reshape(-1, 1, 1)) if first else None)
-        if done == len(triples):
-            Q = Q.mul_(scale) if folded is None else torch.bmm(Q, folded)
-        Y = torch.bmm(Y, Q)
+        S = torch.bmm(Y.mT, Y)
+        Q = _segment_factor(S, segment, (start, largest.reshape(-1, 1, 1)) if first else None)
+        Y = torch.bmm(Y, Q.mul_(scale) if done == len(triples) else Q)
     Y = (Y.mT if wide else Y).reshape(X.shape).to(X.dtype)
-    if right is not None:
-        return Y if folded is not None and segments[-1] > 1 else Y @ right
     if segments[-1] == 1:
         Y.mul_(scale.reshape(largest.shape) if isinstance(scale, Tensor) else scale)
     return Y
@@ -280,12 +310,11 @@ def _plain_step(Y: Tensor, triple: Triple) -> Tensor:
     return torch.baddbmm(Y, Y, P, beta=a)
 
 
-def _segment_factor(Y: Tensor, triples: Sequence[Triple], start: tuple[_Start, Tensor] | None) -> Tensor:
-    """Q (batch, k, k) with Y Q = the iteration from Y (batch, m, k), m >= k, by the Gram form.
+def _segment_factor(S_0: Tensor, triples: Sequence[Triple], start: tuple[_Start, Tensor] | None) -> Tensor:
+    """Q (batch, k, k) with Y Q = the iteration from Y (batch, m, k), m >= k, by the Gram form: S_0 = Y^T Y.
 
     With `start` Y is X / largest and Q normalizes it, too: ||Y||_F^2 is the trace of the Gram matrix.
     """
-    S_0 = torch.bmm(Y.mT, Y)
     divisor = None
     if start is not None:
         norm = S_0.diagonal(dim1=-2, dim2=-1).sum(dim=-1)[:, None, None].sqrt()

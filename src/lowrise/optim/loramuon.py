@@ -1,9 +1,11 @@
-"""LoRA-Muon: orthogonalized momenta of the product of two factors; the algorithm is in the class's docstring."""
+"""LoRA-Muon: orthogonalized momenta of the product of two factors; the algorithm is in the class's
+docstring.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -20,7 +22,7 @@ from lowrise.linalg.inverse_root import (
     iterated_root,
 )
 from lowrise.linalg.norms import spectral_norm_upper
-from lowrise.linalg.polar import Form, rounding_guard
+from lowrise.linalg.polar import rounding_guard
 from lowrise.linalg.precision import full_precision_matmul
 from lowrise.optim.engine.base import Optimizer
 from lowrise.optim.engine.units import (
@@ -39,7 +41,7 @@ from lowrise.optim.rules.loramuon import (
     SUPREMA,
     Msign,
     bounded_length,
-    half_step,
+    half_steps,
     tangent_steps,
 )
 from lowrise.optim.rules.product_decay import product_decay_rate
@@ -58,13 +60,19 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "decay": ("split", "product"),
     "bound": ("first_order", "whole"),
 }
-ROOT_FLOPS = {"cholesky": 4 / 3, "eigh": 9, "iterated": 8 * len(TWELVE_STEPS), "ns7": 8 * len(SEVEN_STEPS)}  # r^3
+ROOT_FLOPS = {
+    "cholesky": 4 / 3,
+    "eigh": 9,
+    "iterated": 8 * len(TWELVE_STEPS),
+    "ns7": 8 * len(SEVEN_STEPS),
+}  # r^3
 NORM_SQUARINGS = 40  # of `rebalance_every`: norms to rounding
 
 
 class Pairs(NamedTuple):
     """Pairs of one shape, stacked, in the dtype of the state: what the steps 2 to 4 work on."""
 
+    units: Sequence[Unit]
     A: Tensor  # (b, m, r)
     B: Tensor  # (b, n, r)
     N_A: Tensor
@@ -72,8 +80,8 @@ class Pairs(NamedTuple):
 
 
 class LoRAMuon(Optimizer):
-    """LoRA-Muon for factored weights (Cesista, Crowson, Simal, Biderman, arXiv 2606.12921): Muon's step of the
-    product W = A B^T, whatever the split into A and B.
+    """LoRA-Muon for factored weights (Cesista, Crowson, Simal, Biderman, arXiv 2606.12921): Muon's step of
+    the product W = A B^T, whatever the split into A and B.
 
     W is stored as A (m x r), B (n x r) and never formed. Either half of the first-order change of W,
     dA B^T and A dB^T, is half a partial isometry, so that ||dA B^T + A dB^T||_2 <= eta. Algorithm 1, per pair
@@ -92,24 +100,25 @@ class LoRAMuon(Optimizer):
     - `direction = "tangent"` (ours, after the idea of arXiv 2608.14492, whose formulas were not at hand): the
       momenta's projection D to the tangent space of the rank-r matrices is orthogonalized as a whole, and
       the result projected back, dA B^T + A dB^T = -eta P(msign(D)): see `rules/loramuon.py`.
-    - R is the inverse of the Cholesky factor and not the symmetric root of the paper: msign(X Q) = msign(X) Q,
-      so the step is the same (LoRA-RITE's core), it costs a seventh of eigenvectors, and nothing waits for the
-      device. The published root of seven matrix products (`root = "ns7"`) adds 1e-5 to the normalized S, which
-      breaks the invariance by 0.5% of W in ten steps.
+    - R is the inverse of the Cholesky factor and not the symmetric root of the paper: msign(X Q) = msign(X)
+      Q, so the step is the same (LoRA-RITE's core), it costs a seventh of eigenvectors, and nothing waits for
+      the device. The published root of seven matrix products (`root = "ns7"`) adds 1e-5 to the normalized S,
+      which breaks the invariance by 0.5% of W in ten steps.
     - A zero factor gives R = 0: its partner does not move, and no step is taken along directions that are
       rounding beside others.
     - eta = lr sqrt(m / n), so that one lr serves every shape; the paper has no such factor
       (`scale = "none"`).
     - dA dB^T has no bound of its own: it is as large as eta^2 / (4 s^2 ||.||) of the smallest singular values
-      of A and B allow. `bound = "whole"` shortens eta until ||dW||_2 <= lr sqrt(m / n) is proved for the whole
-      step after the decay, with float32 rounding, as in Spectron's certificate.
+      of A and B allow. `bound = "whole"` shortens eta until ||dW||_2 <= lr sqrt(m / n) is proved for the
+      whole step after the decay, with float32 rounding, as in Spectron's certificate.
 
-    The authors' code and text were not at hand when this was written; docs/methods/loramuon.md names the sources.
+    The authors' code and text were not at hand when this was written; docs/methods/loramuon.md names the
+    sources.
 
-    State per factor X (k x r): `momentum` (k r elements), and `step`. Role: "factors"; all other parameters by
-    built-in AdamW. FLOPs per step and factor (direction "halves"): 6 r^2 k, i (4 r^2 k + 2 r^3) with i = 5 or
-    7 or 8 steps in the plain form, which is what is counted, c r^3 for the root with c = 4/3, 9, 96 or 56, and
-    10 k r; "tangent" adds 20 r^2 k and has the 2r x 2r core in the place of k x r.
+    State per factor X (k x r): `momentum` (k r elements), and `step`. Role: "factors"; all other parameters
+    by built-in AdamW. FLOPs per step and factor (direction "halves"): 6 r^2 k, i (4 r^2 k + 2 r^3) with i = 5
+    or 7 or 8 steps in the plain form, which is what is counted, c r^3 for the root with c = 4/3, 9, 96 or 56,
+    and 10 k r; "tangent" adds 20 r^2 k and has the 2r x 2r core in the place of k x r.
 
     Args:
         params: Groups of `lowrise.param_groups`, or parameters; `from_model` makes the groups by itself.
@@ -138,6 +147,7 @@ class LoRAMuon(Optimizer):
     """
 
     roles: ClassVar[frozenset[str]] = frozenset({"factors"})
+    decays_products = True
 
     def __init__(
         self,
@@ -177,10 +187,12 @@ class LoRAMuon(Optimizer):
             if group[key] not in choices:
                 raise UsageError(f"LoRAMuon has {key} = {group[key]!r}; choose one of {', '.join(choices)}.")
         if group["rebalance_every"] < 0:
-            raise UsageError(f"LoRAMuon has rebalance_every = {group['rebalance_every']}; it must be at least 0.")
+            raise UsageError(
+                f"LoRAMuon has rebalance_every = {group['rebalance_every']}; it must be at least 0."
+            )
         if not 0.0 < group["rebalance_alpha"] <= 1.0:
             raise UsageError(
-                f"LoRAMuon has rebalance_alpha = {group['rebalance_alpha']}; give a number above 0 and at most 1."
+                f"LoRAMuon has rebalance_alpha = {group['rebalance_alpha']}; choose above 0, at most 1."
             )
         if group["role"] in self.roles:
             _split_factor(group)
@@ -212,14 +224,13 @@ class LoRAMuon(Optimizer):
         kinds: dict[tuple[Any, ...], list[Unit]] = {}
         for unit in units:
             A, B = unit.params
-            kinds.setdefault((A.device, A.dtype, B.dtype, A.shape, B.shape), []).append(unit)
-        for alike in kinds.values():
-            with full_precision_matmul(alike[0].params[0].device):
-                directions = _momenta(group, alike)  # 1
-                _rebalance_due(group, alike, directions)
-                limit = batch_elements(alike[0].params[0].device)
-                for chunk in chunked(range(len(alike)), lambda i: _elements(alike[i]), limit):
-                    _move_pairs(group, [alike[i] for i in chunk], [directions[i] for i in chunk])
+            kinds.setdefault((A.device, A.dtype, B.dtype, A.shape[1]), []).append(unit)
+        for (device, *_), alike in kinds.items():
+            with full_precision_matmul(device):
+                moving = _momenta(group, alike)  # 1
+                _rebalance_due(group, moving)
+                for chunk in chunked(moving, lambda one: _elements(one[0]), batch_elements(device)):
+                    _move(group, list(_stacks(chunk)))
 
 
 def _split_factor(group: Mapping[str, Any]) -> float:
@@ -229,7 +240,7 @@ def _split_factor(group: Mapping[str, Any]) -> float:
     shrink = group["lr"] * group["weight_decay"]
     if not shrink < 1.0:
         raise UsageError(
-            f"LoRAMuon has lr = {group['lr']} and weight_decay = {group['weight_decay']}, and step 4 divides by "
+            f"LoRAMuon has lr = {group['lr']} and weight_decay = {group['weight_decay']}, and divides by "
             f"sqrt(1 - lr weight_decay): their product is {shrink:g} and must be below 1; lower either."
         )
     return math.sqrt(1.0 - shrink)
@@ -244,12 +255,15 @@ def _check_bounded(group: Mapping[str, Any]) -> None:
     failed = [reason for reason, holds in reasons.items() if holds]
     if failed:
         raise UsageError(
-            f"LoRAMuon cannot bound the whole change of W with {' and '.join(failed)}; drop the option or use "
-            'bound="first_order".'
+            f"LoRAMuon cannot bound the whole change of W with {' and '.join(failed)}; drop the option or "
+            'use bound="first_order".'
         )
 
 
-def _momenta(group: Mapping[str, Any], units: Sequence[Unit]) -> list[tuple[Tensor, ...]]:
+Moving = tuple[Unit, tuple[Tensor, ...]]  # a pair and its N_A, N_B
+
+
+def _momenta(group: Mapping[str, Any], units: Sequence[Unit]) -> list[Moving]:
     """Step 1; N of each pair: the momenta themselves, or Nesterov's in new tensors."""
     beta = group["momentum"]
     momenta = [state["momentum"] for unit in units for state in unit.states]
@@ -257,61 +271,65 @@ def _momenta(group: Mapping[str, Any], units: Sequence[Unit]) -> list[tuple[Tens
     torch._foreach_lerp_(momenta, grads, 1.0 - beta)
     if group["nesterov"]:
         momenta = [torch.lerp(G, M, beta) for G, M in zip(grads, momenta, strict=True)]
-    return list(zip(momenta[::2], momenta[1::2], strict=True))
+    return list(zip(units, zip(momenta[::2], momenta[1::2], strict=True), strict=True))
 
 
-def _rebalance_due(
-    group: Mapping[str, Any], units: Sequence[Unit], directions: Sequence[tuple[Tensor, ...]]
-) -> None:
+def _rebalance_due(group: Mapping[str, Any], moving: Sequence[Moving]) -> None:
     """Algorithm 2, every `rebalance_every` updates, in place: c A, B / c, and the momenta the other way, with
     c = (||B||_2 / ||A||_2)^(alpha/2). A pair with a zero factor stays.
     """
     every = group["rebalance_every"]
-    due = [i for i, unit in enumerate(units) if every and int(unit.states[0]["step"].item()) % every == 0]
-    if not due:
-        return
-    # The relative guard of the bounds from above cancels in the ratio.
-    norm_A, norm_B = (
-        spectral_norm_upper(torch.stack([units[i].params[place] for i in due]), squarings=NORM_SQUARINGS)
-        for place in (0, 1)
-    )
-    ratio = torch.where((norm_A > 0) & (norm_B > 0), norm_B / norm_A, 1.0)
-    factors = (ratio ** (group["rebalance_alpha"] / 2)).unbind()
-    for i, c in zip(due, factors, strict=True):
-        (A, B), (M_A, M_B) = units[i].params, (state["momentum"] for state in units[i].states)
-        A.mul_(c)
-        B.div_(c)
-        for larger, smaller in {(M_B, M_A), directions[i][::-1]}:
-            larger.mul_(c)
-            smaller.div_(c)
+    for unit, (N_A, N_B) in moving:
+        if not every or int(unit.states[0]["step"].item()) % every:
+            continue
+        A, B = unit.params
+        # The relative guard of the bounds from above cancels in the ratio.
+        norm_A, norm_B = (spectral_norm_upper(X, squarings=NORM_SQUARINGS) for X in (A, B))
+        ratio = torch.where((norm_A > 0) & (norm_B > 0), norm_B / norm_A, 1.0)
+        c = ratio ** (group["rebalance_alpha"] / 2)
+        M_A, M_B = (state["momentum"] for state in unit.states)
+        torch._foreach_mul_([A, M_B, *([N_B] if N_B is not M_B else [])], c)
+        torch._foreach_div_([B, M_A, *([N_A] if N_A is not M_A else [])], c)
 
 
-def _move_pairs(
-    group: Mapping[str, Any], units: Sequence[Unit], directions: Sequence[tuple[Tensor, ...]]
-) -> None:
-    """Steps 2 to 4 for pairs of one shape; the numbers are those of the class's docstring."""
-    dtype = state_dtype(units[0].params[0])
-    A, B = (stacked([unit.params[place] for unit in units]).to(dtype) for place in (0, 1))
-    pairs = Pairs(A, B, *(stacked([pair[place] for pair in directions]) for place in (0, 1)))
+def _stacks(moving: Sequence[Moving]) -> Iterator[Pairs]:
+    """Pairs of one shape together; on a CPU, where stacking gains nothing, each alone and not copied."""
+    shapes: dict[tuple[Any, ...], list[Moving]] = {}
+    for i, (unit, directions) in enumerate(moving):
+        A, B = unit.params
+        alone = i if A.device.type == "cpu" else 0
+        shapes.setdefault((A.shape, B.shape, alone), []).append((unit, directions))
+    for same in shapes.values():
+        units = [unit for unit, _ in same]
+        dtype = state_dtype(units[0].params[0])
+        A, B = (stacked([unit.params[place] for unit in units]).to(dtype) for place in (0, 1))
+        N_A, N_B = (stacked([directions[place] for _, directions in same]) for place in (0, 1))
+        yield Pairs(units, A, B, N_A, N_B)
+
+
+def _move(group: Mapping[str, Any], stacks: Sequence[Pairs]) -> None:
+    """Steps 2 to 4 for pairs of one rank; the numbers are those of the class's docstring."""
     kept = _split_factor(group)
-    S_A, S_B = A.mT @ A, B.mT @ B  # 2
+    S = [X.mT @ X for pairs in stacks for X in (pairs.A, pairs.B)]  # 2: A and B of each stack in turn
     if group["bound"] == "whole":
-        D_A, D_B = _bounded_steps(group, pairs, kept)
+        D = _bounded_steps(group, stacks, kept)
     else:
-        R_A, R_B = _roots(group, torch.cat([S_A, S_B])).chunk(2)
-        D_A, D_B = _steps(group, pairs, R_A, R_B, _radius(group, A, B) / kept)
+        R = _roots(group, torch.cat(S)).split([len(gram) for gram in S])
+        D = _steps(group, stacks, R, kept)
     rate = group["lr"] * group["weight_decay"]
-    if group["decay"] == "product" and rate:
-        cut = product_decay_rate(S_A, S_B, rate)
-        D_A, D_B = torch.baddbmm(D_A, A, S_B * cut), torch.baddbmm(D_B, B, S_A * cut)
-    for place, D in ((0, D_A), (1, D_B)):
-        params = [unit.params[place] for unit in units]
-        decay_and_subtract_(params, list(D.unbind()), kept if kept != 1.0 else None)  # 4
+    for i, pairs in enumerate(stacks):
+        (S_A, S_B), (D_A, D_B) = S[2 * i : 2 * i + 2], D[2 * i : 2 * i + 2]
+        if group["decay"] == "product" and rate:
+            cut = product_decay_rate(S_A, S_B, rate)
+            D_A, D_B = torch.baddbmm(D_A, pairs.A, S_B * cut), torch.baddbmm(D_B, pairs.B, S_A * cut)
+        for place, change in ((0, D_A), (1, D_B)):
+            params = [unit.params[place] for unit in pairs.units]
+            decay_and_subtract_(params, list(change.unbind()), kept if kept != 1.0 else None)  # 4
 
 
-def _radius(group: Mapping[str, Any], A: Tensor, B: Tensor) -> float:
+def _radius(group: Mapping[str, Any], pairs: Pairs) -> float:
     """eta."""
-    shape = math.sqrt(A.shape[-2] / B.shape[-2]) if group["scale"] == "spectral" else 1.0
+    shape = math.sqrt(pairs.A.shape[-2] / pairs.B.shape[-2]) if group["scale"] == "spectral" else 1.0
     return float(group["lr"] * shape)
 
 
@@ -327,46 +345,49 @@ def _roots(group: Mapping[str, Any], S: Tensor) -> Tensor:
 
 
 def _steps(
-    group: Mapping[str, Any], pairs: Pairs, R_A: Tensor, R_B: Tensor, eta: float
-) -> tuple[Tensor, Tensor]:
-    """Step 3: -dA and -dB for this eta."""
+    group: Mapping[str, Any], stacks: Sequence[Pairs], R: Sequence[Tensor], kept: float
+) -> list[Tensor]:
+    """Step 3, divided by s: -dA / s and -dB / s of each stack in turn."""
     if group["direction"] == "tangent":
-        return tangent_steps(*pairs, R_A, R_B, group["msign"], eta)
-    return _half_steps(group, pairs, R_A, R_B, eta / 2)
+        changes: list[Tensor] = []
+        for i, (_, A, B, N_A, N_B) in enumerate(stacks):
+            eta = _radius(group, stacks[i]) / kept
+            changes += tangent_steps(A, B, N_A, N_B, R[2 * i], R[2 * i + 1], group["msign"], eta)
+        return changes
+    sizes = [_radius(group, pairs) / (2.0 * kept) for pairs in stacks for _ in range(2)]
+    return half_steps(*_halves(stacks, R), group["msign"], sizes)
 
 
-def _half_steps(
-    group: Mapping[str, Any], pairs: Pairs, R_A: Tensor, R_B: Tensor, size: Tensor | float, *, form: Form = "auto"
-) -> tuple[Tensor, Tensor]:
-    """Both halves, of dA and of dB."""
-    D_A = half_step(pairs.N_A, R_B, group["msign"], size, form=form)
-    return D_A, half_step(pairs.N_B, R_A, group["msign"], size, form=form)
+def _halves(stacks: Sequence[Pairs], R: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """The momenta and the roots that they meet: N_A with R_B, N_B with R_A."""
+    partners = [X for i in range(0, len(R), 2) for X in (R[i + 1], R[i])]
+    return [N for pairs in stacks for N in (pairs.N_A, pairs.N_B)], partners
 
 
-def _bounded_steps(group: Mapping[str, Any], pairs: Pairs, kept: float) -> tuple[Tensor, Tensor]:
-    """Step 3 with the longest eta for which ||dW||_2 <= lr sqrt(m / n) is proved.
+def _bounded_steps(group: Mapping[str, Any], stacks: Sequence[Pairs], kept: float) -> list[Tensor]:
+    """Step 3, divided by s, with the longest eta for which ||dW||_2 <= lr sqrt(m / n) is proved.
 
-    Gram matrices, roots and norms are of the numbers in memory, in float64 (float32 on a device without it, where
-    the statement is measured and not proved); the polynomials in the form that has a proof.
+    Gram matrices, roots and norms are of the numbers in memory, in float64 (float32 on a device without it,
+    where the statement is measured and not proved); the polynomials in the form that has a proof.
     """
-    wide = torch.float32 if pairs.A.device.type == "mps" else torch.float64
-    grams = [X.mT @ X for X in (pairs.A.to(wide), pairs.B.to(wide))]
-    R_A, R_B = cholesky_root(torch.cat(grams)).chunk(2)
-    (rho_A, rho_B), (s_A, s_B) = ([spectral_norm_upper(X) for X in Xs] for Xs in ((R_A, R_B), pairs[:2]))
-    dtype = pairs.A.dtype
-    eta = bounded_length(
-        rho_A,
-        rho_B,
-        s_A,
-        s_B,
-        _radius(group, pairs.A, pairs.B),
-        supremum=SUPREMA[group["msign"]] * rounding_guard(dtype),
-        kept=kept,
-        rank=pairs.A.shape[-1],
-        eps=torch.finfo(dtype).eps,
-    )
-    size = (eta / (2 * kept)).to(dtype)[:, None, None]
-    return _half_steps(group, pairs, R_A.to(dtype), R_B.to(dtype), size, form="plain")
+    dtype = stacks[0].A.dtype
+    wide = torch.float32 if stacks[0].A.device.type == "mps" else torch.float64
+    R, sizes = [], []
+    for pairs in stacks:
+        R_A, R_B = (cholesky_root(X.mT @ X) for X in (pairs.A.to(wide), pairs.B.to(wide)))
+        rho_A, rho_B, s_A, s_B = (spectral_norm_upper(X) for X in (R_A, R_B, pairs.A, pairs.B))
+        eta = bounded_length(
+            (rho_A, rho_B),
+            (s_A, s_B),
+            _radius(group, pairs),
+            supremum=SUPREMA[group["msign"]] * rounding_guard(dtype),
+            kept=kept,
+            rank=pairs.A.shape[-1],
+            eps=torch.finfo(dtype).eps,
+        )
+        R += [R_A.to(dtype), R_B.to(dtype)]
+        sizes += [(eta / (2.0 * kept)).to(dtype)[:, None, None]] * 2
+    return half_steps(*_halves(stacks, R), group["msign"], sizes, form="plain")
 
 
 def _elements(unit: Unit) -> int:

@@ -27,8 +27,8 @@ def replay_loramuon(data: Fixture, dtype: torch.dtype) -> Iterator[Line]:
     """The groups of `index`: A, B and the product after each step, the momenta at the end, and, with `M`, the
     product from A0 M, B0 M^-T. Exact roots are replayed by eigenvectors and by Cholesky factors.
 
-    Bars (methods/factor_optimizers_2026.md, Fixtures): of the largest movement 1e-9 in float64, 1e-8 for the tangent
-    direction and the quintic; 1e-4 in float32, 5e-4 with the seven-step root.
+    Bars (methods/factor_optimizers_2026.md, Fixtures): of the largest movement 1e-9 in float64, 1e-8 for the
+    tangent direction and the quintic; 1e-4 in float32, 5e-4 with the seven-step root.
     """
     for group in json.loads(str(data["index"]))["groups"]:
         yield from guarded(f"loramuon/{group}", _group, data, dtype, group)
@@ -48,7 +48,9 @@ def _group(data: Fixture, dtype: torch.dtype, group: str) -> Iterator[Line]:
         yield Line(f"{name}/W", max_error(seen[0] @ seen[1].mT, W, W0), bar)
         for key, X in (("mA", A), ("mB", B)):
             momentum = optimizer.state[X]["momentum"].double()
-            yield Line(f"{name}/{key}", max_error(momentum, torch.from_numpy(data[f"{group}/{key}"]), 0.0), bar)
+            yield Line(
+                f"{name}/{key}", max_error(momentum, torch.from_numpy(data[f"{group}/{key}"]), 0.0), bar
+            )
         if f"{group}/M" in data and dtype == torch.float64:
             moved = _trajectory(data, dtype, group, options, torch.from_numpy(data[f"{group}/M"]).double())[3]
             yield Line(f"{name}/gauge", max_error(moved[0] @ moved[1].mT, W, W0), bar)
@@ -64,16 +66,24 @@ def _options(config: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     if config.get("weight_decay") and config.get("product_decay"):
         raise UsageError("LoRAMuon decays the weight or the product's norm, not both at once")
     decay = "product" if config.get("product_decay") else "split"
-    options = {key: config[key] for key in ("momentum", "nesterov", "rebalance_every", "rebalance_alpha") if key in config}
+    options = {
+        key: config[key]
+        for key in ("momentum", "nesterov", "rebalance_every", "rebalance_alpha")
+        if key in config
+    }
     for root in ROOTS[config.get("root", "eigh")]:
-        yield root, options | {
-            "root": root,
-            "decay": decay,
-            "weight_decay": config.get("product_decay") or config.get("weight_decay", 0.0),
-            "msign": config.get("msign", "svd"),
-            "scale": config.get("scale", "none"),
-            "direction": DIRECTIONS[config.get("direction", "loramuon")],
-        }
+        yield (
+            root,
+            options
+            | {
+                "root": root,
+                "decay": decay,
+                "weight_decay": config.get("product_decay") or config.get("weight_decay", 0.0),
+                "msign": config.get("msign", "svd"),
+                "scale": config.get("scale", "none"),
+                "direction": DIRECTIONS[config.get("direction", "loramuon")],
+            },
+        )
 
 
 def _trajectory(

@@ -1,12 +1,14 @@
 """LoRA-Muon's directions for batches of pairs, as pure functions.
 
-A (b, m, r), B (b, n, r) and what belongs to them; R_A R_A^T = (A^T A)^-1, R_B likewise (`linalg/inverse_root.py`).
-All that comes out is the same for R_A Q, Q orthogonal, and moves W = A B^T the same whatever the split into A and B.
+A (b, m, r), B (b, n, r) and what belongs to them; R_A R_A^T = (A^T A)^-1, R_B likewise
+(`linalg/inverse_root.py`). All that comes out is the same for R_A Q, Q orthogonal, and moves W = A B^T the
+same whatever the split into A and B.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -36,24 +38,38 @@ SAFETY = {"pe7": 1.01}
 SUPREMA = {"quintic5": QUINTIC_SUPREMUM, "pe7": 1.0}
 
 
-def half_step(M: Tensor, R: Tensor, msign: Msign, size: Tensor | float, *, form: Form = "auto") -> Tensor:
-    """size msign(M R) R^T, (b, k, r), for momenta M (b, k, r) and the partner's R; size a number or (b, 1, 1).
+def half_steps(
+    Ms: Sequence[Tensor],
+    Rs: Sequence[Tensor],
+    msign: Msign,
+    sizes: Sequence[Tensor | float],
+    *,
+    form: Form = "auto",
+) -> list[Tensor]:
+    """size msign(M R) R^T, (b, k, r), for momenta M (b, k, r), the partners' R (b, r, r) and sizes, numbers
+    or (b, 1, 1). k may differ, r is one.
 
     M and R are scaled to entries of at most 1 before they meet: msign(M R) does not depend on either's scale.
     """
-    X = M @ (R / (_nonzero(largest_entry(M)) * _nonzero(largest_entry(R))))
-    right = R.mT * size
+    Xs = [
+        M @ (R / (_nonzero(largest_entry(M)) * _nonzero(largest_entry(R))))
+        for M, R in zip(Ms, Rs, strict=True)
+    ]
+    rights = [R.mT * size for R, size in zip(Rs, sizes, strict=True)]
     if msign == "svd":
-        return polar_svd(X) @ right
-    schedule, safety = SCHEDULES[msign], SAFETY.get(msign, 1.0)
-    if form == "plain":  # the norm of msign's result has a proof in this form, before `right` is folded into it
-        identity = torch.eye(X.shape[-1], dtype=X.dtype, device=X.device).expand_as(R)
-        return polar_times(X, identity, schedule, safety=safety, form=form) @ right
-    return polar_times(X, right, schedule, safety=safety, form=form)
+        return [polar_svd(X) @ right for X, right in zip(Xs, rights, strict=True)]
+    return polar_times(Xs, rights, SCHEDULES[msign], safety=SAFETY.get(msign, 1.0), form=form)
 
 
 def tangent_steps(
-    A: Tensor, B: Tensor, M_A: Tensor, M_B: Tensor, R_A: Tensor, R_B: Tensor, msign: Msign, size: Tensor | float
+    A: Tensor,
+    B: Tensor,
+    M_A: Tensor,
+    M_B: Tensor,
+    R_A: Tensor,
+    R_B: Tensor,
+    msign: Msign,
+    size: Tensor | float,
 ) -> tuple[Tensor, Tensor]:
     """(a, b) with a B^T + A b^T = size P_T(msign(D)), D the tangent projection of what M_A = G B, M_B = G^T A
     are of.
@@ -84,14 +100,12 @@ def _msign(X: Tensor, msign: Msign) -> Tensor:
     if msign == "svd":
         return polar_svd(X)
     identity = torch.eye(X.shape[-1], dtype=X.dtype, device=X.device).expand(*X.shape[:-2], -1, -1)
-    return polar_times(X, identity, SCHEDULES[msign], safety=SAFETY.get(msign, 1.0))
+    return polar_times([X], [identity], SCHEDULES[msign], safety=SAFETY.get(msign, 1.0))[0]
 
 
 def bounded_length(
-    rho_A: Tensor,
-    rho_B: Tensor,
-    s_A: Tensor,
-    s_B: Tensor,
+    rho: tuple[Tensor, Tensor],
+    norms: tuple[Tensor, Tensor],
     lr: float,
     *,
     supremum: float,
@@ -99,19 +113,21 @@ def bounded_length(
     rank: int,
     eps: float,
 ) -> Tensor:
-    """eta' <= lr per pair, (pairs,), with which a step changes W by at most lr in the spectral norm, of the numbers
-    that are stored.
+    """eta' <= lr per pair, (pairs,), with which a step changes W by at most lr in the spectral norm, of the
+    numbers that are stored.
 
-    rho_A >= ||R_A||_2, s_A >= ||A||_2, and so for B; supremum c >= ||msign||_2; kept = s of the split decay; eps
-    that of the weights' dtype. With dA = -(eta'/2) O R_B^T, dB likewise and ||B R_B|| <= 1
+    rho: rho_A >= ||R_A||_2, rho_B; norms: s_A >= ||A||_2, s_B; supremum c >= ||msign||_2; kept = s of the
+    split decay; eps that of the weights' dtype. With dA = -(eta'/2) O R_B^T, dB likewise and ||B R_B|| <= 1
 
         ||dA B^T + A dB^T + dA dB^T / s^2|| <= c eta' + c^2 eta'^2 rho_A rho_B / (4 s^2)
 
-    Products err by at most 16 eps rho_B s_B of the first term. Storing A_new rounds each entry by e with |e| <= eps/2
-    |a_new| and |e| <= |its step|, as the old entry is a candidate of the rounding too. So either of two lengths is
-    safe, and the longer is taken: what the former leaves of lr (twice as much as needed is taken off), and all of lr
-    with ||E_A|| <= sqrt(r) ||dA||, which is short, but never 0.
+    Products err by at most 16 eps rho_B s_B of the first term. Storing A_new rounds each entry by e with |e|
+    <= eps/2
+    |a_new| and |e| <= |its step|, as the old entry is a candidate of the rounding too. So either of two
+    lengths is safe, and the longer is taken: what the former leaves of lr (twice as much as needed is taken
+    off), and all of lr with ||E_A|| <= sqrt(r) ||dA||, which is short, but never 0.
     """
+    (rho_A, rho_B), (s_A, s_B) = rho, norms
     k_A, k_B = rho_A * s_A, rho_B * s_B
     mean = (k_A + k_B) / 2
     rounding = 1.0 + 16.0 * eps * mean
