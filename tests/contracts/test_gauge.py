@@ -1,4 +1,4 @@
-"""A M, B M^-T is the same weight as A, B: what each optimizer of factors makes of it, for any invertible M."""
+"""A M, B M^-T is the same weight as A, B: what each optimizer of factors makes of it, for an invertible M."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def test_the_gauge_is_ill_conditioned_and_the_weights_move() -> None:
     assert float(torch.linalg.cond(gauge)) == pytest.approx(GAUGE["CONDITION"])
     for rule in RULES:
         W = GAUGE["trajectory"](rule)
-        assert float(torch.linalg.matrix_norm(W[-1] - W[0]) / torch.linalg.matrix_norm(W[0])) > 0.1, rule.title
+        assert float(torch.linalg.matrix_norm(W[-1] - W[0]) / torch.linalg.matrix_norm(W[0])) > 0.1, (
+            rule.title
+        )
 
 
 def test_every_optimizer_of_factors_has_a_row() -> None:

@@ -66,20 +66,21 @@ def cholesky_root(S: Tensor) -> Tensor:
     everywhere = S.device.type == "cpu" and bool(sound.all())
     L = L if everywhere else torch.where(sound, L, identity)
     R = torch.linalg.solve_triangular(L, identity.expand_as(L), upper=False).mT
-    return R if everywhere else torch.where(sound, R, _damped_root(S, noise ** (2 / 3) * identity))
+    return R if everywhere else torch.where(sound, R, _damped_root(S, noise ** (2 / 3)))
 
 
-def _damped_root(S: Tensor, shift: Tensor) -> Tensor:
-    """R of a matrix that has no Cholesky factor to speak of."""
+def _damped_root(S: Tensor, d: float) -> Tensor:
+    """R of a matrix that has no Cholesky factor to speak of: L^-T (I - d (L^T L)^-1), in a form that cancels
+    nothing large.
+    """
     S = torch.where(_finite(S), S, 0.0)
     lengths = S.diagonal(dim1=-2, dim2=-1).clamp_min(0.0).sqrt()
     inverse = torch.where(lengths > 0, 1.0 / lengths, 0.0)
+    identity = torch.eye(S.shape[-1], dtype=S.dtype, device=S.device)
     unit = S * inverse.unsqueeze(-1) * inverse.unsqueeze(-2)
-    L, _ = torch.linalg.cholesky_ex(unit + shift)
-    root = torch.linalg.solve_triangular(
-        L, torch.eye(S.shape[-1], dtype=S.dtype, device=S.device), upper=False
-    )
-    return inverse.unsqueeze(-1) * (unit @ (root.mT @ (root @ root.mT)))
+    L, _ = torch.linalg.cholesky_ex(unit + d * identity)
+    root = torch.linalg.solve_triangular(L, identity, upper=False)
+    return inverse.unsqueeze(-1) * (root.mT @ (identity - d * (root @ root.mT)))
 
 
 def eigen_root(S: Tensor) -> Tensor:
