@@ -10,6 +10,7 @@ from typing import Any
 from lowrise.config.tree import RunConfig
 from lowrise.errors import UsageError
 from lowrise.files import is_plain_name
+from lowrise.layers import LAYERS
 from lowrise.model.config import PRESETS
 from lowrise.names import lookup
 
@@ -71,6 +72,7 @@ def validate(config: RunConfig) -> None:
         f"with schedule.cycle = {schedule.cycle} it lies between 1 and {schedule.cycle - 1}",
     )
     _require_one_cadence(config)
+    _require_products(config)
     require(
         config.init.step is None or config.init.run is not None,
         "init.step",
@@ -153,6 +155,18 @@ def _numbers(tree: Any, key: str = "") -> Iterator[tuple[str, int | float]]:
             yield from _numbers(value, key)
     elif isinstance(tree, int | float) and not isinstance(tree, bool):
         yield key, tree
+
+
+def _require_products(config: RunConfig) -> None:
+    """A decay of products needs weights that are products."""
+    layer = LAYERS.get(config.layer.name)
+    if getattr(config.optimizer, "decay", None) == "product" and (layer is None or layer.role != "factors"):
+        known = ", ".join(name for name, kind in LAYERS.items() if kind.role == "factors")
+        raise UsageError(
+            f"optimizer.decay = 'product' cannot be with layer.name = {config.layer.name!r}: it is the decay "
+            f"of A B^T, and no weight of this layer is one; choose a layer of factors ({known}), or another "
+            "decay."
+        )
 
 
 def _require_one_cadence(config: RunConfig) -> None:
