@@ -163,8 +163,8 @@ def compare_on_factors(options: argparse.Namespace, device: torch.device) -> Non
     publish(
         f"optimizer_step_factors_{options.preset}_{device.type}",
         f"{options.preset}, rank {rank}: a step over the factors of one block, {kind} ms, "
-        f"{torch.get_num_threads()} thread(s), {PERIOD * options.periods} rounds; ratios of a round's steps to "
-        "Spectron as published",
+        f"{torch.get_num_threads()} thread(s), {PERIOD * options.periods} rounds; ratios of a round's steps "
+        "to Spectron as published",
         ("", "median ms", "ratio", "least ms", "state MB"),
         rows,
         {"options": vars(options), "threads": torch.get_num_threads(), "measured": seconds},
