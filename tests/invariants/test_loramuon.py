@@ -269,6 +269,18 @@ def test_rebalancing_equalizes_the_norms_and_leaves_the_weight_s_course(alpha: f
     assert ratios[1] < (60 if alpha < 1 else 1.5)
 
 
+def test_rebalancing_rounds_no_bfloat16_weight() -> None:
+    params = pair(12, 9, 3, dtype=torch.bfloat16)
+    params[0].data.mul_(100.0)
+    before = [p.detach().clone() for p in params]
+    for p in params:
+        p.grad = torch.zeros_like(p)
+    LoRAMuon([{"params": params, "role": "factors"}], lr=0.05, rebalance_every=1).step()
+    assert not torch.equal(params[0], before[0])
+    W, V = (A.double() @ B.double().mT for A, B in (params, before))
+    assert torch.equal(W, V)
+
+
 # ---- the whole bound
 
 KINDS = ("random", "zero_A", "unbalanced", "spectrum", "repeated", "orthonormal", "large")
