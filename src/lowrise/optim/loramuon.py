@@ -314,21 +314,24 @@ def _stacks(moving: Sequence[Moving]) -> Iterator[Pairs]:
 def _move(group: Mapping[str, Any], stacks: Sequence[Pairs]) -> None:
     """Steps 2 to 4 for pairs of one rank; the numbers are those of the class's docstring."""
     kept = _split_factor(group)
-    S = [X.mT @ X for pairs in stacks for X in (pairs.A, pairs.B)]  # 2: A and B of each stack in turn
+    S = [torch.bmm(X.mT, X) for pairs in stacks for X in (pairs.A, pairs.B)]  # 2: A and B of each stack in turn
     if group["bound"] == "whole":
         D = _bounded_steps(group, stacks, kept)
     else:
         R = _roots(group, torch.cat(S)).split([len(gram) for gram in S])
         D = _steps(group, stacks, R, kept)
     rate = group["lr"] * group["weight_decay"]
+    moved: dict[int, tuple[list[Tensor], list[Tensor]]] = {0: ([], []), 1: ([], [])}
     for i, pairs in enumerate(stacks):
         (S_A, S_B), (D_A, D_B) = S[2 * i : 2 * i + 2], D[2 * i : 2 * i + 2]
         if group["decay"] == "product" and rate:
             cut = product_decay_rate(S_A, S_B, rate)
             D_A, D_B = torch.baddbmm(D_A, pairs.A, S_B * cut), torch.baddbmm(D_B, pairs.B, S_A * cut)
         for place, change in ((0, D_A), (1, D_B)):
-            params = [unit.params[place] for unit in pairs.units]
-            decay_and_subtract_(params, list(change.unbind()), kept if kept != 1.0 else None)  # 4
+            moved[place][0].extend(unit.params[place] for unit in pairs.units)
+            moved[place][1].extend(change.unbind())
+    for params, changes in moved.values():  # 4; A and B may be of two dtypes
+        decay_and_subtract_(params, changes, kept if kept != 1.0 else None)
 
 
 def _radius(group: Mapping[str, Any], pairs: Pairs) -> float:

@@ -34,6 +34,7 @@ SCHEDULES: dict[str, tuple[Triple, ...]] = {
     "pe7": POLAR_EXPRESS,
 }
 SAFETY = {"pe7": 1.01}
+SMALL = 1e-30
 # Schedules whose norm is proved to stay below a number: theirs, without the rounding.
 SUPREMA = {"quintic5": QUINTIC_SUPREMUM, "pe7": 1.0}
 
@@ -46,16 +47,19 @@ def half_steps(
     *,
     form: Form = "auto",
 ) -> list[Tensor]:
-    """size msign(M R) R^T, (b, k, r), for momenta M (b, k, r), the partners' R (b, r, r) and sizes, numbers
-    or (b, 1, 1). k may differ, r is one.
+    """size msign(M R) R^T, (b, k, r), for momenta M (b, k, r), the partners' R (b, r, r) and sizes, numbers or
+    (b, 1, 1). k may differ, r is one.
 
-    M and R are scaled to entries of at most 1 before they meet: msign(M R) does not depend on either's scale.
+    M R is scaled so that its entries can be squared: msign does not depend on that.
     """
-    Xs = [
-        M @ (R / (_nonzero(largest_entry(M)) * _nonzero(largest_entry(R))))
-        for M, R in zip(Ms, Rs, strict=True)
-    ]
-    rights = [R.mT * size for R, size in zip(Rs, sizes, strict=True)]
+    R = torch.cat(list(Rs))
+    counts = [len(M) for M in Ms]
+    norms = torch.cat([torch.linalg.vector_norm(M, dim=(-2, -1), keepdim=True) for M in Ms])
+    # A norm of 0 may be that of entries below 1e-23, whose squares are lost; then any number near them will do.
+    scales = torch.where(norms > 0, norms, SMALL) * _nonzero(largest_entry(R))
+    scaled = (R / scales).split(counts)
+    Xs = [torch.bmm(M, right) for M, right in zip(Ms, scaled, strict=True)]
+    rights = [right.mT * size for right, size in zip(Rs, sizes, strict=True)]
     if msign == "svd":
         return [polar_svd(X) @ right for X, right in zip(Xs, rights, strict=True)]
     return polar_times(Xs, rights, SCHEDULES[msign], safety=SAFETY.get(msign, 1.0), form=form)
