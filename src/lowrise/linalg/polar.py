@@ -178,7 +178,7 @@ def _iterate_together(
         segment, done = triples[done : done + steps], done + steps
         S = torch.cat([torch.bmm(Y.mT, Y) for Y in Ys])
         one = torch.ones_like(S[:, :1, :1])
-        Q = _segment_factor(S, segment, (start, one) if done == steps else None)
+        Q = _segment_factor(S, segment, (start, one) if done == steps else None, fused=True)
         if done == len(triples):
             Q = torch.bmm(Q, torch.cat(rights))
         Ys = [torch.bmm(Y, q) for Y, q in zip(Ys, Q.split(sizes), strict=True)]
@@ -310,10 +310,13 @@ def _plain_step(Y: Tensor, triple: Triple) -> Tensor:
     return torch.baddbmm(Y, Y, P, beta=a)
 
 
-def _segment_factor(S_0: Tensor, triples: Sequence[Triple], start: tuple[_Start, Tensor] | None) -> Tensor:
+def _segment_factor(
+    S_0: Tensor, triples: Sequence[Triple], start: tuple[_Start, Tensor] | None, *, fused: bool = False
+) -> Tensor:
     """Q (batch, k, k) with Y Q = the iteration from Y (batch, m, k), m >= k, by the Gram form: S_0 = Y^T Y.
 
-    With `start` Y is X / largest and Q normalizes it, too: ||Y||_F^2 is the trace of the Gram matrix.
+    With `start` Y is X / largest and Q normalizes it, too: ||Y||_F^2 is the trace of the Gram matrix. `fused`
+    forms b S + c S S in one call, which rounds otherwise than the older callers' two.
     """
     divisor = None
     if start is not None:
@@ -324,7 +327,7 @@ def _segment_factor(S_0: Tensor, triples: Sequence[Triple], start: tuple[_Start,
     for a, b, c in triples:
         if Q is not None:
             S = torch.bmm(Q.mT, torch.bmm(S_0, Q))
-        P = torch.bmm(S, S).mul_(c).add_(S, alpha=b)
+        P = torch.baddbmm(S, S, S, beta=b, alpha=c) if fused else torch.bmm(S, S).mul_(c).add_(S, alpha=b)
         P.diagonal(dim1=-2, dim2=-1).add_(a)
         Q = P if Q is None else torch.bmm(Q, P)
     assert Q is not None

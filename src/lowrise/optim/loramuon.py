@@ -314,7 +314,9 @@ def _stacks(moving: Sequence[Moving]) -> Iterator[Pairs]:
 def _move(group: Mapping[str, Any], stacks: Sequence[Pairs]) -> None:
     """Steps 2 to 4 for pairs of one rank; the numbers are those of the class's docstring."""
     kept = _split_factor(group)
-    S = [torch.bmm(X.mT, X) for pairs in stacks for X in (pairs.A, pairs.B)]  # 2: A and B of each stack in turn
+    S = [
+        torch.bmm(X.mT, X) for pairs in stacks for X in (pairs.A, pairs.B)
+    ]  # 2: A and B of each stack in turn
     if group["bound"] == "whole":
         D = _bounded_steps(group, stacks, kept)
     else:

@@ -47,15 +47,16 @@ def half_steps(
     *,
     form: Form = "auto",
 ) -> list[Tensor]:
-    """size msign(M R) R^T, (b, k, r), for momenta M (b, k, r), the partners' R (b, r, r) and sizes, numbers or
-    (b, 1, 1). k may differ, r is one.
+    """size msign(M R) R^T, (b, k, r), for momenta M (b, k, r), the partners' R (b, r, r) and sizes, numbers
+    or (b, 1, 1). k may differ, r is one.
 
     M R is scaled so that its entries can be squared: msign does not depend on that.
     """
     R = torch.cat(list(Rs))
     counts = [len(M) for M in Ms]
     norms = torch.cat([torch.linalg.vector_norm(M, dim=(-2, -1), keepdim=True) for M in Ms])
-    # A norm of 0 may be that of entries below 1e-23, whose squares are lost; then any number near them will do.
+    # A norm of 0 may be that of entries below 1e-23, whose squares are lost; then any number near them will
+    # do.
     scales = torch.where(norms > 0, norms, SMALL) * _nonzero(largest_entry(R))
     scaled = (R / scales).split(counts)
     Xs = [torch.bmm(M, right) for M, right in zip(Ms, scaled, strict=True)]
