@@ -10,6 +10,10 @@ clock; on a GPU they are the clock's. Medians.
 "allocated" is the storage behind all tensors of the state, views and pickled objects included.
 
     python benchmarks/optimizer_step.py [--preset 60m] [--periods 3] [--only galore fira] [--device auto]
+    python benchmarks/optimizer_step.py --factors [--threads 1] [--periods 15]
+
+With --factors: the optimizers of factored weights on the factors of one block alone, nothing else; ratios to
+Spectron as published, and the rank of RANKS.
 
 Needs galore-torch and fira (extra `peers`); apollo-torch is measured where it is installed.
 """
@@ -26,7 +30,7 @@ import torch
 from common import publish, timed
 from torch import Tensor, nn
 
-from lowrise.layers import param_groups
+from lowrise.layers import factorize, param_groups
 from lowrise.model import Llama, LlamaConfig
 from lowrise.optim import APOLLO, OPTIMIZERS, AdamW, Fira, GaLore, Muon
 from lowrise.runs.environment import choose_device
@@ -43,8 +47,15 @@ def main() -> None:
     parser.add_argument("--periods", type=int, default=3)
     parser.add_argument("--only", nargs="*", default=None, help="rows whose name contains one of these")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--factors", action="store_true", help="the factors of one block alone")
+    parser.add_argument("--threads", type=int, default=0, help="of a CPU; 0: torch's choice")
     options = parser.parse_args()
     device = choose_device(options.device)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.factors:
+        compare_on_factors(options, device)
+        return
 
     with torch.device(device):
         model = Llama(LlamaConfig.preset(options.preset, vocab_size=32_000))
@@ -102,6 +113,78 @@ def main() -> None:
         {"options": vars(options), "threads": torch.get_num_threads(), "measured": record},
         device,
     )
+
+
+FACTOR_ROWS: dict[str, tuple[str, dict[str, Any]]] = {
+    "Spectron": ("spectron", {}),
+    "Spectron certified": ("spectron", {"variant": "certified"}),
+    "LoRA-Muon": ("loramuon", {}),
+    "LoRA-Muon polar8": ("loramuon", {"msign": "polar8"}),
+    "LoRA-Muon pe7": ("loramuon", {"msign": "pe7"}),
+    "LoRA-Muon published": ("loramuon", {"msign": "polar8", "root": "ns7"}),
+    "LoRA-Muon eigh": ("loramuon", {"root": "eigh"}),
+    "LoRA-Muon tangent": ("loramuon", {"direction": "tangent"}),
+    "LoRA-Muon whole bound": ("loramuon", {"bound": "whole"}),
+    "Muon on factors": ("muon", {}),
+    "LORO lazy": ("loro", {"exact_every": 0}),
+    "AdamW": ("adamw", {}),
+}
+
+
+def compare_on_factors(options: argparse.Namespace, device: torch.device) -> None:
+    """The table of --factors: steps take turns, one of each row a round."""
+    rank = RANKS[options.preset][0]
+    wanted = options.only or [""]
+    names = [n for n in FACTOR_ROWS if n == "Spectron" or any(word in n for word in wanted)]
+    built = {n: factor_optimizer(*FACTOR_ROWS[n], options.preset, rank, device) for n in names}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for round_ in range(PERIOD * options.periods + PERIOD):
+        for name, optimizer in built.items():
+            taken = step_seconds(optimizer, device)
+            if round_ >= PERIOD:  # the first ones warm up
+                seconds[name].append(taken)
+    median = {name: statistics.median(times) for name, times in seconds.items()}
+    # Neighbours in time, so that a slow minute is in both.
+    ratio = {
+        name: statistics.median(a / b for a, b in zip(times, seconds["Spectron"], strict=True))
+        for name, times in seconds.items()
+    }
+    rows = [
+        (
+            name,
+            f"{1e3 * median[name]:.1f}",
+            f"{ratio[name]:.2f}",
+            f"{1e3 * min(seconds[name]):.1f}",
+            f"{allocated_bytes(built[name]) / 1e6:.1f}",
+        )
+        for name in names
+    ]
+    kind = "processor" if device.type == "cpu" else "wall-clock"
+    publish(
+        f"optimizer_step_factors_{options.preset}_{device.type}",
+        f"{options.preset}, rank {rank}: a step over the factors of one block, {kind} ms, "
+        f"{torch.get_num_threads()} thread(s), {PERIOD * options.periods} rounds; ratios of a round's steps "
+        "to Spectron as published",
+        ("", "median ms", "ratio", "least ms", "state MB"),
+        rows,
+        {"options": vars(options), "threads": torch.get_num_threads(), "measured": seconds},
+        device,
+    )
+
+
+def factor_optimizer(
+    name: str, settings: dict[str, Any], preset: str, rank: int, device: torch.device
+) -> Any:
+    """The optimizer on the factors of one block of the preset, with weights and gradients of its own."""
+    with torch.device(device):
+        torch.manual_seed(0)
+        block = factorize(Llama(LlamaConfig.preset(preset, num_layers=1, vocab_size=8)), rank=rank)
+    (group,) = (g for g in param_groups(block, roles={"factors"}) if g["role"] == "factors")
+    factors = [p for _, p in group["params"]]
+    for p in factors:
+        p.grad = torch.randn_like(p).mul_(1e-3)
+    construct: Callable[..., Any] = OPTIMIZERS[name]
+    return construct([{"params": factors, "role": "factors"}], lr=1e-5, **settings)
 
 
 def rows_of(model: nn.Module, rank: int, apollo_rank: int) -> dict[str, Callable[[], Any]]:

@@ -37,6 +37,8 @@ ROWS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "low-rank adamw": ("AdamW", "factors", {}),
     "spectron": ("Spectron", "factors", {}),
     "spectron certified": ("Spectron", "factors", {"variant": "certified"}),
+    "loramuon": ("LoRAMuon", "factors", {}),
+    "loramuon tangent": ("LoRAMuon", "factors", {"direction": "tangent"}),
     "muon": ("Muon", "dense", {}),
     "torch Muon": ("torch Muon", "dense", {}),
     "muon bfloat16": ("Muon", "dense", {"ns_dtype": "bfloat16"}),

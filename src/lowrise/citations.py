@@ -83,6 +83,13 @@ _ENTRIES = (
         venue="ICML 2026",
     ),
     Citation(
+        key="cesista2026spectral",
+        title="LoRA-Muon: Spectral Steepest Descent on the Low-Rank Manifold",
+        authors=("Cesista, Franz Louis", "Crowson, Katherine", "Simal, Cédric", "Biderman, Stella"),
+        year=2026,
+        arxiv="2606.12921",
+    ),
+    Citation(
         key="liu2025cola",
         title="CoLA: Compute-Efficient Pre-Training of LLMs via Low-Rank Activation",
         authors=("Liu, Ziyue", "others"),

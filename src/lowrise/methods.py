@@ -110,6 +110,19 @@ _ROWS = (
         defaults={"optimizer.lr": 0.02, "other.lr": 3e-3},
     ),
     Method(
+        name="loramuon",
+        layer="lowrank",
+        optimizer="loramuon",
+        summary="factorized weights, Muon's step of the product, whatever its split into factors",
+        source="Cesista, Crowson, Simal & Biderman 2026, arXiv 2606.12921; no code of theirs was at hand",
+        cites=("cesista2026spectral",),
+        defaults={
+            "optimizer.lr": 0.02,  # ours
+            "other.lr": 3e-3,  # as in the other rows
+            "train.grad_clip": 0.0,  # a global norm depends on the split into factors
+        },
+    ),
+    Method(
         name="cola",
         layer="cola",
         optimizer="adamw",

@@ -18,14 +18,26 @@ from lowrise.optim.engine.options import UNIT_SIZE
 
 # Besides the defaults: options under which an optimizer keeps another state or takes another path.
 EXTRA: dict[str, list[dict[str, Any]]] = {
-    "spectron": [{"variant": "certified", "norm_refresh": 3}, {"rebalance_every": 2}, {"renormalize": False}],
-    "adamw": [{"state_format": "bfloat16"}, {"state_format": "8bit"}],
-    "muon": [{"nesterov": False}, {"state_format": "8bit"}],
+    "relora": [{"decay": "product"}],
+    "spectron": [
+        {"variant": "certified", "norm_refresh": 3},
+        {"rebalance_every": 2},
+        {"renormalize": False},
+        {"decay": "product"},
+    ],
+    "adamw": [{"state_format": "bfloat16"}, {"state_format": "8bit"}, {"decay": "product"}],
+    "muon": [{"nesterov": False}, {"state_format": "8bit"}, {"decay": "product"}],
     "loro": [
         {"exact_every": 3},
         {"exact_every": 2, "exact_direction": "consistent", "retraction": "orthographic", "reset": "factors"},
         {"exact_every": 2, "kth_update": "rebalance", "reset": "none", "transport": True},
         {"exact_every": 6, "stagger": True, "restart_warmup": 2},
+        {"exact_every": 2, "decay": "product"},
+    ],
+    "loramuon": [
+        {"direction": "tangent", "nesterov": True, "decay": "product"},
+        {"bound": "whole", "root": "cholesky", "scale": "none"},
+        {"rebalance_every": 2, "root": "ns7", "msign": "polar8"},
     ],
     "galore": [{"rank": 4, "update_proj_gap": 2, "state_format": "8bit"}],
     "normuon": [{"accumulate": "sum", "nesterov": False, "ortho": "svd"}, {"state_format": "8bit"}],

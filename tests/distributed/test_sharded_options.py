@@ -16,6 +16,7 @@ OPTIONS = {
     "telemetry": ("lora", {"log.telemetry_every": 4, "log.every": 4}),
     "8-bit state": ("galore", {"optimizer.state_format": "8bit"}),
     "one pass": ("tsvd", {"train.micro_batch_size": 0}),
+    "product decay": ("lowrank", {"optimizer.decay": "product", "optimizer.weight_decay": 0.1}),
 }
 # Rounding of weights to bfloat16 before they travel: the arithmetic of one rank rounds the same matrices, but
 # looks up the embedding in float32.

@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from replays.cola import replay_cola
 from replays.common import Fixture, Line
 from replays.gwt import replay_gwt
+from replays.loramuon import replay_loramuon
 from replays.loro import replay_loro
 from replays.muon import replay_muon
 from replays.normuon import replay_normuon
@@ -45,6 +46,7 @@ REPLAYS: dict[str, Callable[[Fixture, torch.dtype], Iterator[Line]]] = {
     "fira": replay_projected,
     "galore": replay_projected,
     "gwt": replay_gwt,
+    "loramuon": replay_loramuon,
     "loro": replay_loro,
     "muon": replay_muon,
     "normuon": replay_normuon,

@@ -81,7 +81,7 @@ def test_without_the_restart_polar_express_would_pass_its_bound() -> None:
     X = ill_conditioned(512, 128, 1e4, "decades", torch.float32)
     assert torch.linalg.matrix_norm(polar_express(X, form="gram").double(), 2) <= 1.00001
     Y = X / torch.linalg.vector_norm(X) / SAFETY
-    one = Y @ polar._segment_factor(Y[None], EXPRESS, None)[0]
+    one = Y @ polar._segment_factor((Y.mT @ Y)[None], EXPRESS, None)[0]
     assert torch.linalg.matrix_norm(one.double(), 2) > 1.0005
 
 

@@ -11,6 +11,7 @@ from lowrise.config.tree import RunConfig
 from lowrise.config.values import share_or_count
 from lowrise.errors import UsageError
 from lowrise.files import is_plain_name
+from lowrise.layers import LAYERS
 from lowrise.model.config import PRESETS
 from lowrise.names import lookup
 
@@ -99,6 +100,7 @@ def validate(config: RunConfig) -> None:
         config.transfer.rank,
         "it is the rank at transfer.base, and there is none",
     )
+    _require_products(config)
     require(
         config.init.step is None or config.init.run is not None,
         "init.step",
@@ -202,6 +204,18 @@ def _numbers(tree: Any, key: str = "") -> Iterator[tuple[str, int | float]]:
             yield from _numbers(value, key)
     elif isinstance(tree, int | float) and not isinstance(tree, bool):
         yield key, tree
+
+
+def _require_products(config: RunConfig) -> None:
+    """A decay of products needs weights that are products."""
+    layer = LAYERS.get(config.layer.name)
+    if getattr(config.optimizer, "decay", None) == "product" and (layer is None or layer.role != "factors"):
+        known = ", ".join(name for name, kind in LAYERS.items() if kind.role == "factors")
+        raise UsageError(
+            f"optimizer.decay = 'product' cannot be with layer.name = {config.layer.name!r}: it is the decay "
+            f"of A B^T, and no weight of this layer is one; choose a layer of factors ({known}), or another "
+            "decay."
+        )
 
 
 def _require_one_cadence(config: RunConfig) -> None:

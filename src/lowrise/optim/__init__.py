@@ -10,6 +10,7 @@ from lowrise.optim.engine.matrix import MatrixOptimizer
 from lowrise.optim.fira import Fira
 from lowrise.optim.galore import GaLore
 from lowrise.optim.gwt import GWT
+from lowrise.optim.loramuon import LoRAMuon
 from lowrise.optim.loro import LORO
 from lowrise.optim.muon import Muon
 from lowrise.optim.normuon import NorMuon
@@ -28,6 +29,7 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
     "fira": Fira,
     "galore": GaLore,
     "gwt": GWT,
+    "loramuon": LoRAMuon,
     "loro": LORO,
     "muon": Muon,
     "normuon": NorMuon,
@@ -52,6 +54,7 @@ __all__ = [
     "Dion2",
     "Fira",
     "GaLore",
+    "LoRAMuon",
     "MatrixOptimizer",
     "Muon",
     "NorMuon",

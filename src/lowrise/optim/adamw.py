@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from lowrise.optim.engine.base import Optimizer
 from lowrise.optim.engine.other import update_by_adamw
+from lowrise.optim.engine.product_decay import Decay, check_decay
 from lowrise.optim.engine.units import Layout, Shape, Unit
 from lowrise.optim.rules.adamw import ADAMW_FLOPS_PER_ELEMENT, adamw_layout
 
@@ -35,6 +36,8 @@ class AdamW(Optimizer):
             papers that we compare with, torch has (0.9, 0.999).
         eps: Added to the root of the second moment, after its bias correction.
         weight_decay: Decoupled weight decay wd of all parameters; off unless asked for (torch: 0.01).
+        decay: What weight_decay does to factors. entries: A (1 - lr wd), B likewise; product: the Frobenius
+            norm of A B^T decays, A - lr wd A B^T B and B - lr wd B A^T A. Other weights always by entries.
 
     Raises:
         UsageError: A group holds an option, role, shape or dtype that the rule cannot run with.
@@ -51,8 +54,13 @@ class AdamW(Optimizer):
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        decay: Decay = "entries",
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "decay": decay}
+        super().__init__(params, options)
+
+    def _check_options(self, group: Mapping[str, Any]) -> None:
+        check_decay(type(self).__name__, group)
 
     @classmethod
     def _state_layout(

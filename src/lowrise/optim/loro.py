@@ -14,6 +14,7 @@ from lowrise.errors import UsageError
 from lowrise.linalg.balance import rebalance
 from lowrise.linalg.fixed_rank import Retraction, tangent_step
 from lowrise.optim.engine.base import Optimizer
+from lowrise.optim.engine.product_decay import Decay
 from lowrise.optim.engine.units import (
     BATCH_ELEMENTS,
     Layout,
@@ -43,6 +44,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "retraction": ("svd", "orthographic"),
     "reset": ("all", "factors", "other", "none"),
     "eps_placement": ("before", "after"),
+    "decay": ("entries", "product"),
 }
 
 # Elements of temporaries beside one element of a pair in an exact step; keeps its batches small.
@@ -121,6 +123,9 @@ class LORO(Optimizer):
         eps_placement: before: on the root before its bias correction, as in the authors' code; after: as in
             Adam's paper and torch.
         weight_decay: Decoupled weight decay wd, after the step; an exact step has none.
+        decay: What weight_decay does to factors. entries: A (1 - lr wd), B likewise; product: the Frobenius
+            norm of A B^T decays, A - lr wd A B^T B and B - lr wd B A^T A. Other weights always by
+            entries, and products before the step.
         exact_every: Steps K between two exact steps; 500 as published (200 at 1B), 0: never.
         kth_update: What happens at steps K, 2K, .... exact: the Riemannian step; rebalance: a lazy step, then
             balanced factors; lazy: nothing else.
@@ -153,6 +158,7 @@ class LORO(Optimizer):
         eps: float = 1e-6,
         eps_placement: EpsPlacement = "before",
         weight_decay: float = 0.0,
+        decay: Decay = "entries",
         exact_every: int = 500,
         kth_update: KthUpdate = "exact",
         exact_direction: ExactDirection = "authors",
@@ -171,6 +177,7 @@ class LORO(Optimizer):
             "eps": eps,
             "eps_placement": eps_placement,
             "weight_decay": weight_decay,
+            "decay": decay,
             "exact_every": exact_every,
             "kth_update": kth_update,
             "exact_direction": exact_direction,
@@ -234,6 +241,11 @@ class LORO(Optimizer):
                 clocks = _clocks(group, units)
                 found += [p for u, clock in zip(units, clocks, strict=True) if clock.kth for p in u.params]
         return found
+
+    def _decaying(self, group: Mapping[str, Any], units: list[Unit]) -> list[Unit]:
+        if group["kth_update"] != "exact":
+            return units
+        return [unit for unit, clock in zip(units, _clocks(group, units), strict=True) if not clock.kth]
 
     def _update(self, group: dict[str, Any], units: list[Unit]) -> None:
         members = [Member(unit, clock) for unit, clock in zip(units, _clocks(group, units), strict=True)]

@@ -12,6 +12,7 @@ from lowrise.errors import UsageError
 from lowrise.linalg.polar import QUINTIC, newton_schulz
 from lowrise.linalg.precision import multiplies_fast_in_bfloat16
 from lowrise.optim.engine.matrix import MatrixOptimizer
+from lowrise.optim.engine.product_decay import Decay
 from lowrise.optim.rules.orthogonal import shape_rate
 
 NsDtype = Literal["auto", "fast", "bfloat16", "float32", "float64"]
@@ -54,6 +55,8 @@ class Muon(MatrixOptimizer):
         momentum: Decay rate mu of the average of gradients; 0.95 is Jordan's and torch's.
         nesterov: Orthogonalize G + mu (M - G) instead of the average M alone.
         weight_decay: Decoupled weight decay wd, with the unadjusted lr; off by default (torch: 0.1).
+        decay: What weight_decay does to factors. entries: A (1 - lr wd), B likewise; product: the Frobenius
+            norm of A B^T decays, A - lr wd A B^T B and B - lr wd B A^T A. Other weights always by entries.
         adjust_lr: How lr depends on the shape, step 5. match_rms_adamw: 0.2 sqrt(max(m, n)), updates of
             AdamW's size; original: sqrt(max(1, m/n)), Jordan's.
         ns_steps: Newton-Schulz iterations; 5 is Jordan's.
@@ -78,6 +81,7 @@ class Muon(MatrixOptimizer):
         momentum: float = 0.95,
         nesterov: bool = True,
         weight_decay: float = 0.0,
+        decay: Decay = "entries",
         adjust_lr: AdjustLr = "match_rms_adamw",
         ns_steps: int = 5,
         ns_coefficients: tuple[float, float, float] = QUINTIC,

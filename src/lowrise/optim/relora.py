@@ -12,6 +12,7 @@ from lowrise.distributed.sharding import local, whole
 from lowrise.errors import UsageError
 from lowrise.optim.adamw import AdamW
 from lowrise.optim.engine.base import Optimizer
+from lowrise.optim.engine.product_decay import Decay
 
 RESETS = ("zero", "joint", "magnitude")
 
@@ -53,6 +54,8 @@ class ReLoRAAdamW(AdamW):
         betas: Decay rates b1, b2 of the two moments; the README's.
         eps: Added to the root of the second moment, after its bias correction.
         weight_decay: Decoupled weight decay of all parameters.
+        decay: What weight_decay does to factors. entries: A (1 - lr wd), B likewise; product: the Frobenius
+            norm of A B^T decays, A - lr wd A B^T B and B - lr wd B A^T A. Other weights always by entries.
         reset_every: Steps between two resets, the layer's `merge_every`; 0: never.
         reset: What a reset drops. zero: all; joint: small entries of m, with their v; magnitude: small
             entries of m and of v each, the released code's.
@@ -71,15 +74,17 @@ class ReLoRAAdamW(AdamW):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        decay: Decay = "entries",
         reset_every: int = 0,
         reset: Literal["zero", "joint", "magnitude"] = "zero",
         prune: float = 0.9,
     ) -> None:
-        options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "decay": decay}
         options |= {"reset_every": reset_every, "reset": reset, "prune": prune}
         Optimizer.__init__(self, params, options)
 
     def _check_options(self, group: Mapping[str, Any]) -> None:
+        super()._check_options(group)
         if group["reset"] not in RESETS:
             raise UsageError(
                 f"ReLoRAAdamW has reset = {group['reset']!r}; choose one of {', '.join(RESETS)}."

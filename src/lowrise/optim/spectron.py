@@ -30,20 +30,19 @@ from lowrise.optim.engine.units import (
     decay_and_subtract_,
     state_dtype,
     step_of,
-    units_of,
 )
 from lowrise.optim.muon import NsDtype, check_newton_schulz, iteration_dtype, iteration_flops
 from lowrise.optim.rules.spectron import certified_step_size, spectron_step_size
 
 Variant = Literal["published", "certified"]
-Decay = Literal["factor", "wd_scaled", "wd_split"]
+Decay = Literal["factor", "wd_scaled", "wd_split", "product"]
 StepSize = Literal["paper", "tight"]
 Ortho = Literal["auto", "ns5", "pe", "svd"]
 Norms = Literal["auto", "power", "bound", "exact"]
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "variant": ("published", "certified"),
-    "decay": ("factor", "wd_scaled", "wd_split"),
+    "decay": ("factor", "wd_scaled", "wd_split", "product"),
     "step_size": ("paper", "tight"),
     "ortho": ("auto", "ns5", "pe", "svd"),
     "norms": ("auto", "power", "bound", "exact"),
@@ -98,7 +97,8 @@ class Spectron(Optimizer):
         weight_decay: Decoupled weight decay wd of the factors, as `decay` says; off by default.
         variant: published: the paper's algorithm; certified: the norm of an update is at most lr, proved.
         decay: How the factors decay. factor: A (1 - lr wd), as published; wd_scaled: A (1 - rho wd);
-            wd_split: A sqrt(1 - lr wd), so that W itself decays by 1 - lr wd.
+            wd_split: A sqrt(1 - lr wd), so that W itself decays by 1 - lr wd; product: the Frobenius norm of
+            A B^T, A - lr wd A B^T B and B - lr wd B A^T A, before step 2.
         step_size: paper: rho = lr / (s + 1) with s = sigma_A + sigma_B; tight: all of the bound, the root of
             c rho s + c^2 rho^2 = lr.
         ortho: How momenta are orthogonalized. auto: ns5 for published, pe for certified; ns5: the quintic of
@@ -201,14 +201,7 @@ class Spectron(Optimizer):
 
     def rewritten(self) -> list[Tensor]:
         """Pairs that were rebalanced."""
-        return [
-            p
-            for group in self.param_groups
-            if group["role"] in self.roles
-            for unit in units_of(group)
-            if _rebalanced(group, self.state[unit[0]])
-            for p in unit
-        ]
+        return self._pairs_where(_rebalanced)
 
     def _update(self, group: dict[str, Any], units: list[Unit]) -> None:
         kinds: dict[tuple[Any, ...], list[Unit]] = {}

@@ -103,3 +103,10 @@ def test_every_field_has_a_line_of_help():
         for inner in dataclasses.fields(section):
             after = source.split(f"    {inner.name}:", 1)[1].split("\n", 1)[1].lstrip()
             assert after.startswith('"""'), f"{field.name}.{inner.name} has no line of help"
+
+
+@pytest.mark.parametrize("method", ["adamw", "muon"])
+def test_a_decay_of_products_needs_products(method):
+    with pytest.raises(UsageError, match=r"decay = 'product' cannot be with layer.name = 'dense'.*lowrank"):
+        from_dict({"method": method, "optimizer": {"decay": "product"}})
+    assert from_dict({"method": "lowrank", "optimizer": {"decay": "product"}}).optimizer.decay == "product"

@@ -12,6 +12,7 @@ from lowrise.optim import (
     SWAN,
     AdamW,
     Dion2,
+    LoRAMuon,
     Muon,
     NorMuon,
     Optimizer,
@@ -29,7 +30,16 @@ pytestmark = [
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("build", "options"),
-    [(AdamW, {}), (Muon, {}), (Spectron, {}), (Spectron, {"variant": "certified", "weight_decay": 0.1})],
+    [
+        (AdamW, {}),
+        (AdamW, {"decay": "product", "weight_decay": 0.1}),
+        (Muon, {}),
+        (Spectron, {}),
+        (Spectron, {"variant": "certified", "weight_decay": 0.1}),
+        (LoRAMuon, {}),
+        (LoRAMuon, {"bound": "whole", "rebalance_every": 2, "weight_decay": 0.1}),
+        (LoRAMuon, {"root": "ns7", "msign": "polar8", "decay": "product", "weight_decay": 0.1}),
+    ],
 )
 def test_no_step_waits_for_the_device(build: type[Optimizer], options: dict, dtype: torch.dtype) -> None:
     factors = [nn.Parameter(torch.randn(k, 16, device="cuda", dtype=dtype)) for k in (64, 48) * 3]

@@ -54,6 +54,7 @@ from lowrise.optim.engine.options import (
 )
 from lowrise.optim.engine.other import update_by_adamw
 from lowrise.optim.engine.ownership import Spread, here, seen_group, shape_of
+from lowrise.optim.engine.product_decay import product_decayed
 from lowrise.optim.engine.state_formats import (
     OPEN_ELEMENTS,
     Stored,
@@ -111,6 +112,7 @@ class Optimizer(Spread):
     """
 
     keeps_orthonormal: ClassVar[bool] = False  # whether U and V of role "svd" stay orthonormal
+    decays_products: ClassVar[bool] = False  # whether the rule itself does what `decay = "product"` says
     adamw_form: ClassVar[Form] = "torch"  # of the built-in AdamW
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
@@ -175,6 +177,10 @@ class Optimizer(Spread):
 
     def _check_options(self, group: Mapping[str, Any]) -> None:
         """Raise `UsageError` for options of a group that the class cannot run with."""
+
+    def _decaying(self, group: Mapping[str, Any], units: list[Unit]) -> list[Unit]:
+        """Those of the units that this update decays; all by default."""
+        return units
 
     def _start_state(
         self, group: dict[str, Any], param: Tensor, index: int, state: dict[str, Tensor]
@@ -360,7 +366,17 @@ class Optimizer(Spread):
                     with self._opened(group, [p for unit in part for p in unit.params]) as states:
                         whole = [here(unit, wholes) for unit in with_states(wide, states)]
                         with _viewed(seen, whole) as (viewed_group, matrices):
-                            rule(viewed_group, matrices)
+                            self._apply(rule, viewed_group, matrices)
+
+    def _apply(
+        self, rule: Callable[[dict[str, Any], list[Unit]], None], group: dict[str, Any], units: list[Unit]
+    ) -> None:
+        """The rule, after the decay of products where the group asks for it."""
+        if self.decays_products:
+            rule(group, units)
+            return
+        with product_decayed(group, units, self._decaying(group, units)) as (seen, decayed):
+            rule(seen, decayed)
 
     def first_matrix(self, group: Mapping[str, Any]) -> int:
         """The number of matrices (tensors, where there is no view) in the groups before this one, which may
@@ -474,6 +490,17 @@ class Optimizer(Spread):
         device.
         """
         return []
+
+    def _pairs_where(self, due: Callable[[Mapping[str, Any], Mapping[str, Tensor]], bool]) -> list[Tensor]:
+        """Parameters of this class's units whose group and first state are `due`, for `rewritten`."""
+        return [
+            p
+            for group in self.param_groups
+            if group["role"] in self.roles
+            for unit in units_of(group)
+            if due(group, self.state[unit[0]])
+            for p in unit
+        ]
 
     def retain(self, parameters: Iterable[Tensor]) -> None:
         """Forget every parameter that is not among these, and its state: for layers that drop some in

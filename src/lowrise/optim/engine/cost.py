@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lowrise.distributed.sharding import local
 from lowrise.optim.engine.options import unit_size
+from lowrise.optim.engine.product_decay import decays_product, product_decay_flops
 from lowrise.optim.engine.state_dict import Saved
 from lowrise.optim.engine.state_formats import Stored, format_of, stored_layout
 from lowrise.optim.engine.units import Layout, Shape, units_of
@@ -122,7 +123,8 @@ class Counted(Saved):
         if group["role"] not in self.roles:
             return ADAMW_FLOPS_PER_ELEMENT * sum(p.numel() for p in unit)
         shapes = tuple(shape for _, shape in counted)
-        return counted[0][0] * self._unit_flops(group["role"], shapes, group)
+        decay = product_decay_flops(shapes) if decays_product(group) else 0
+        return counted[0][0] * (self._unit_flops(group["role"], shapes, group) + decay)
 
     def _counted_state(self) -> Iterator[Tensor]:
         for state in self.state.values():
