@@ -33,7 +33,7 @@ from lowrise.layers.roles import ParamGroups, parameter_roles
 from lowrise.linalg.energy import gaussian_energy
 from lowrise.model import Llama, LlamaConfig
 from lowrise.model.config import PRESETS
-from lowrise.optim import OPTIMIZERS, Muon
+from lowrise.optim import OPTIMIZERS, Dion2, Muon, NorMuon
 
 
 class Weight(NamedTuple):
@@ -93,11 +93,20 @@ def _of_product(weight: Weight, options: Mapping[str, Any]) -> float:
     return 1.0
 
 
+def _of_product_by_norm(weight: Weight, options: Mapping[str, Any]) -> float:
+    """The same, already times sqrt(m/n) where the optimizer's scale is "spectral"."""
+    return weight.norm if options["scale"] == "spectral" else 1.0
+
+
 ENTRYWISE = _of_matrices(_entrywise)
 CHANGES: dict[str, Change] = {
     "adamw": ENTRYWISE,
     "muon": _of_matrices(Muon.step_scale),
+    "normuon": _of_matrices(NorMuon.step_scale),
+    "dion2": _of_matrices(Dion2.step_scale),
+    "stablespam": ENTRYWISE,
     "spectron": _of_product,
+    "loramuon": _of_product_by_norm,
 }
 """Optimizer -> how the change of a weight depends on its shape. A further optimizer is a further row."""
 
