@@ -25,7 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from replays.cola import replay_cola
 from replays.common import Fixture, Line
+from replays.dlr import replay_dlr
 from replays.gwt import replay_gwt
+from replays.hyperball import replay_hyperball
 from replays.loro import replay_loro
 from replays.muon import replay_muon
 from replays.projected import replay_projected
@@ -38,9 +40,11 @@ from replays.tsvd import replay_tsvd
 REPLAYS: dict[str, Callable[[Fixture, torch.dtype], Iterator[Line]]] = {
     "apollo": replay_projected,
     "cola": replay_cola,
+    "dlr": replay_dlr,
     "fira": replay_projected,
     "galore": replay_projected,
     "gwt": replay_gwt,
+    "hyperball": replay_hyperball,
     "loro": replay_loro,
     "muon": replay_muon,
     "relora": replay_relora,

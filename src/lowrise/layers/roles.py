@@ -37,7 +37,7 @@ class ParamGroups(list[dict[str, Any]]):
         # Columns of options that no group uses are left out.
         extra = [
             key
-            for key, usual in (("view", None), ("state_format", "float32"))
+            for key, usual in (("view", None), ("state_format", "float32"), ("hyperball", False))
             if any(group.get(key) not in (None, usual) for group in self)
         ]
         titles = [key.replace("_", " ") for key in extra]
@@ -112,6 +112,7 @@ def param_groups(
     state_format: str | None = None,
     other_state_format: str | None = None,
     views: Mapping[str, str] | None = None,
+    hyperball: bool = False,
 ) -> ParamGroups:
     """Every trainable parameter in exactly one group `{"params": [(name, p), ...], "role": ...}`, with the
     options that were given and no others.
@@ -183,11 +184,26 @@ def param_groups(
         groups.append({"params": other, "role": "other", **options})
     if not groups:
         raise UsageError("The model has no trainable parameter: all are frozen, or there are none.")
+    if hyperball:
+        _fix_norms(groups)
     for group in groups:
         chosen = (other_state_format if group["role"] == "other" else None) or state_format
         if chosen is not None:
             group["state_format"] = chosen
     return groups
+
+
+def _fix_norms(groups: ParamGroups) -> None:
+    """Set `hyperball` where the optimizer moves whole weights; `UsageError` where it moves none."""
+    whole = [group for group in groups if group["role"] in ("matrix", "factors")]
+    if not whole:
+        roles = ", ".join(sorted({group["role"] for group in groups}))
+        raise UsageError(
+            'hyperball = True fixes the norms of dense matrices and of pairs A, B (the roles "matrix" and '
+            f'"factors"), and the roles here are {roles}: leave it out, or choose another layer or optimizer.'
+        )
+    for group in whole:
+        group["hyperball"] = True
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -63,6 +63,8 @@ class ReLoRAAdamW(AdamW):
         UsageError: A group holds an option, role, shape or dtype that the rule cannot run with.
     """
 
+    ball_roles: ClassVar[frozenset[str]] = frozenset()  # a product that begins at zero has no radius
+
     def __init__(
         self,
         params: Iterable[Any],

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 from lowrise.errors import UsageError
 from lowrise.linalg.sinkhorn import sinkhorn_vectors
 from lowrise.optim.engine.base import Optimizer
-from lowrise.optim.engine.units import Layout, Shape, Unit, buckets, decay_and_subtract_, stacked
+from lowrise.optim.engine.hyperball import BALL_ROLES, step_
+from lowrise.optim.engine.units import Layout, Shape, Unit, buckets, stacked
 
 
 class SinkGD(Optimizer):
@@ -45,6 +46,7 @@ class SinkGD(Optimizer):
     """
 
     roles: ClassVar[frozenset[str]] = frozenset({"matrix"})
+    ball_roles: ClassVar[frozenset[str]] = BALL_ROLES
 
     def __init__(
         self,
@@ -74,7 +76,8 @@ class SinkGD(Optimizer):
             G = stacked([unit.grads[0] for unit in bucket])  # (batch, m, n)
             r, c = sinkhorn_vectors(G, iters=group["iters"], rows_first=group["rows_first"])
             X = (G * (group["lr"] * r).unsqueeze(-1)).mul_(c.unsqueeze(-2))
-            decay_and_subtract_([unit.params[0] for unit in bucket], list(X.unbind()), decay)
+            params, states = [unit.params[0] for unit in bucket], [unit.states[0] for unit in bucket]
+            step_(group, params, X.unbind(), states, decay)
 
     @classmethod
     def _unit_flops(cls, role: str, shapes: tuple[Shape, ...], options: Mapping[str, Any]) -> int:

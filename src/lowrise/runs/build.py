@@ -68,6 +68,7 @@ def build_optimizer(
         state_format=config.optimizer.state_format,
         other_state_format=config.other.state_format,
         roles=optimizer_class.roles,
+        hyperball=config.optimizer.hyperball,
     )
     if show is not None:
         show(str(groups))

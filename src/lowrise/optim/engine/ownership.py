@@ -10,8 +10,8 @@ The first two need no communication. To an owner go weights and gradients, and n
 (`lowrise.distributed.transfers`).
 
 By rows go rules that move every row by itself: the built-in AdamW, and the roles in a class's `by_rows`. All
-others need a whole matrix and are owned, and so are groups with a view, and state in another format than
-float32, whose blocks and rounding belong to the whole tensor. Copies are owned only after `share_work`.
+others need a whole matrix and are owned, and so are groups with a view, state in another format than float32,
+whose blocks and rounding belong to the whole tensor, and pairs whose product has a fixed norm. Copies are owned only after `share_work`.
 
 The owner of a unit is a function of roles, shapes and options (`least_loaded` over the FLOPs of a step), the
 same at every rank, fixed when its group is added; in the state of the other ranks there is its `step` alone.
@@ -34,6 +34,7 @@ from torch import Tensor
 from lowrise.distributed.sharding import ShardGroup, is_sharded, local, shard_group
 from lowrise.distributed.transfers import Parcel, Transfer, least_loaded
 from lowrise.optim.engine.cost import Counted
+from lowrise.optim.engine.hyperball import holds_norm
 from lowrise.optim.engine.state_formats import format_of
 from lowrise.optim.engine.units import Unit, chunked, state_dtype, units_of
 
@@ -99,6 +100,8 @@ class Spread(Counted):
     def moves_rows(self, group: Mapping[str, Any]) -> bool:
         """Whether each row of the group's parameters is moved by itself."""
         by_itself = group["role"] not in self.roles or group["role"] in self.by_rows
+        if group["role"] == "factors" and holds_norm(group):
+            return False
         return by_itself and format_of(group) == "float32" and group.get("view") is None
 
     def ranks(self) -> ShardGroup | None:

@@ -82,7 +82,7 @@ def buckets(items: Sequence[T], tensor_of: Callable[[T], Tensor]) -> Iterator[li
         yield from chunked(same, lambda item: tensor_of(item).numel(), batch_elements(device))
 
 
-def chunked(items: Sequence[T], elements_of: Callable[[T], int], limit: int) -> Iterator[list[T]]:
+def chunked(items: Sequence[T], elements_of: Callable[[T], int], limit: float) -> Iterator[list[T]]:
     """Consecutive runs of at most `limit` elements, of one item at least."""
     chunk: list[T] = []
     elements = 0
