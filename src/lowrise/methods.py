@@ -57,6 +57,10 @@ _COLA = {
 # 60M, and one rate (0.01) at 60M to 1B; other.lr as in the other rows.
 _PROJECTED = {"optimizer.rank": 0.25, "other.lr": 3e-3}
 
+# A weight of fixed norm turns by the learning rate to the end, so that this has to go to 0 (arXiv 2606.16899;
+# modded-nanogpt's track 3 does).
+_FIXED_NORM = {"optimizer.hyperball": True, "other.lr": 3e-3, "schedule.min_lr_ratio": 0.0}
+
 _ROWS = (
     Method(
         name="adamw",
@@ -257,6 +261,33 @@ _ROWS = (
         source="Glentis et al. 2025, arXiv 2506.16659; released code",
         cites=("glentis2025minimalist",),
         defaults={"optimizer.lr": 4e-4, "other.lr": 3e-3},  # benchmarks/results; as in the other rows
+    ),
+    Method(
+        name="muonh",
+        layer="dense",
+        optimizer="muon",
+        summary="dense weights of fixed norm, Muon's direction, the learning rate as the angle of a step",
+        source="Wen et al. 2026, arXiv 2606.16899 (Hyperball); microsoft/dion has the form with a stored radius",
+        cites=("wen2026fantastic", "jordan2024muon"),
+        defaults={**_FIXED_NORM, "optimizer.lr": 0.014},  # modded-nanogpt, track 3
+    ),
+    Method(
+        name="spectronh",
+        layer="lowrank",
+        optimizer="spectron",
+        summary="factorized weights whose product has a fixed norm, orthogonalized momenta of the factors",
+        source="after Wen et al. 2026, arXiv 2606.16899 (Hyperball), and Spectron; the product form is ours",
+        cites=("wen2026fantastic", "janson2026stabilizing"),
+        defaults={**_FIXED_NORM, "optimizer.lr": 0.014},  # as muonh
+    ),
+    Method(
+        name="dlr",
+        layer="dlr",
+        optimizer="adamw",
+        summary="two factors and the latents copied to blocks of the output, which folds into the factors, AdamW",
+        source="Wang et al. 2026, arXiv 2606.28932, released code",
+        cites=("wang2026dlr",),
+        defaults={"optimizer.lr": 1e-3, "other.lr": 3e-3},
     ),
 )
 

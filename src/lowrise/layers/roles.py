@@ -31,6 +31,9 @@ MOVABLE = ("factors", "svd", "matrix", "embedding", "head")
 class ParamGroups(list[dict[str, Any]]):
     """Parameter groups for an optimizer; `str()` shows them as a table, where "-" is what was not given: the
     optimizer's constructor says it. A plain list in every other way.
+
+    Two keys tell an optimizer of the layers behind "factors": `fixed_gauge` (other factors of the same product
+    are another map) and `residual` (the norm of what is added to A).
     """
 
     def __str__(self) -> str:
@@ -184,6 +187,7 @@ def param_groups(
         groups.append({"params": other, "role": "other", **options})
     if not groups:
         raise UsageError("The model has no trainable parameter: all are frozen, or there are none.")
+    _describe_factors(model, groups)
     if hyperball:
         _fix_norms(groups)
     for group in groups:
@@ -191,6 +195,19 @@ def param_groups(
         if chosen is not None:
             group["state_format"] = chosen
     return groups
+
+
+def _describe_factors(model: nn.Module, groups: ParamGroups) -> None:
+    """Set `fixed_gauge` and `residual` for factors of layers that are more than a product A B^T."""
+    layers = {id(m.role_parameters()[0]): m for m in model.modules() if isinstance(m, LowRankLayer)}
+    for group in groups:
+        if group["role"] == "factors":
+            own = [layers[id(p)] for _, p in group["params"] if id(p) in layers]
+            if not all(layer.is_gauge_free() for layer in own):
+                group["fixed_gauge"] = True
+            residual = max(layer.residual_norm() for layer in own)
+            if residual:
+                group["residual"] = residual
 
 
 def _fix_norms(groups: ParamGroups) -> None:

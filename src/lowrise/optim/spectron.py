@@ -23,6 +23,7 @@ from lowrise.linalg.polar import (
 from lowrise.linalg.precision import full_precision_matmul
 from lowrise.optim.engine.base import Optimizer
 from lowrise.optim.engine.hyperball import holds_norm, pairs_step_
+from lowrise.optim.engine.options import check_gauge
 from lowrise.optim.engine.units import Layout, Shape, Unit, buckets, decay_and_subtract_, state_dtype
 from lowrise.optim.muon import NsDtype, check_newton_schulz, iteration_dtype, iteration_flops
 from lowrise.optim.rules.spectron import certified_step_size, spectron_step_size
@@ -170,6 +171,9 @@ class Spectron(Optimizer):
         for key, least in (("power_iters", 0), ("norm_refresh", 1), ("rebalance_every", 0)):
             if group[key] < least:
                 raise UsageError(f"Spectron has {key} = {group[key]}; it must be at least {least}.")
+        if group["rebalance_every"]:
+            option = f"rebalance_every = {group['rebalance_every']}"
+            check_gauge(group, option, who="Spectron", remedy="leave it out")
         if group["variant"] == "certified":
             _check_certifiable(group)
 
@@ -240,6 +244,7 @@ def _check_certifiable(group: Mapping[str, Any]) -> None:
     reasons = {
         "orthogonalize = False": not group["orthogonalize"],
         "renormalize = False": not group["renormalize"],
+        "a trained residual beside A (layer.train_alpha)": math.isinf(group.get("residual", 0.0)),
         "hyperball = True (which makes every step lr ||A B^T||_F long)": holds_norm(group),
         f"norms = {norms!r} (an estimate, not a bound from above)": norms in ("power", "exact"),
         f"ns_dtype = {group['ns_dtype']!r} (its rounding exceeds the bound)": group["ns_dtype"] == "bfloat16",
@@ -339,7 +344,7 @@ def _step_sizes(group: Mapping[str, Any], units: Sequence[Unit], sigma: Tensor) 
         return spectron_step_size(sigma[:, 0], sigma[:, 1], lr, rule=group["step_size"]), supremum
     eps = max(torch.finfo(A.dtype).eps, torch.finfo(B.dtype).eps)
     rho = certified_step_size(
-        sigma[:, 0],
+        sigma[:, 0] + group.get("residual", 0.0),  # ||A + E||, where the layer adds E
         sigma[:, 1],
         lr,
         rule=group["step_size"],
