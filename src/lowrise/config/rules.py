@@ -120,12 +120,23 @@ def validate(config: RunConfig) -> None:
 def advice(config: RunConfig) -> list[str]:
     """Sentences about what can be and is hardly meant."""
     steps, warmup = config.train.steps, config.schedule.warmup
+    sentences = []
     if warmup > steps:
-        return [
+        sentences.append(
             f"schedule.warmup = {warmup:g} updates is longer than the run (train.steps = {steps}): the "
             f"learning rate ends at {steps / warmup:.0%} of its peak. Give fewer updates, or a share below 1."
-        ]
-    return []
+        )
+    last = 1.0 if config.schedule.name == "constant" else config.schedule.min_lr_ratio
+    if config.optimizer.hyperball and last > HYPERBALL_LAST_RATE:
+        sentences.append(
+            "optimizer.hyperball = true makes the learning rate the angle by which every update turns a weight, "
+            f"and the schedule ends at {last:g} of its peak: let it end near 0 (schedule.min_lr_ratio = 0)."
+        )
+    return sentences
+
+
+# Of the peak. Above it the last updates still move norm-fixed weights as far as those of a run's middle.
+HYPERBALL_LAST_RATE = 0.02
 
 
 # Largest absolute values of integers: of seeds and of counts of bytes and tokens, and of all else.

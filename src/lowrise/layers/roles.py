@@ -33,7 +33,7 @@ class ParamGroups(list[dict[str, Any]]):
     optimizer's constructor says it. A plain list in every other way.
 
     Two keys tell an optimizer of the layers behind "factors": `fixed_gauge` (other factors of the same product
-    are another map) and `residual` (the norm of what is added to A).
+    are another map) and `residual_norm` (of what is added to A).
     """
 
     def __str__(self) -> str:
@@ -198,7 +198,7 @@ def param_groups(
 
 
 def _describe_factors(model: nn.Module, groups: ParamGroups) -> None:
-    """Set `fixed_gauge` and `residual` for factors of layers that are more than a product A B^T."""
+    """Set `fixed_gauge` and `residual_norm` for factors of layers that are more than a product A B^T."""
     layers = {id(m.role_parameters()[0]): m for m in model.modules() if isinstance(m, LowRankLayer)}
     for group in groups:
         if group["role"] == "factors":
@@ -207,7 +207,7 @@ def _describe_factors(model: nn.Module, groups: ParamGroups) -> None:
                 group["fixed_gauge"] = True
             residual = max(layer.residual_norm() for layer in own)
             if residual:
-                group["residual"] = residual
+                group["residual_norm"] = residual
 
 
 def _fix_norms(groups: ParamGroups) -> None:

@@ -244,7 +244,7 @@ def _check_certifiable(group: Mapping[str, Any]) -> None:
     reasons = {
         "orthogonalize = False": not group["orthogonalize"],
         "renormalize = False": not group["renormalize"],
-        "a trained residual beside A (layer.train_alpha)": math.isinf(group.get("residual", 0.0)),
+        "a trained residual beside A (layer.train_alpha)": math.isinf(group.get("residual_norm", 0.0)),
         "hyperball = True (which makes every step lr ||A B^T||_F long)": holds_norm(group),
         f"norms = {norms!r} (an estimate, not a bound from above)": norms in ("power", "exact"),
         f"ns_dtype = {group['ns_dtype']!r} (its rounding exceeds the bound)": group["ns_dtype"] == "bfloat16",
@@ -344,7 +344,7 @@ def _step_sizes(group: Mapping[str, Any], units: Sequence[Unit], sigma: Tensor) 
         return spectron_step_size(sigma[:, 0], sigma[:, 1], lr, rule=group["step_size"]), supremum
     eps = max(torch.finfo(A.dtype).eps, torch.finfo(B.dtype).eps)
     rho = certified_step_size(
-        sigma[:, 0] + group.get("residual", 0.0),  # ||A + E||, where the layer adds E
+        sigma[:, 0] + group.get("residual_norm", 0.0),  # ||A + E||, where the layer adds E
         sigma[:, 1],
         lr,
         rule=group["step_size"],

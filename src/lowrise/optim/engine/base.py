@@ -118,7 +118,7 @@ class Optimizer(Spread):
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         self._guard = Guard()
         of_groups = {"state_format": "float32", "view": None, "hyperball": False}
-        of_groups |= {"fixed_gauge": False, "residual": 0.0}
+        of_groups |= {"fixed_gauge": False, "residual_norm": 0.0}
         super().__init__(params, {**ADAMW_DEFAULTS, **of_groups, **defaults})
 
     def __setstate__(self, state: dict[str, Any]) -> None:

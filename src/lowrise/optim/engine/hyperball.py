@@ -62,7 +62,7 @@ def check_hyperball(group: Mapping[str, Any], able: Collection[str], *, who: str
             f"{where} has hyperball = True and the role {group['role']!r}, whose norms {who} cannot fix "
             f"({held}): leave the option out, or choose another optimizer, for example Muon."
         )
-    if group.get("residual"):
+    if group.get("residual_norm"):
         raise UsageError(
             f"{where} has hyperball = True and factors of layers that add a residual to A (dlr), so that the "
             "norm of A B^T is not the weight's: leave the option out, or choose another layer, for example "
