@@ -267,7 +267,7 @@ _ROWS = (
         layer="dense",
         optimizer="muon",
         summary="dense weights of fixed norm, Muon's direction, the learning rate as the angle of a step",
-        source="Wen et al. 2026, arXiv 2606.16899 (Hyperball); microsoft/dion has the form with a stored radius",
+        source="Wen et al. 2026, arXiv 2606.16899 (Hyperball); the radius is stored as in microsoft/dion",
         cites=("wen2026fantastic", "jordan2024muon"),
         defaults={**_FIXED_NORM, "optimizer.lr": 0.014},  # modded-nanogpt, track 3
     ),
@@ -284,7 +284,7 @@ _ROWS = (
         name="dlr",
         layer="dlr",
         optimizer="adamw",
-        summary="two factors and the latents copied to blocks of the output, which folds into the factors, AdamW",
+        summary="two factors, their latents copied to blocks of the output, which folds into A, AdamW",
         source="Wang et al. 2026, arXiv 2606.28932, released code",
         cites=("wang2026dlr",),
         defaults={"optimizer.lr": 1e-3, "other.lr": 3e-3},

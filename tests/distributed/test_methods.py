@@ -53,7 +53,19 @@ WIDER_AFTER_TWENTY = {**WIDER, "swan": 0.2}
 # stay below 1e-12.
 FLOAT64_BAR = {"swan": 1e-9}
 # Methods with state that a rank owns where all have copies of the weights.
-OWNED = {"muon", "muonh", "loro", "spectron", "spectronh", "tsvd", "galore", "fira", "apollo", "apollo-mini", "gwt"}
+OWNED = {
+    "muon",
+    "muonh",
+    "loro",
+    "spectron",
+    "spectronh",
+    "tsvd",
+    "galore",
+    "fira",
+    "apollo",
+    "apollo-mini",
+    "gwt",
+}
 every_method = pytest.mark.parametrize("method", METHODS)
 
 

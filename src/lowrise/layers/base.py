@@ -122,9 +122,7 @@ class LowRankLayer(nn.Module, ABC):
         return True
 
     def residual_norm(self) -> float:
-        """A bound of the spectral norm of a fixed matrix that the map adds to its factor A; infinite where that
-        matrix is trained.
-        """
+        """A bound of the spectral norm of what the map adds to its factor A; infinite if that is trained."""
         return 0.0
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""`DLRLinear`: two factors, and the latents themselves added to blocks of the output; folds into two factors."""
+"""`DLRLinear`: two factors, and the latents added to blocks of the output, which folds into the factors."""
 
 from __future__ import annotations
 
@@ -36,11 +36,12 @@ class DLRLinear(LatentLayer):
     inference: a weight decay would then act on E. Exports and generation use A* in any case. Without an
     activation the map is the matrix (A + E) @ B.T.
 
-    Where m is no multiple of r the last block is short, and of the latents from ceil(m / K) on none is copied;
-    for r >= m, K is 1.
+    Where m is no multiple of r the last block is short, and of the latents from ceil(m / K) on none is
+    copied; for r >= m, K is 1.
 
-    Where we differ from the authors' code: a fresh bias is 0 as in the rest of this project (theirs is uniform
-    in +-1/sqrt(m)); the learned alpha is an option; their ablations (another scale, random idx) are not here.
+    Where we differ from the authors' code: a fresh bias is 0 as in the rest of this project (theirs is
+    uniform in +-1/sqrt(m)); alpha may be learned; a second fold is an error; their ablations (another scale,
+    random idx) are not here.
 
     Parameters: `A` (m x r), `B` (n x r), `bias` (m) or None, `alpha` (1) where it is trained; r (m + n)
     elements. Buffer `folded`: whether A is A* already.
@@ -134,8 +135,8 @@ class DLRLinear(LatentLayer):
 
     @classmethod
     def from_dense(cls, weight: Tensor, rank: int, *, bias: Tensor | None = None, **options: Any) -> Self:
-        """The layer whose derivative at x = 0 is the best rank-r approximation of `weight` (out x in): without
-        an activation that approximation itself, with E taken off the factor A.
+        """The layer whose derivative at x = 0 is the best rank-r approximation of `weight` (out x in); E is
+        taken off the factor A. Without an activation the layer is that approximation.
         """
         layer = cls._empty_for(weight, rank, bias, options)
         layer._start()
@@ -190,8 +191,9 @@ class DLRLinear(LatentLayer):
         """
         if self._is_folded:
             raise UsageError(
-                f"a DLR layer ({self.out_features} x {self.in_features}, rank {self.rank}) is folded already, "
-                "and folding adds the residual to A: fold a layer once, or load weights that are not folded."
+                f"a DLR layer ({self.out_features} x {self.in_features}, rank {self.rank}) is folded "
+                "already, and folding adds the residual to A: fold a layer once, or load weights that are "
+                "not folded."
             )
         self.A.copy_(self._plus_residual(self.A))
         self.folded.fill_(1)
@@ -207,9 +209,9 @@ class DLRLinear(LatentLayer):
         if self.activation == "none":
             return self.folded_factor() @ self.B.T
         raise UsageError(
-            f"A DLR layer ({self.out_features} x {self.in_features}, rank {self.rank}) has no dense form: with "
-            "an activation between its factors it is not a linear map. Keep it factored, or train it with "
-            'activation = "none".'
+            f"A DLR layer ({self.out_features} x {self.in_features}, rank {self.rank}) has no dense form: "
+            "with an activation between its factors it is not a linear map. Keep it factored, or train it "
+            'with activation = "none".'
         )
 
     def role_parameters(self) -> tuple[nn.Parameter, ...]:

@@ -32,8 +32,8 @@ class ParamGroups(list[dict[str, Any]]):
     """Parameter groups for an optimizer; `str()` shows them as a table, where "-" is what was not given: the
     optimizer's constructor says it. A plain list in every other way.
 
-    Two keys tell an optimizer of the layers behind "factors": `fixed_gauge` (other factors of the same product
-    are another map) and `residual_norm` (of what is added to A).
+    Two keys tell an optimizer of the layers behind "factors": `fixed_gauge` (other factors of the same
+    product are another map) and `residual_norm` (of what is added to A).
     """
 
     def __str__(self) -> str:

@@ -11,8 +11,8 @@ import torch
 from lowrise.errors import UsageError
 from lowrise.linalg.haar import haar_approximation, replace_coefficients
 from lowrise.optim.engine.base import Optimizer
-from lowrise.optim.engine.options import parameter_name
 from lowrise.optim.engine.hyperball import BALL_ROLES, step_
+from lowrise.optim.engine.options import parameter_name
 from lowrise.optim.engine.units import Layout, Shape, Unit, buckets, stacked
 from lowrise.optim.rules.adamw import Form
 from lowrise.optim.rules.growth_limiter import Limiter, check_limiter, limit_growth

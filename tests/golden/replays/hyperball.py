@@ -1,4 +1,4 @@
-"""Hyperball: trajectories of dense matrices and of a product; the tail EMA of the same file is not covered."""
+"""Hyperball: trajectories of dense matrices and of a product; the file's tail EMA is not covered."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ class ExactMuon(Muon):
 
 
 class GaugeInvariant(Optimizer):
-    """Directions of the product A B^T that do not depend on the split (LoRA-Muon, arXiv 2606.12921, with exact
-    roots): dA = msign(m_A R_B) R_B with R_B = (B^T B)^(-1/2), and likewise dB.
+    """Directions of the product A B^T that do not depend on the split (LoRA-Muon, arXiv 2606.12921, with
+    exact roots): dA = msign(m_A R_B) R_B with R_B = (B^T B)^(-1/2), and likewise dB.
     """
 
     roles: ClassVar[frozenset[str]] = frozenset({"factors"})

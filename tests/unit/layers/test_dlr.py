@@ -200,7 +200,7 @@ def test_what_would_choose_other_factors_is_refused(activation) -> None:
     with pytest.raises(UsageError, match=r"kth_update = 'exact' every 500.*set kth_update"):
         LORO.from_model(model)
     LORO.from_model(model, kth_update="lazy")
-    with pytest.raises(UsageError, match="certify .*train_alpha"):
+    with pytest.raises(UsageError, match=r"certify .*train_alpha"):
         Spectron.from_model(nano(train_alpha=True), variant="certified")
 
 

@@ -117,7 +117,7 @@ class Optimizer(Spread):
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         self._guard = Guard()
-        of_groups = {"state_format": "float32", "view": None, "hyperball": False}
+        of_groups: dict[str, Any] = {"state_format": "float32", "view": None, "hyperball": False}
         of_groups |= {"fixed_gauge": False, "residual_norm": 0.0}
         super().__init__(params, {**ADAMW_DEFAULTS, **of_groups, **defaults})
 
@@ -547,7 +547,9 @@ def _parts(group: Mapping[str, Any], units: list[Unit]) -> Iterable[list[Unit]]:
 
     def elements(unit: Unit) -> int:
         if holds_norm(group) and narrow_elements(unit):
-            return sum(p.numel() for p in unit.params)  # rows that ranks share too: all go through equal parts
+            return sum(
+                p.numel() for p in unit.params
+            )  # rows that ranks share too: all go through equal parts
         return narrow_elements(unit) + (compressed_elements(unit.states) if compressed else 0)
 
     return chunked(units, elements, OPEN_ELEMENTS)

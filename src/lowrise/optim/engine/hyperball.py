@@ -70,9 +70,9 @@ def check_hyperball(group: Mapping[str, Any], able: Collection[str], *, who: str
         )
     if group["weight_decay"]:
         raise UsageError(
-            f"{where} has weight_decay = {group['weight_decay']!r} and hyperball = True, which fixes the norms "
-            "of its weights, so that nothing is left to decay: leave weight_decay out (other_weight_decay is "
-            "for embeddings, head and norms)."
+            f"{where} has weight_decay = {group['weight_decay']!r} and hyperball = True, which fixes the "
+            "norms of its weights, so that nothing is left to decay: leave weight_decay out "
+            "(other_weight_decay is for embeddings, head and norms)."
         )
 
 
@@ -101,8 +101,8 @@ def step_(
     decay: float | None,
     ranks: ShardGroup | None = None,
 ) -> None:
-    """The end of every rule for single matrices: W <- decay W - update, or steps 1 to 3 along the update where
-    the group's norms are fixed.
+    """The end of every rule for single matrices: W <- decay W - update, or steps 1 to 3 along the update
+    where the group's norms are fixed.
 
     updates: learning rate times direction; written into.
     ranks: those that have the other rows of `params`, which must all call this with the same matrices.
@@ -114,7 +114,9 @@ def step_(
     sums = torch.stack(
         [
             torch.stack(torch._foreach_norm(wide)).square_(),
-            torch.stack([torch.dot(w.reshape(-1), u.reshape(-1)) for w, u in zip(wide, updates, strict=True)]),
+            torch.stack(
+                [torch.dot(w.reshape(-1), u.reshape(-1)) for w, u in zip(wide, updates, strict=True)]
+            ),
             torch.stack(torch._foreach_norm(list(updates))).square_(),
         ]
     )  # (3, matrices)
@@ -186,8 +188,9 @@ def refuse_zero_matrices(
     states: Mapping[Tensor, Mapping[str, Tensor]],
     ranks: ShardGroup | None,
 ) -> None:
-    """Raise `UsageError` for a unit (with its group) that comes to its first update with a zero matrix: it has
-    no radius. Reads the device, for units before their first update alone; of several ranks all must call it.
+    """Raise `UsageError` for a unit (with its group) that comes to its first update with a zero matrix: it
+    has no radius. Reads the device, for units before their first update alone; of several ranks all must
+    call it.
     """
     new = [(g, u) for g, u in units if holds_norm(g) and not float(states[u[0]]["step"])]
     if not new:
@@ -204,15 +207,15 @@ def refuse_zero_matrices(
             place = next(i for i, p in enumerate(group["params"]) if p is tensor)
             raise UsageError(
                 f"{parameter_name(group, place)} of shape {tuple(tensor.shape)} "
-                f"{'has a matrix of zeros' if dead else 'is zero'}, and hyperball = True keeps the norm that a "
-                "weight starts with: give it a start that is not zero, or leave it to AdamW (skip=... of "
+                f"{'has a matrix of zeros' if dead else 'is zero'}, and hyperball = True keeps the norm that "
+                "a weight starts with: give it a start that is not zero, or leave it to AdamW (skip=... of "
                 "from_model and param_groups)."
             )
 
 
 def _found(rows: Tensor, view: str | None) -> Tensor:
-    """(2,): whether these rows of a parameter have an entry that is not zero; whether one of the matrices that
-    are whole in them is zero.
+    """(2,): whether these rows of a parameter have an entry that is not zero; whether one of the matrices
+    that are whole in them is zero.
     """
     filled = torch.stack([matrix.any() for matrix in split(rows, view)]) if rows.numel() else rows.new_ones(0)
     whole = view == "stack"

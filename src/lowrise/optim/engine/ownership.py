@@ -10,8 +10,9 @@ The first two need no communication. To an owner go weights and gradients, and n
 (`lowrise.distributed.transfers`).
 
 By rows go rules that move every row by itself: the built-in AdamW, and the roles in a class's `by_rows`. All
-others need a whole matrix and are owned, and so are groups with a view, state in another format than float32,
-whose blocks and rounding belong to the whole tensor, and pairs whose product has a fixed norm. Copies are owned only after `share_work`.
+others need a whole matrix and are owned, and so are groups with a view, pairs whose product has a fixed norm,
+and state in another format than float32, whose blocks and rounding belong to the whole tensor. Copies are
+owned only after `share_work`.
 
 The owner of a unit is a function of roles, shapes and options (`least_loaded` over the FLOPs of a step), the
 same at every rank, fixed when its group is added; in the state of the other ranks there is its `step` alone.
