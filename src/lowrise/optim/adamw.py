@@ -49,6 +49,7 @@ class AdamW(Optimizer):
     roles: ClassVar[frozenset[str]] = frozenset({"matrix", "factors", "svd", "other"})
     by_rows = roles
     ball_roles: ClassVar[frozenset[str]] = BALL_ROLES
+    ball_by_rows: ClassVar[frozenset[str]] = frozenset({"matrix"})
 
     def __init__(
         self,

@@ -546,10 +546,8 @@ def _parts(group: Mapping[str, Any], units: list[Unit]) -> Iterable[list[Unit]]:
     compressed = format_of(group) != "float32"
 
     def elements(unit: Unit) -> int:
-        if holds_norm(group) and narrow_elements(unit):
-            return sum(
-                p.numel() for p in unit.params
-            )  # rows that ranks share too: all go through equal parts
+        if holds_norm(group):  # ranks that share rows meet in the rule, and so make the same parts
+            return sum(p.numel() for p in unit.params)
         return narrow_elements(unit) + (compressed_elements(unit.states) if compressed else 0)
 
     return chunked(units, elements, OPEN_ELEMENTS)

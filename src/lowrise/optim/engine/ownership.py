@@ -10,9 +10,9 @@ The first two need no communication. To an owner go weights and gradients, and n
 (`lowrise.distributed.transfers`).
 
 By rows go rules that move every row by itself: the built-in AdamW, and the roles in a class's `by_rows`. All
-others need a whole matrix and are owned, and so are groups with a view, pairs whose product has a fixed norm,
-and state in another format than float32, whose blocks and rounding belong to the whole tensor. Copies are
-owned only after `share_work`.
+others need a whole matrix and are owned, and so are groups with a view, weights of fixed norm but for AdamW's
+matrices, and state in another format than float32, whose blocks and rounding belong to the whole tensor.
+Copies are owned only after `share_work`.
 
 The owner of a unit is a function of roles, shapes and options (`least_loaded` over the FLOPs of a step), the
 same at every rank, fixed when its group is added; in the state of the other ranks there is its `step` alone.
@@ -50,6 +50,8 @@ class Spread(Counted):
 
     by_rows: ClassVar[frozenset[str]] = frozenset()
     """Those of `roles` whose rule moves every row of a parameter by itself."""
+    ball_by_rows: ClassVar[frozenset[str]] = frozenset()
+    """Those whose rule does so, and sums over ranks, where the group fixes norms (`hyperball.py`)."""
     shared_with: ShardGroup | None = None
     """The ranks that own units of which all have copies."""
     sent_bytes: int = 0
@@ -100,9 +102,8 @@ class Spread(Counted):
 
     def moves_rows(self, group: Mapping[str, Any]) -> bool:
         """Whether each row of the group's parameters is moved by itself."""
-        by_itself = group["role"] not in self.roles or group["role"] in self.by_rows
-        if group["role"] == "factors" and holds_norm(group):
-            return False
+        rows = self.ball_by_rows if holds_norm(group) else self.by_rows
+        by_itself = group["role"] not in self.roles or group["role"] in rows
         return by_itself and format_of(group) == "float32" and group.get("view") is None
 
     def ranks(self) -> ShardGroup | None:
