@@ -287,7 +287,7 @@ _ROWS = (
         summary="two factors, their latents copied to blocks of the output, which folds into A, AdamW",
         source="Wang et al. 2026, arXiv 2606.28932, released code",
         cites=("wang2026dlr",),
-        defaults={"optimizer.lr": 1e-3, "other.lr": 3e-3},
+        defaults=_COLA,  # the same map without the residual; the release has no training script
     ),
 )
 
