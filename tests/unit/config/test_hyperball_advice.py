@@ -28,7 +28,7 @@ def test_every_optimizer_has_the_key(name: str) -> None:
 def test_a_schedule_that_ends_high_gets_a_sentence(settings: dict[str, object], told: bool) -> None:
     sentences = advice(load(None, {"method": "muon", **settings}))
     assert bool(sentences) is told
-    assert all("schedule.min_lr_ratio = 0" in sentence for sentence in sentences)
+    assert all("schedule.min_lr_ratio = 0.01" in sentence for sentence in sentences)
 
 
 def test_the_methods_that_fix_norms_follow_the_advice() -> None:
