@@ -151,6 +151,9 @@ def param_groups(
             "flatten" (convolutions, out x the rest) or "stack" (experts, each p[e]). The first pattern that
             matches decides; what none matches stays "other". They form "matrix" groups of their own, one for
             each view.
+        hyperball: Fix the Frobenius norm of the dense matrices ("matrix") and of the products A B^T
+            ("factors") that the optimizer updates by its own rule: a step then turns W by about lr, without
+            decay, and the schedule should end near 0.
 
     Returns:
         The groups; `str()` of them is a table.
@@ -205,7 +208,7 @@ def _describe_factors(model: nn.Module, groups: ParamGroups) -> None:
             own = [layers[id(p)] for _, p in group["params"] if id(p) in layers]
             if not all(layer.is_gauge_free() for layer in own):
                 group["fixed_gauge"] = True
-            residual = max(layer.residual_norm() for layer in own)
+            residual = max((layer.residual_norm() for layer in own), default=0.0)
             if residual:
                 group["residual_norm"] = residual
 

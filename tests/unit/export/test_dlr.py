@@ -57,7 +57,9 @@ def test_a_gguf_file_is_dense(linear_run: Path, tmp_path: Path) -> None:
     (file,) = (tmp_path / "out").glob("*.gguf")
     found = {tensor.name: tensor.data for tensor in gguf.GGUFReader(file).tensors}
     wanted = layer_of(load_run(linear_run, "cpu", console())).dense().detach()
-    torch.testing.assert_close(torch.from_numpy(found["blk.0.ffn_up.weight"].copy()), wanted, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        torch.from_numpy(found["blk.0.ffn_up.weight"].copy()), wanted, rtol=0, atol=1e-6
+    )
 
 
 def test_generation_is_the_same_folded(linear_run: Path) -> None:

@@ -138,7 +138,7 @@ def pairs_step_(group: Mapping[str, Any], units: Iterable[Unit], directions: Ite
     kinds: dict[tuple[Any, ...], list[tuple[Unit, Pair]]] = {}
     for unit, pair in zip(units, directions, strict=True):
         A, B = unit.params
-        kinds.setdefault((A.shape, B.shape, A.dtype, A.device), []).append((unit, pair))
+        kinds.setdefault((A.shape, B.shape, A.dtype, B.dtype, A.device), []).append((unit, pair))
     for alike in kinds.values():
         with full_precision_matmul(alike[0][0].params[0].device):
             _pairs_of_one_shape_(group, [unit for unit, _ in alike], [pair for _, pair in alike])
