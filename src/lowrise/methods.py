@@ -57,7 +57,7 @@ _COLA = {
 # 60M, and one rate (0.01) at 60M to 1B; other.lr as in the other rows.
 _PROJECTED = {"optimizer.rank": 0.25, "other.lr": 3e-3}
 
-# A weight of fixed norm turns by the learning rate to the end, so that this has to go near 0 (modded-nanogpt's
+# A weight of fixed norm turns by the learning rate to the end, so that this has to go near 0 (modded-nanogpt,
 # track 3: linear to 0); at 0 itself the last update would do nothing.
 _FIXED_NORM = {"optimizer.hyperball": True, "other.lr": 3e-3, "schedule.min_lr_ratio": 0.01}
 

@@ -130,7 +130,8 @@ def advice(config: RunConfig) -> list[str]:
     if config.optimizer.hyperball and last > HYPERBALL_LAST_RATE:
         sentences.append(
             "optimizer.hyperball = true makes the learning rate the angle by which an update turns a weight, "
-            f"and the schedule ends at {last:g} of its peak: let it end near 0 (schedule.min_lr_ratio = 0.01)."
+            f"and the schedule ends at {last:g} of its peak: let it end near 0 (schedule.min_lr_ratio = "
+            "0.01)."
         )
     return sentences
 
