@@ -43,8 +43,8 @@ class DLRLinear(LatentLayer):
     uniform in +-1/sqrt(m)); alpha may be learned; a second fold is an error; their ablations (another scale,
     random idx) are not here.
 
-    Parameters: `A` (m x r), `B` (n x r), `bias` (m) or None, `alpha` (1) where it is trained; r (m + n)
-    elements. Buffer `folded`: whether A is A* already.
+    Parameters: `A` (m x r), `B` (n x r), `bias` (m) or None, `trained_alpha` (1) if alpha is trained; r (m +
+    n) elements. Buffer `folded`: whether A is A* already.
 
     Args:
         in_features: n, width of the input.
@@ -91,13 +91,15 @@ class DLRLinear(LatentLayer):
             raise UsageError(f"alpha = {alpha!r} cannot be for a DLR layer: it must be a finite number.")
         check_init(init, init_std)
         self.activation = activation
-        self.start_alpha = float(alpha)
+        self.alpha = float(alpha)
+        self.train_alpha = train_alpha
         self.init = init
         self.init_std = init_std
         self.A = nn.Parameter(torch.empty(out_features, rank, device=device, dtype=dtype))
         self.B = nn.Parameter(torch.empty(in_features, rank, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
-        self.alpha = nn.Parameter(torch.empty(1, device=device, dtype=dtype)) if train_alpha else None
+        number = nn.Parameter(torch.empty(1, device=device, dtype=dtype)) if train_alpha else None
+        self.trained_alpha = number
         self.register_buffer("folded", torch.zeros(1, device=device, dtype=torch.uint8))
         self._is_folded = False  # the buffer's value, which a forward pass could not read without waiting
         if not self.A.is_meta:
@@ -111,7 +113,7 @@ class DLRLinear(LatentLayer):
     @property
     def _scale(self) -> float:
         """alpha / sqrt(K), or 1 / sqrt(K) beside a trained alpha."""
-        return (self.start_alpha if self.alpha is None else 1.0) / math.sqrt(self.block)
+        return (self.alpha if self.trained_alpha is None else 1.0) / math.sqrt(self.block)
 
     # ---- values
 
@@ -128,8 +130,8 @@ class DLRLinear(LatentLayer):
     @torch.no_grad()
     def _start(self) -> None:
         """What no draw decides."""
-        if self.alpha is not None:
-            self.alpha.fill_(self.start_alpha)
+        if self.trained_alpha is not None:
+            self.trained_alpha.fill_(self.alpha)
         self.folded.zero_()
         self._is_folded = False
 
@@ -165,8 +167,8 @@ class DLRLinear(LatentLayer):
         m, K = self.out_features, self.block
         reached = -(-m // K)
         z = latent[..., :reached].to(y.dtype)
-        if self.alpha is not None:
-            z = z * self.alpha.to(z.dtype)
+        if self.trained_alpha is not None:
+            z = z * self.trained_alpha.to(z.dtype)
         z = (z * self._scale).unsqueeze(-1)
         if reached * K == m:
             return (y.unflatten(-1, (reached, K)) + z).flatten(-2)
@@ -176,8 +178,8 @@ class DLRLinear(LatentLayer):
         """A + sign E, differentiable."""
         rows = torch.arange(self.out_features, device=A.device).unsqueeze(-1)
         entries = A.new_full((self.out_features, 1), sign * self._scale)
-        if self.alpha is not None:
-            entries = entries * self.alpha.to(A.dtype)
+        if self.trained_alpha is not None:
+            entries = entries * self.trained_alpha.to(A.dtype)
         return A.scatter_add(-1, rows // self.block, entries)
 
     def folded_factor(self) -> Tensor:
@@ -224,7 +226,7 @@ class DLRLinear(LatentLayer):
         """Columns of E are orthogonal and of norm |alpha| or less: at most K entries alpha / sqrt(K)."""
         if self._is_folded:
             return 0.0
-        return abs(self.start_alpha) if self.alpha is None else math.inf
+        return abs(self.alpha) if self.trained_alpha is None else math.inf
 
     def spectral_factors(self) -> tuple[Tensor, Tensor] | None:
         return self.folded_factor(), self.B
@@ -236,11 +238,11 @@ class DLRLinear(LatentLayer):
         factors = self.rank * (self.out_features + self.in_features)
         biases = self.out_features if self.bias is not None else 0
         return LedgerEntry(
-            parameters=factors + biases + (0 if self.alpha is None else 1),
+            parameters=factors + biases + (0 if self.trained_alpha is None else 1),
             forward_flops=2 * factors,  # products alone; the residual adds m numbers
             saved_elements=2 * self.rank if self.activation == "silu" else self.rank,  # z and silu(z), or z
         )
 
     def extra_repr(self) -> str:
         state = ", folded" if self._is_folded else ""
-        return f"{super().extra_repr()}, activation={self.activation}, alpha={self.start_alpha:g}{state}"
+        return f"{super().extra_repr()}, activation={self.activation}, alpha={self.alpha:g}{state}"

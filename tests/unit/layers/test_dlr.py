@@ -51,7 +51,7 @@ def test_output_and_gradients_are_those_of_the_one_hot_matrix(m, n, r, activatio
     x, g = torch.randn(3, 4, n, dtype=torch.float64), torch.randn(3, 4, m, dtype=torch.float64)
     E = one_hot(m, r, 0.7)
     if trained:
-        E = one_hot(m, r, 1.0) * layer.alpha
+        E = one_hot(m, r, 1.0) * layer.trained_alpha
     leaves = [x.requires_grad_(), *layer.parameters()]
     got, wanted = layer(x), by_hand(layer, x, E)
     torch.testing.assert_close(got, wanted, rtol=1e-13, atol=1e-13)
@@ -128,7 +128,7 @@ def test_fresh_factors_are_the_release_s() -> None:
     std = (100 * (500 + 300)) ** -0.25
     for factor in (layer.A, layer.B):
         assert float(factor.detach().std()) == pytest.approx(std, rel=0.02)
-    assert (layer.activation, layer.start_alpha, layer.alpha) == ("silu", 1.0, None)
+    assert (layer.activation, layer.alpha, layer.trained_alpha) == ("silu", 1.0, None)
 
 
 @activations
@@ -158,7 +158,7 @@ def test_autocast_adds_the_residual_in_its_dtype() -> None:
         y = layer(x)
     assert y.dtype == torch.bfloat16
     y.float().sum().backward()
-    assert layer.alpha.grad.dtype == torch.float32
+    assert layer.trained_alpha.grad.dtype == torch.float32
     # three roundings of 2^-9, relative to the largest entry
     exact = layer(x)
     assert float((y.float() - exact).abs().max() / exact.abs().max()) < 0.02
@@ -177,7 +177,7 @@ def test_a_trained_alpha_moves_with_the_norms_and_learns() -> None:
     model = nano(train_alpha=True)
     groups = param_groups(model)
     names = {name for group in groups if group["role"] == "other" for name, _ in group["params"]}
-    alphas = {name for name, _ in model.named_parameters() if name.endswith(".alpha")}
+    alphas = {name for name, _ in model.named_parameters() if name.endswith(".trained_alpha")}
     assert alphas
     assert alphas <= names
     tokens = torch.randint(61, (4, 17), generator=torch.Generator().manual_seed(0))
@@ -186,7 +186,7 @@ def test_a_trained_alpha_moves_with_the_norms_and_learns() -> None:
         model(tokens[:, :-1], tokens[:, 1:]).backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert all(p.item() != 1.0 for n, p in model.named_parameters() if n.endswith(".alpha"))
+    assert all(p.item() != 1.0 for n, p in model.named_parameters() if n.endswith(".trained_alpha"))
 
 
 @pytest.mark.parametrize("activation", ["none", "silu"])
