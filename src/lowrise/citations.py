@@ -236,6 +236,20 @@ _ENTRIES = (
         year=2026,
         url="https://github.com/axolotl-ai-cloud/axolotl/pull/3785",
     ),
+    Citation(
+        key="wen2026fantastic",
+        title="Fantastic Pretraining Optimizers and Where to Find Them II: Hyperball Optimization",
+        authors=("Wen, Kaiyue", "Dang, Xingyu", "Lyu, Kaifeng", "Ma, Tengyu", "Liang, Percy"),
+        year=2026,
+        arxiv="2606.16899",
+    ),
+    Citation(
+        key="wang2026dlr",
+        title="DLR: Zero-Inference-Cost Latent Residuals for Low-Rank Pre-Training",
+        authors=("Wang, Dong", "Tang, Wenwu", "Cheng, Yun", "Saukh, Olga"),
+        year=2026,
+        arxiv="2606.28932",
+    ),
 )
 
 CITATIONS: dict[str, Citation] = {entry.key: entry for entry in _ENTRIES}

@@ -57,6 +57,10 @@ _COLA = {
 # 60M, and one rate (0.01) at 60M to 1B; other.lr as in the other rows.
 _PROJECTED = {"optimizer.rank": 0.25, "other.lr": 3e-3}
 
+# A weight of fixed norm turns by the learning rate to the end, so that this has to go near 0 (modded-nanogpt,
+# track 3: linear to 0); at 0 itself the last update would do nothing.
+_FIXED_NORM = {"optimizer.hyperball": True, "other.lr": 3e-3, "schedule.min_lr_ratio": 0.01}
+
 _ROWS = (
     Method(
         name="adamw",
@@ -316,6 +320,33 @@ _ROWS = (
             "other.lr": 3e-3,
             "train.grad_clip": 0.0,  # the matrices' updates do not depend on the size of the gradient
         },
+    ),
+    Method(
+        name="muonh",
+        layer="dense",
+        optimizer="muon",
+        summary="dense weights of fixed norm, Muon's direction, the learning rate as the angle of a step",
+        source="Wen et al. 2026, arXiv 2606.16899 (Hyperball); the radius is stored as in microsoft/dion",
+        cites=("wen2026fantastic", "jordan2024muon"),
+        defaults={**_FIXED_NORM, "optimizer.lr": 0.014},  # modded-nanogpt, track 3
+    ),
+    Method(
+        name="spectronh",
+        layer="lowrank",
+        optimizer="spectron",
+        summary="factorized weights whose product has a fixed norm, orthogonalized momenta of the factors",
+        source="after Wen et al. 2026, arXiv 2606.16899 (Hyperball), and Spectron; the product form is ours",
+        cites=("wen2026fantastic", "janson2026stabilizing"),
+        defaults={**_FIXED_NORM, "optimizer.lr": 0.014},  # as muonh
+    ),
+    Method(
+        name="dlr",
+        layer="dlr",
+        optimizer="adamw",
+        summary="two factors, their latents copied to blocks of the output, which folds into A, AdamW",
+        source="Wang et al. 2026, arXiv 2606.28932, released code",
+        cites=("wang2026dlr",),
+        defaults=_COLA,  # the same map without the residual; the release has no training script
     ),
 )
 

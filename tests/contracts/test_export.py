@@ -34,7 +34,7 @@ TOKENS = [[0, 5, 9, 40, 41, 7], [3, 3, 299, 1, 0, 12]]
 NEW_TOKENS = 10
 LAYER_OF = {name: row.layer for name, row in METHODS.items()}
 FACTORED = [name for name, layer in LAYER_OF.items() if layer not in ("dense", "lora")]
-DENSE = [name for name, layer in LAYER_OF.items() if layer != "cola"]
+DENSE = [name for name, layer in LAYER_OF.items() if layer not in ("cola", "dlr")]
 GGUF = ["adamw", "tsvd"]
 # Grouped heads everywhere; ranks that differ from layer to layer; a tied head; no activation in the MLP.
 SHAPES: dict[str, dict[str, Any]] = {

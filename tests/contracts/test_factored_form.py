@@ -38,4 +38,4 @@ def test_it_is_the_map(name: str, rows: int, columns: int) -> None:
         assert form.down.shape == (3, columns)
         assert form.up.shape == (rows, 3)
         torch.testing.assert_close(applied(form, x), layer(x))
-        assert (form.activation != "none") is (name == "cola")
+        assert (form.activation != "none") is (name in ("cola", "dlr"))

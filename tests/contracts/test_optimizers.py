@@ -57,11 +57,15 @@ EXTRA: dict[str, list[dict[str, Any]]] = {
 }
 # Updates between two resets of all moments, by default; every other optimizer never resets.
 RESETS = {"loro": 500, "stablespam": 1000}
+for name, kind in OPTIMIZERS.items():
+    if kind.ball_roles:
+        EXTRA.setdefault(name, []).append({"hyperball": True})
 CASES = [
     pytest.param(name, role, options, id=f"{name}-{role}-{'-'.join(options) or 'default'}")
     for name in OPTIMIZERS
     for options in [{}, *EXTRA.get(name, [])]
     for role in sorted(UNIT_SIZE)
+    if not options.get("hyperball") or role in OPTIMIZERS[name].ball_roles & OPTIMIZERS[name].roles
 ]
 SHAPES = {
     "matrix": [(8, 6), (6, 8), (8, 6)],
@@ -90,8 +94,12 @@ def make_params(role: str, dtype: torch.dtype = torch.float32) -> list[tuple[str
 
 
 def build(name: str, role: str, named: list[tuple[str, nn.Parameter]], options: dict[str, Any]) -> Optimizer:
-    options = {"lr": 0.05, "weight_decay": 0.1, **options}
+    fixed = options.get("hyperball", False) and role in OPTIMIZERS[name].ball_roles & OPTIMIZERS[name].roles
+    options = {"lr": 0.05, "weight_decay": 0.0 if fixed else 0.1, **options}
+    options.pop("hyperball", None)
     group = {"params": named, "role": role, "state_format": options.pop("state_format", "float32")}
+    if fixed:
+        group["hyperball"] = True
     return OPTIMIZERS[name]([group], **options)
 
 

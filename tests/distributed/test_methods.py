@@ -60,7 +60,7 @@ WIDER_AFTER_TWENTY = {**WIDER, "swan": 0.2}
 FLOAT64_BAR = {"swan": 1e-9}
 # Methods with state that a rank owns where all have copies of the weights.
 OWNED = {"muon", "loramuon", "loro", "spectron", "tsvd", "galore", "fira", "apollo", "apollo-mini", "gwt"}
-OWNED |= {"normuon", "dion2", "stablespam", "sinkgd-spectral"}
+OWNED |= {"normuon", "dion2", "stablespam", "sinkgd-spectral", "muonh", "spectronh"}
 every_method = pytest.mark.parametrize("method", METHODS)
 
 

@@ -25,7 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from replays.cola import replay_cola
 from replays.common import Fixture, Line
+from replays.dlr import replay_dlr
 from replays.gwt import replay_gwt
+from replays.hyperball import replay_hyperball
 from replays.loramuon import replay_loramuon
 from replays.loro import replay_loro
 from replays.muon import replay_muon
@@ -43,9 +45,11 @@ REPLAYS: dict[str, Callable[[Fixture, torch.dtype], Iterator[Line]]] = {
     "apollo": replay_projected,
     "cola": replay_cola,
     "dion2": replay_normuon,
+    "dlr": replay_dlr,
     "fira": replay_projected,
     "galore": replay_projected,
     "gwt": replay_gwt,
+    "hyperball": replay_hyperball,
     "loramuon": replay_loramuon,
     "loro": replay_loro,
     "muon": replay_muon,

@@ -29,9 +29,11 @@ def replay() -> ModuleType:
     [
         "apollo",
         "cola",
+        "dlr",
         "fira",
         "galore",
         "gwt",
+        "hyperball",
         "loramuon",
         "loro",
         "muon",

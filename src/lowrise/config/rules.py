@@ -176,7 +176,18 @@ def advice(config: RunConfig) -> list[str]:
                 "transfer where heads become more and not wider."
                 + (f" Set model.num_heads = {width // there}." if width % there == 0 else "")
             )
+    last = 1.0 if schedule.name == "constant" else schedule.min_lr_ratio
+    if config.optimizer.hyperball and last > HYPERBALL_LAST_RATE:
+        sentences.append(
+            "optimizer.hyperball = true makes the learning rate the angle by which an update turns a weight, "
+            f"and the schedule ends at {last:g} of its peak: let it end near 0 (schedule.min_lr_ratio = "
+            "0.01)."
+        )
     return sentences
+
+
+# Of the peak. Above it the last updates still move norm-fixed weights as far as those of a run's middle.
+HYPERBALL_LAST_RATE = 0.02
 
 
 # Largest absolute values of integers: of seeds and of counts of bytes and tokens, and of all else.

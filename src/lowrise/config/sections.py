@@ -46,6 +46,9 @@ class OptimizerSection:
     """Peak learning rate of the matrices."""
     state_format: Literal["float32", "bfloat16", "8bit"] = "float32"
     """How moments are stored between steps; bfloat16 and 8bit round stochastically, 8bit needs torchao."""
+    hyperball: bool = False
+    """Keep each weight's Frobenius norm (of factors, that of A B^T), so that lr is the angle of a step;
+    without decay, and with a schedule that ends near 0."""
 
 
 @dataclass(kw_only=True)

@@ -4,6 +4,7 @@ optimizer.
 
 from lowrise.layers.base import LatentLayer, LedgerEntry, LowRankLayer
 from lowrise.layers.cola import CoLALinear
+from lowrise.layers.dlr import DLRLinear
 from lowrise.layers.factorize import factorize
 from lowrise.layers.inits import INITS
 from lowrise.layers.lora import LoRALinear
@@ -18,6 +19,7 @@ __all__ = [
     "INITS",
     "LAYERS",
     "CoLALinear",
+    "DLRLinear",
     "LatentLayer",
     "LedgerEntry",
     "LoRALinear",

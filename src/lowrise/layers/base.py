@@ -115,6 +115,16 @@ class LowRankLayer(nn.Module, ABC):
     def role_parameters(self) -> tuple[nn.Parameter, ...]:
         """The parameters of `role`, in the order of that role's groups: ("factors") A, B; ("svd") U, s, V."""
 
+    def is_gauge_free(self) -> bool:
+        """Whether A M and B M^-T are the same map as A and B, for every invertible M; an optimizer may then
+        choose other factors of the same product.
+        """
+        return True
+
+    def residual_norm(self) -> float:
+        """A bound of the spectral norm of what the map adds to its factor A; infinite if that is trained."""
+        return 0.0
+
     @abstractmethod
     def spectral_factors(self) -> tuple[Tensor, Tensor] | None:
         """L (m x r), R (n x r) with W = L @ R.T, or None if W is no such product; for telemetry.

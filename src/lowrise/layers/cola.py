@@ -128,6 +128,9 @@ class CoLALinear(LatentLayer):
     def role_parameters(self) -> tuple[nn.Parameter, ...]:
         return self.A, self.B
 
+    def is_gauge_free(self) -> bool:
+        return self.activation == "none"
+
     def spectral_factors(self) -> tuple[Tensor, Tensor] | None:
         return self.A, self.B
 

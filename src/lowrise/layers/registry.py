@@ -9,6 +9,7 @@ import inspect
 from lowrise.errors import UsageError, did_you_mean
 from lowrise.layers.base import LowRankLayer
 from lowrise.layers.cola import CoLALinear
+from lowrise.layers.dlr import DLRLinear
 from lowrise.layers.lora import LoRALinear
 from lowrise.layers.lowrank import LowRankLinear
 from lowrise.layers.selfguided import SelfGuidedLinear
@@ -18,6 +19,7 @@ from lowrise.layers.svd import SVDLinear
 LAYERS: dict[str, type[LowRankLayer]] = {
     "lowrank": LowRankLinear,
     "cola": CoLALinear,
+    "dlr": DLRLinear,
     "selfguided": SelfGuidedLinear,
     "lora": LoRALinear,
     "sltrain": SparseLowRankLinear,

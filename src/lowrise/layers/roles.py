@@ -31,13 +31,16 @@ MOVABLE = ("factors", "svd", "matrix", "embedding", "head")
 class ParamGroups(list[dict[str, Any]]):
     """Parameter groups for an optimizer; `str()` shows them as a table, where "-" is what was not given: the
     optimizer's constructor says it. A plain list in every other way.
+
+    Two keys tell an optimizer of the layers behind "factors": `fixed_gauge` (other factors of the same
+    product are another map) and `residual_norm` (of what is added to A).
     """
 
     def __str__(self) -> str:
         # Columns of options that no group uses are left out.
         extra = [
             key
-            for key, usual in (("view", None), ("state_format", "float32"))
+            for key, usual in (("view", None), ("state_format", "float32"), ("hyperball", False))
             if any(group.get(key) not in (None, usual) for group in self)
         ]
         titles = [key.replace("_", " ") for key in extra]
@@ -112,6 +115,7 @@ def param_groups(
     state_format: str | None = None,
     other_state_format: str | None = None,
     views: Mapping[str, str] | None = None,
+    hyperball: bool = False,
 ) -> ParamGroups:
     """Every trainable parameter in exactly one group `{"params": [(name, p), ...], "role": ...}`, with the
     options that were given and no others.
@@ -147,6 +151,9 @@ def param_groups(
             "flatten" (convolutions, out x the rest) or "stack" (experts, each p[e]). The first pattern that
             matches decides; what none matches stays "other". They form "matrix" groups of their own, one for
             each view.
+        hyperball: Fix the Frobenius norm of the dense matrices ("matrix") and of the products A B^T
+            ("factors") that the optimizer updates by its own rule: a step then turns W by about lr, without
+            decay, and the schedule should end near 0.
 
     Returns:
         The groups; `str()` of them is a table.
@@ -183,11 +190,40 @@ def param_groups(
         groups.append({"params": other, "role": "other", **options})
     if not groups:
         raise UsageError("The model has no trainable parameter: all are frozen, or there are none.")
+    _describe_factors(model, groups)
+    if hyperball:
+        _fix_norms(groups)
     for group in groups:
         chosen = (other_state_format if group["role"] == "other" else None) or state_format
         if chosen is not None:
             group["state_format"] = chosen
     return groups
+
+
+def _describe_factors(model: nn.Module, groups: ParamGroups) -> None:
+    """Set `fixed_gauge` and `residual_norm` for factors of layers that are more than a product A B^T."""
+    layers = {id(m.role_parameters()[0]): m for m in model.modules() if isinstance(m, LowRankLayer)}
+    for group in groups:
+        if group["role"] == "factors":
+            own = [layers[id(p)] for _, p in group["params"] if id(p) in layers]
+            if not all(layer.is_gauge_free() for layer in own):
+                group["fixed_gauge"] = True
+            residual = max((layer.residual_norm() for layer in own), default=0.0)
+            if residual:
+                group["residual_norm"] = residual
+
+
+def _fix_norms(groups: ParamGroups) -> None:
+    """Set `hyperball` where the optimizer moves whole weights; `UsageError` where it moves none."""
+    whole = [group for group in groups if group["role"] in ("matrix", "factors")]
+    if not whole:
+        roles = ", ".join(sorted({group["role"] for group in groups}))
+        raise UsageError(
+            'hyperball = True fixes the norms of dense matrices and of pairs A, B (the roles "matrix" and '
+            f'"factors"), and the roles here are {roles}: leave it out, or choose another layer or optimizer.'
+        )
+    for group in whole:
+        group["hyperball"] = True
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
+import torch
+from torch import Tensor
+
+from lowrise.distributed.sharding import is_sharded
 from lowrise.optim.engine.base import Optimizer
+from lowrise.optim.engine.hyperball import BALL_ROLES, holds_norm, pairs_step_, step_
 from lowrise.optim.engine.other import update_by_adamw
 from lowrise.optim.engine.product_decay import Decay, check_decay
-from lowrise.optim.engine.units import Layout, Shape, Unit
+from lowrise.optim.engine.units import BATCH_ELEMENTS, Layout, Shape, Unit, chunked, state_dtype
 from lowrise.optim.rules.adamw import ADAMW_FLOPS_PER_ELEMENT, adamw_layout
 
 
@@ -45,6 +51,8 @@ class AdamW(Optimizer):
 
     roles: ClassVar[frozenset[str]] = frozenset({"matrix", "factors", "svd", "other"})
     by_rows = roles
+    ball_roles: ClassVar[frozenset[str]] = BALL_ROLES
+    ball_by_rows: ClassVar[frozenset[str]] = frozenset({"matrix"})
 
     def __init__(
         self,
@@ -69,8 +77,29 @@ class AdamW(Optimizer):
         return adamw_layout(shapes)
 
     def _update(self, group: dict[str, Any], units: list[Unit]) -> None:
-        update_by_adamw(group, units)
+        if not holds_norm(group):
+            update_by_adamw(group, units)
+            return
+        # Ranks that have other rows must meet with the same matrices, so theirs are not parted by size.
+        ranks = self.ranks() if is_sharded(group["params"][0]) else None
+        most = BATCH_ELEMENTS if ranks is None else math.inf
+        for part in chunked(units, lambda unit: sum(p.numel() for p in unit.params), most):
+            moved = _changes(group, part)
+            if group["role"] == "factors":
+                pairs_step_(group, part, [(A, B) for A, B in moved])
+            else:
+                params, states = [unit.params[0] for unit in part], [unit.states[0] for unit in part]
+                step_(group, params, [change for (change,) in moved], states, None, ranks)
 
     @classmethod
     def _unit_flops(cls, role: str, shapes: tuple[Shape, ...], options: Mapping[str, Any]) -> int:
         return ADAMW_FLOPS_PER_ELEMENT * sum(math.prod(shape) for shape in shapes)
+
+
+def _changes(group: dict[str, Any], units: list[Unit]) -> list[tuple[Tensor, ...]]:
+    """lr times the direction for the parameters of each unit: what the rule takes from zeros."""
+    zeros = [tuple(torch.zeros_like(p, dtype=state_dtype(p)) for p in unit.params) for unit in units]
+    at_zero = [replace(unit, params=params) for unit, params in zip(units, zeros, strict=True)]
+    update_by_adamw({**group, "weight_decay": 0.0}, at_zero)
+    torch._foreach_neg_([p for params in zeros for p in params])
+    return zeros

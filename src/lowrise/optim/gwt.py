@@ -12,8 +12,9 @@ from torch import Tensor
 from lowrise.errors import UsageError
 from lowrise.linalg.haar import block_sums, replace_coefficients
 from lowrise.optim.engine.base import Optimizer
+from lowrise.optim.engine.hyperball import BALL_ROLES, step_
 from lowrise.optim.engine.options import parameter_name
-from lowrise.optim.engine.units import Layout, Shape, Unit, decay_and_subtract_, stacked, together
+from lowrise.optim.engine.units import Layout, Shape, Unit, stacked, together
 from lowrise.optim.rules.adamw import Form
 from lowrise.optim.rules.growth_limiter import Limiter, check_limiter, limit_growth
 
@@ -69,6 +70,7 @@ class GWT(Optimizer):
     """
 
     roles: ClassVar[frozenset[str]] = frozenset({"matrix"})
+    ball_roles: ClassVar[frozenset[str]] = BALL_ROLES
     adamw_form: ClassVar[Form] = "hf"
 
     def __init__(
@@ -195,4 +197,5 @@ def _update_bucket(
     factor = E.reciprocal_().mul_(detail_rate * step)  # 5
     U = replace_coefficients(G, N.mul_(rate * step), factor, level, sums=sums)  # 6
     params = [unit.params[0] for unit in bucket]
-    decay_and_subtract_(params, list(U.unbind()), decay if group["weight_decay"] else None)  # 7
+    states = [unit.states[0] for unit in bucket]
+    step_(group, params, U.unbind(), states, decay if group["weight_decay"] else None)  # 7

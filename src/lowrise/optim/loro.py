@@ -14,6 +14,7 @@ from lowrise.errors import UsageError
 from lowrise.linalg.balance import rebalance
 from lowrise.linalg.fixed_rank import Retraction, tangent_step
 from lowrise.optim.engine.base import Optimizer
+from lowrise.optim.engine.options import check_gauge
 from lowrise.optim.engine.product_decay import Decay
 from lowrise.optim.engine.units import (
     BATCH_ELEMENTS,
@@ -205,6 +206,8 @@ class LORO(Optimizer):
                 "hidden_size for the authors' rule r / hidden_size."
             )
         if group["exact_every"] and group["kth_update"] != "lazy" and group["role"] == "factors":
+            option = f"kth_update = {group['kth_update']!r} every {group['exact_every']} updates"
+            check_gauge(group, option, who="LORO", remedy='set kth_update = "lazy"')
             _check_basis(group)
             for A, B in zip(group["params"][::2], group["params"][1::2], strict=True):
                 if A.shape[1] > min(A.shape[0], B.shape[0]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -65,6 +65,8 @@ class ReLoRAAdamW(AdamW):
     Raises:
         UsageError: A group holds an option, role, shape or dtype that the rule cannot run with.
     """
+
+    ball_roles: ClassVar[frozenset[str]] = frozenset()  # a product that begins at zero has no radius
 
     def __init__(
         self,

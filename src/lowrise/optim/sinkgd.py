@@ -13,7 +13,8 @@ from lowrise.errors import UsageError
 from lowrise.linalg.precision import full_precision_matmul
 from lowrise.linalg.sinkhorn import sinkhorn_vectors
 from lowrise.optim.engine.base import Optimizer
-from lowrise.optim.engine.units import Layout, Shape, Unit, buckets, decay_and_subtract_, stacked
+from lowrise.optim.engine.hyperball import BALL_ROLES, step_
+from lowrise.optim.engine.units import Layout, Shape, Unit, buckets, stacked
 from lowrise.rng import counter_normal, key_of
 
 Target = Literal["none", "unit", "muon"]
@@ -68,6 +69,7 @@ class SinkGD(Optimizer):
     """
 
     roles: ClassVar[frozenset[str]] = frozenset({"matrix"})
+    ball_roles: ClassVar[frozenset[str]] = BALL_ROLES
 
     def __init__(
         self,
@@ -128,7 +130,8 @@ class SinkGD(Optimizer):
                         group["target"], G, r, c, [unit.states[0]["u"] for unit in bucket], power_iters
                     )
                 X = (G * (group["lr"] * r).unsqueeze(-1)).mul_(c.unsqueeze(-2))
-                decay_and_subtract_([unit.params[0] for unit in bucket], list(X.unbind()), decay)
+                params, states = [unit.params[0] for unit in bucket], [unit.states[0] for unit in bucket]
+                step_(group, params, X.unbind(), states, decay)
 
     @classmethod
     def _unit_flops(cls, role: str, shapes: tuple[Shape, ...], options: Mapping[str, Any]) -> int:

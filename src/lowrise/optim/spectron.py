@@ -22,6 +22,8 @@ from lowrise.linalg.polar import (
 )
 from lowrise.linalg.precision import full_precision_matmul
 from lowrise.optim.engine.base import Optimizer
+from lowrise.optim.engine.hyperball import holds_norm, pairs_step_
+from lowrise.optim.engine.options import check_gauge
 from lowrise.optim.engine.units import (
     Layout,
     Shape,
@@ -123,6 +125,7 @@ class Spectron(Optimizer):
     """
 
     roles: ClassVar[frozenset[str]] = frozenset({"factors"})
+    ball_roles: ClassVar[frozenset[str]] = roles
 
     def __init__(
         self,
@@ -177,6 +180,9 @@ class Spectron(Optimizer):
         for key, least in (("power_iters", 0), ("norm_refresh", 1), ("rebalance_every", 0)):
             if group[key] < least:
                 raise UsageError(f"Spectron has {key} = {group[key]}; it must be at least {least}.")
+        if group["rebalance_every"]:
+            option = f"rebalance_every = {group['rebalance_every']}"
+            check_gauge(group, option, who="Spectron", remedy="leave it out")
         if group["variant"] == "certified":
             _check_certifiable(group)
 
@@ -237,12 +243,13 @@ class Spectron(Optimizer):
 
 def resolved(options: Mapping[str, Any]) -> tuple[str, str]:
     """(ortho, norms) with "auto" replaced by what the variant uses; norms is "none" without
-    renormalization.
+    renormalization, and where `hyperball` fixes the norm of A B^T.
     """
     certified = options["variant"] == "certified"
     ortho = options["ortho"] if options["ortho"] != "auto" else ("pe" if certified else "ns5")
     norms = options["norms"] if options["norms"] != "auto" else ("bound" if certified else "power")
-    return ortho, norms if options["renormalize"] else "none"
+    scaled = options["renormalize"] and not holds_norm(options)  # a scale of both factors' steps cancels
+    return ortho, norms if scaled else "none"
 
 
 def _check_certifiable(group: Mapping[str, Any]) -> None:
@@ -250,6 +257,8 @@ def _check_certifiable(group: Mapping[str, Any]) -> None:
     reasons = {
         "orthogonalize = False": not group["orthogonalize"],
         "renormalize = False": not group["renormalize"],
+        "a trained residual beside A (layer.train_alpha)": math.isinf(group.get("residual_norm", 0.0)),
+        "hyperball = True (which makes every step lr ||A B^T||_F long)": holds_norm(group),
         f"norms = {norms!r} (an estimate, not a bound from above)": norms in ("power", "exact"),
         f"ns_dtype = {group['ns_dtype']!r} (its rounding exceeds the bound)": group["ns_dtype"] == "bfloat16",
         f"ns_coefficients = {group['ns_coefficients']} (their supremum is not known here)": ortho == "ns5"
@@ -278,13 +287,19 @@ def _update_pairs(group: Mapping[str, Any], units: Sequence[Unit]) -> None:
     rho, supremum = _step_sizes(group, units, sigma)  # 3: (pairs,)
     decay = _decay(group, rho)
     rho_of = rho.unbind()
+    steps: dict[int, Tensor] = {}
     for bucket in buckets(factors, lambda f: f.param):
         M = torch.stack([f.state["momentum"] for f in bucket])
         D = _direction(
             group, M, torch.stack([rho_of[f.pair] for f in bucket])[:, None, None].to(M.dtype)
         )  # 4
+        if holds_norm(group):
+            steps.update(zip(map(id, (f.param for f in bucket)), D.unbind(), strict=True))
+            continue
         shrink = [decay.unbind()[f.pair] for f in bucket] if isinstance(decay, Tensor) else decay
         decay_and_subtract_([f.param for f in bucket], list(D.unbind()), shrink)  # 5
+    if holds_norm(group):
+        pairs_step_(group, units, [(steps[id(A)], steps[id(B)]) for A, B in (u.params for u in units)])
     if resolved(group)[1] == "bound":
         _grow_bounds(factors, sigma, rho * supremum, decay)
     _rebalance_due(group, units)
@@ -336,13 +351,13 @@ def _step_sizes(group: Mapping[str, Any], units: Sequence[Unit], sigma: Tensor) 
     rank, lr = A.shape[1], group["lr"]
     ortho, _ = resolved(group)
     supremum = (QUINTIC_SUPREMUM if ortho == "ns5" else 1.0) * rounding_guard(sigma.dtype)
-    if not group["renormalize"]:
+    if resolved(group)[1] == "none":
         return torch.full_like(sigma[:, 0], lr), supremum
     if group["variant"] == "published":
         return spectron_step_size(sigma[:, 0], sigma[:, 1], lr, rule=group["step_size"]), supremum
     eps = max(torch.finfo(A.dtype).eps, torch.finfo(B.dtype).eps)
     rho = certified_step_size(
-        sigma[:, 0],
+        sigma[:, 0] + group.get("residual_norm", 0.0),  # ||A + E||, where the layer adds E
         sigma[:, 1],
         lr,
         rule=group["step_size"],

@@ -105,6 +105,7 @@ def _groups(config: RunConfig, model: nn.Module) -> ParamGroups:
         state_format=config.optimizer.state_format,
         other_state_format=config.other.state_format,
         roles=OPTIMIZERS[config.optimizer.name].roles,
+        hyperball=config.optimizer.hyperball,
     )
 
 

@@ -60,7 +60,8 @@ def check_groups(optimizer: torch.optim.Optimizer, said: dict[str, Any]) -> None
     for group in optimizer.param_groups:
         for key, value in said.items():
             name = key.removeprefix("other_")
-            overridden = group["role"] == "other" and f"other_{key}" in said
+            of_the_rule_alone = key == "hyperball" or f"other_{key}" in said
+            overridden = group["role"] == "other" and of_the_rule_alone
             if (key.startswith("other_") and group["role"] != "other") or overridden:
                 continue
             assert group[name] == value, f"{group['role']}: {key}"

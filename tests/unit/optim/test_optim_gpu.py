@@ -49,6 +49,17 @@ def test_no_step_waits_for_the_device(build: type[Optimizer], options: dict, dty
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("role", ["matrix", "factors"])
+@pytest.mark.parametrize("build", [AdamW, Muon, Spectron])
+def test_no_step_of_norm_fixed_weights_waits(build: type[Optimizer], role: str, dtype: torch.dtype) -> None:
+    """After the first, which looks for weights that are zero."""
+    if role not in build.ball_roles & build.roles:
+        pytest.skip("its rule is for pairs")
+    params = [nn.Parameter(torch.randn(k, 16, device="cuda", dtype=dtype)) for k in (64, 48) * 3]
+    expect_no_wait(build([{"params": params, "role": role, "hyperball": True}], lr=0.01))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("build", "options"),
     [

@@ -45,6 +45,7 @@ from lowrise.distributed.sharding import is_sharded, local
 from lowrise.errors import UsageError
 from lowrise.layers.roles import param_groups
 from lowrise.optim.engine.guard import Guard, usable
+from lowrise.optim.engine.hyperball import check_hyperball, holds_norm, refuse_zero_matrices
 from lowrise.optim.engine.options import (
     UNIT_SIZE,
     check_known_options,
@@ -103,9 +104,9 @@ class Optimizer(Spread):
     Args:
         params: Groups of `lowrise.param_groups`, or parameters.
         defaults: The constructor's options and their values; each may be overridden by a group. A class
-            without `betas` and `eps` has those of the built-in AdamW. Two options are of groups alone:
-            `state_format` ("float32", "bfloat16", "8bit") and, for the role "matrix", `view` (None,
-            "flatten", "stack").
+            without `betas` and `eps` has those of the built-in AdamW. Three options are of groups alone:
+            `state_format` ("float32", "bfloat16", "8bit"), for the role "matrix" `view` (None, "flatten",
+            "stack"), and for the class's `ball_roles` `hyperball` (weights of fixed norm).
 
     Raises:
         UsageError: A group holds an option, role, shape or dtype that the rule cannot run with.
@@ -114,10 +115,13 @@ class Optimizer(Spread):
     keeps_orthonormal: ClassVar[bool] = False  # whether U and V of role "svd" stay orthonormal
     decays_products: ClassVar[bool] = False  # whether the rule itself does what `decay = "product"` says
     adamw_form: ClassVar[Form] = "torch"  # of the built-in AdamW
+    ball_roles: ClassVar[frozenset[str]] = frozenset()  # whose rule can fix norms (`hyperball.py`)
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         self._guard = Guard()
-        super().__init__(params, {**ADAMW_DEFAULTS, "state_format": "float32", "view": None, **defaults})
+        of_groups: dict[str, Any] = {"state_format": "float32", "view": None, "hyperball": False}
+        of_groups |= {"fixed_gauge": False, "residual_norm": 0.0}
+        super().__init__(params, {**ADAMW_DEFAULTS, **of_groups, **defaults})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.setdefault("_guard", Guard())
@@ -139,6 +143,7 @@ class Optimizer(Spread):
         state_format: str | None = None,
         other_state_format: str | None = None,
         views: Mapping[str, str] | None = None,
+        hyperball: bool = False,
         **options: Any,
     ) -> Self:
         """The optimizer over every trainable parameter of a model, each in the group of its role.
@@ -165,6 +170,7 @@ class Optimizer(Spread):
             state_format=state_format,
             other_state_format=other_state_format,
             views=views,
+            hyperball=hyperball,
         )
         construct: Callable[..., Self] = cls
         return construct(groups, **({} if lr is None else {"lr": lr}), **options)
@@ -210,6 +216,7 @@ class Optimizer(Spread):
             check_view(group, where=where)
             check_params(group)
             check_format(group, where=where)
+            check_hyperball(group, self.ball_roles & self.roles, who=type(self).__name__, where=where)
             matrices = {id(p): split(shape_of(p), group["view"]) for p in group["params"]}
             self._check_options(as_matrices(group, matrices) if group["view"] else group)
         except UsageError:
@@ -319,6 +326,8 @@ class Optimizer(Spread):
         ready = [
             [unit for unit in units_of(group) if self._has_gradient(unit)] for group in self.param_groups
         ]
+        for group, units in zip(self.param_groups, ready, strict=True):
+            self._check_start(group, units)
         left_out = set() if known else self._unusable()
         try:
             for group, units in zip(self.param_groups, ready, strict=True):
@@ -328,6 +337,11 @@ class Optimizer(Spread):
         finally:
             self._guard.end()
         return loss
+
+    def _check_start(self, group: dict[str, Any], units: Sequence[tuple[Tensor, ...]]) -> None:
+        """Raise `UsageError` for units whose first update this is and that it cannot begin with."""
+        if holds_norm(group):
+            refuse_zero_matrices([(group, unit) for unit in units], self.state, self.ranks())
 
     def _unusable(self) -> set[int]:
         """Ids of the first parameters of units that this step leaves out for their gradients; others may be
@@ -567,6 +581,8 @@ def _parts(group: Mapping[str, Any], units: list[Unit]) -> Iterable[list[Unit]]:
     compressed = format_of(group) != "float32"
 
     def elements(unit: Unit) -> int:
+        if holds_norm(group):  # ranks that share rows meet in the rule, and so make the same parts
+            return sum(p.numel() for p in unit.params)
         return narrow_elements(unit) + (compressed_elements(unit.states) if compressed else 0)
 
     return chunked(units, elements, OPEN_ELEMENTS)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lowrise.distributed.sharding import local
+from lowrise.optim.engine.hyperball import ball_flops, ball_layout
 from lowrise.optim.engine.options import unit_size
 from lowrise.optim.engine.product_decay import decays_product, product_decay_flops
 from lowrise.optim.engine.state_dict import Saved
@@ -52,7 +53,11 @@ class Counted(Saved):
         view = options.get("view")
         counted = [matrices_of(shape, view) for shape in shapes]
         inner = tuple(shape for _, shape in counted)
-        layouts = cls._state_layout(role, inner, options) if role in cls.roles else adamw_layout(inner)
+        if role in cls.roles:
+            own = zip(cls._state_layout(role, inner, options), ball_layout(role, inner, options), strict=True)
+            layouts = tuple({**layout, **radius} for layout, radius in own)
+        else:
+            layouts = adamw_layout(inner)
         if view == "stack":
             layouts = tuple(
                 {name: (count, *shape) for name, shape in layout.items()}
@@ -123,8 +128,9 @@ class Counted(Saved):
         if group["role"] not in self.roles:
             return ADAMW_FLOPS_PER_ELEMENT * sum(p.numel() for p in unit)
         shapes = tuple(shape for _, shape in counted)
+        rule = self._unit_flops(group["role"], shapes, group) + ball_flops(group["role"], shapes, group)
         decay = product_decay_flops(shapes) if decays_product(group) else 0
-        return counted[0][0] * (self._unit_flops(group["role"], shapes, group) + decay)
+        return counted[0][0] * (rule + decay)
 
     def _counted_state(self) -> Iterator[Tensor]:
         for state in self.state.values():

@@ -124,6 +124,7 @@ def _move_and_free(
     unit = optimizer._ready_unit(params)
     if unit is None:
         return
+    optimizer._check_start(group, [params])
     (unit,) = widened([unit])
     norm = float(torch.stack(torch._foreach_norm(list(unit.grads))).norm())
     moved.squared_norm += norm * norm

@@ -6,6 +6,8 @@ Per matrix W (m x n) with gradient G, state S, learning rate lr, at its update t
 2. W <- W (1 - lr wd)
 3. W <- W - lr s U                                     s = step_scale(m, n), 1 by default
 
+or, where the group has `hyperball`, along U on the sphere of fixed norm (`hyperball.py`).
+
 Matrices of one shape and one t are stacked, a bounded number of elements at a time, so that `direction` sees
 (batch, m, n). Everything else comes from `Optimizer`: groups and roles, formats of state, views, sharding,
 the ledger, checkpoints. See docs/extending.md for a whole method in one file.
@@ -16,7 +18,7 @@ from __future__ import annotations
 import inspect
 import typing
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -24,7 +26,10 @@ from torch import Tensor
 
 from lowrise.errors import UsageError
 from lowrise.optim.engine.base import Optimizer
-from lowrise.optim.engine.units import Layout, Shape, Unit, buckets, decay_and_subtract_, stacked, step_of
+from lowrise.optim.engine.hyperball import BALL_ROLES, RADIUS, holds_norm, pairs_step_, step_
+from lowrise.optim.engine.units import Layout, Shape, Unit, batch_elements, buckets, chunked, stacked, step_of
+
+Step = tuple[Tensor, Tensor, dict[str, Tensor]]
 
 
 class MatrixOptimizer(Optimizer):
@@ -41,6 +46,7 @@ class MatrixOptimizer(Optimizer):
     """
 
     roles: ClassVar[frozenset[str]] = frozenset({"matrix"})
+    ball_roles: ClassVar[frozenset[str]] = BALL_ROLES
 
     uses_step: ClassVar[bool] = True
     """Whether `direction` looks at `step`. A class that does not is handed 0: matrices at different updates
@@ -116,6 +122,18 @@ class MatrixOptimizer(Optimizer):
 
     def _update(self, group: dict[str, Any], units: list[Unit]) -> None:
         decay = 1.0 - group["lr"] * group["weight_decay"] if group["weight_decay"] else None
+        if group["role"] == "factors" and holds_norm(group):
+            most = batch_elements(units[0].params[0].device)
+            for part in chunked(units, lambda unit: sum(p.numel() for p in unit.params), most):
+                found = {id(p): u for bucket in self._steps(group, part) for p, u, _ in bucket}
+                pairs_step_(group, part, [(found[id(A)], found[id(B)]) for A, B in (u.params for u in part)])
+            return
+        for bucket in self._steps(group, units):
+            params, updates, states = zip(*bucket, strict=True)
+            step_(group, params, updates, states, decay)
+
+    def _steps(self, group: dict[str, Any], units: list[Unit]) -> Iterator[list[Step]]:
+        """For each matrix lr s U, with its parameter and state; matrices of one shape and t at a time."""
         members = [m for unit in units for m in zip(unit.params, unit.grads, unit.states, strict=True)]
         by_step: dict[int, list[tuple[Tensor, Tensor, dict[str, Tensor]]]] = {}
         for member in members:
@@ -124,14 +142,15 @@ class MatrixOptimizer(Optimizer):
             for bucket in buckets(same, lambda member: member[0]):
                 params, grads, states = (list(column) for column in zip(*bucket, strict=True))
                 m, n = params[0].shape
-                kept = {name: [s[name] for s in states] for name in states[0] if name != "step"}
+                names = [name for name in states[0] if name not in ("step", RADIUS)]
+                kept = {name: [s[name] for s in states] for name in names}
                 state = {name: stacked(tensors) for name, tensors in kept.items()}
                 U = self.direction(stacked(grads), state, group, step)
                 if len(bucket) > 1:  # one alone was seen, not copied
                     for name, tensors in kept.items():
                         torch._foreach_copy_(tensors, list(state[name].unbind()))
                 U.mul_(group["lr"] * self.step_scale(m, n, group))
-                decay_and_subtract_(params, list(U.unbind()), decay)
+                yield list(zip(params, U.unbind(), states, strict=True))
 
 
 def _matrix(shape: Iterable[int]) -> tuple[int, int]:

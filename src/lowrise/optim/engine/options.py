@@ -111,6 +111,15 @@ def check_numbers(options: Mapping[str, Any], *, where: str) -> None:
         raise UsageError(f"{where} has momentum = {momentum!r}; it must be at least 0 and below 1.")
 
 
+def check_gauge(group: Mapping[str, Any], option: str, *, who: str, remedy: str) -> None:
+    """Refuse an option that chooses other factors of the same product, where these are another map."""
+    if group.get("fixed_gauge"):
+        raise UsageError(
+            f"{who} has {option}, which replaces factors A, B by others of the same product A B^T; with the "
+            f"layer's activation or residual (cola, dlr) that is another map: {remedy}."
+        )
+
+
 def check_known_options(
     options: Iterable[str], known: Collection[str], own: Collection[str], who: type
 ) -> None:

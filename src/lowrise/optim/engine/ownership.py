@@ -10,9 +10,9 @@ The first two need no communication. To an owner go weights and gradients, and n
 (`lowrise.distributed.transfers`).
 
 By rows go rules that move every row by itself: the built-in AdamW, and the roles in a class's `by_rows`. All
-others need a whole matrix and are owned, and so are groups with a view or whose products decay, and state in
-another format than float32, whose blocks and rounding belong to the whole tensor. Copies are owned only after
-`share_work`.
+others need a whole matrix and are owned, and so are groups with a view, those whose products decay, weights
+of fixed norm but for AdamW's matrices, and state in another format than float32, whose blocks and rounding
+belong to the whole tensor. Copies are owned only after `share_work`.
 
 The owner of a unit is a function of roles, shapes and options (`least_loaded` over the FLOPs of a step), the
 same at every rank, fixed when its group is added; in the state of the other ranks there is its `step` alone.
@@ -35,6 +35,7 @@ from torch import Tensor
 from lowrise.distributed.sharding import ShardGroup, is_sharded, local, shard_group
 from lowrise.distributed.transfers import Parcel, Transfer, least_loaded
 from lowrise.optim.engine.cost import Counted
+from lowrise.optim.engine.hyperball import holds_norm
 from lowrise.optim.engine.product_decay import decays_product
 from lowrise.optim.engine.state_formats import format_of
 from lowrise.optim.engine.units import Unit, chunked, state_dtype, units_of
@@ -50,6 +51,8 @@ class Spread(Counted):
 
     by_rows: ClassVar[frozenset[str]] = frozenset()
     """Those of `roles` whose rule moves every row of a parameter by itself."""
+    ball_by_rows: ClassVar[frozenset[str]] = frozenset()
+    """Those whose rule does so, and sums over ranks, where the group fixes norms (`hyperball.py`)."""
     shared_with: ShardGroup | None = None
     """The ranks that own units of which all have copies."""
     sent_bytes: int = 0
@@ -100,7 +103,8 @@ class Spread(Counted):
 
     def moves_rows(self, group: Mapping[str, Any]) -> bool:
         """Whether each row of the group's parameters is moved by itself."""
-        by_itself = group["role"] not in self.roles or group["role"] in self.by_rows
+        rows = self.ball_by_rows if holds_norm(group) else self.by_rows
+        by_itself = group["role"] not in self.roles or group["role"] in rows
         whole = format_of(group) != "float32" or group.get("view") is not None or decays_product(group)
         return by_itself and not whole
 

@@ -36,7 +36,8 @@ from torch import Tensor
 from lowrise.errors import UsageError
 from lowrise.linalg.rank import check_rank_value, resolve_rank
 from lowrise.optim.engine.base import Optimizer
-from lowrise.optim.engine.units import Layout, Shape, Unit, decay_and_subtract_, stacked, together
+from lowrise.optim.engine.hyperball import BALL_ROLES, step_
+from lowrise.optim.engine.units import Layout, Shape, Unit, stacked, together
 from lowrise.optim.rules.adamw import Form
 from lowrise.optim.rules.growth_limiter import firsts, limit_growth
 from lowrise.optim.rules.projection import (
@@ -84,6 +85,7 @@ class ProjectedAdam(Optimizer):
     """Steps 1 to 6 of the module's docstring; a subclass gives step 5 and what it keeps for it."""
 
     roles: ClassVar[frozenset[str]] = frozenset({"matrix"})
+    ball_roles: ClassVar[frozenset[str]] = BALL_ROLES
     adamw_form: ClassVar[Form] = "hf"
     alias: ClassVar[tuple[str, str]] = ("alpha", "scale")
     """Another name that groups may use for an option, and the option's own."""
@@ -154,7 +156,8 @@ class ProjectedAdam(Optimizer):
                 updates = list(U.unbind())
                 torch._foreach_mul_(updates, [keep * self._step_size(group, member) for member in bucket])
                 params = [member.unit.params[0] for member in bucket]
-                decay_and_subtract_(params, updates, keep if group["weight_decay"] else None)
+                states = [member.state for member in bucket]
+                step_(group, params, updates, states, keep if group["weight_decay"] else None)
 
     def _projected(self, group: dict[str, Any], chunk: Sequence[Sequence[Member]]) -> list[Batch]:
         """Steps 1 to 4: products for each shape, the rest for all together."""

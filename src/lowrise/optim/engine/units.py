@@ -121,7 +121,7 @@ def together(items: Sequence[T], tensor_of: Callable[[T], Tensor]) -> Iterator[l
         )
 
 
-def chunked(items: Sequence[T], elements_of: Callable[[T], int], limit: int) -> Iterator[list[T]]:
+def chunked(items: Sequence[T], elements_of: Callable[[T], int], limit: float) -> Iterator[list[T]]:
     """Consecutive runs of at most `limit` elements, of one item at least."""
     chunk: list[T] = []
     elements = 0

@@ -1,0 +1,150 @@
+"""Hyperball: trajectories of dense matrices and of a product; the file's tail EMA is not covered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import torch
+from replays.common import Fixture, Line, guarded, max_error, tensor
+from torch import Tensor, nn
+
+from lowrise.errors import UsageError
+from lowrise.linalg import polar_svd
+from lowrise.optim import AdamW, Muon, Optimizer
+from lowrise.optim.engine.hyperball import BALL_ROLES, pairs_step_
+
+MOMENTS = {"momentum": "momentum", "adam_m": "exp_avg"}  # in the file -> in the state
+
+
+def replay_hyperball(data: Fixture, dtype: torch.dtype) -> Iterator[Line]:
+    """The groups of `index` whose config has `hyperball`. Bars, relative to the largest movement: 1e-9 in
+    float64, 1e-4 in float32.
+    """
+    for name in json.loads(str(data["index"]))["groups"]:
+        config = json.loads(str(data[f"{name}/config"]))
+        if not config.get("hyperball"):
+            yield Line(f"hyperball/{name}")
+            continue
+        replay = _pair if config["rule"] == "loramuon" else _matrix
+        yield from guarded(f"hyperball/{name}", replay, data, dtype, name, config)
+
+
+def _matrix(data: Fixture, dtype: torch.dtype, name: str, config: dict[str, Any]) -> Iterator[Line]:
+    W = nn.Parameter(tensor(data[f"{name}/W0"], dtype))
+    start = torch.from_numpy(data[f"{name}/W0"])
+    optimizer = _optimizer(W, config)
+    weights = []
+    for t, lr in enumerate(data[f"{name}/lr"]):
+        optimizer.param_groups[0]["lr"] = float(lr)
+        W.grad = tensor(data[f"{name}/G"][t], dtype)
+        optimizer.step()
+        weights.append(W.detach().double().clone())
+    yield Line(
+        f"hyperball/{name}/W",
+        max_error(torch.stack(weights), torch.from_numpy(data[f"{name}/W"]), start),
+        _bar(dtype),
+    )
+    norms = torch.stack([torch.linalg.vector_norm(w) for w in weights])
+    yield Line(f"hyperball/{name}/norm", max_error(norms, start.norm().expand_as(norms), 0.0), _bar(dtype))
+    for key, own in MOMENTS.items():
+        if f"{name}/{key}" in data:
+            golden = torch.from_numpy(data[f"{name}/{key}"])
+            got = optimizer.state[W][own].double()
+            yield Line(f"hyperball/{name}/{key}", max_error(got, golden, 0.0), _bar(dtype))
+
+
+def _optimizer(W: nn.Parameter, config: dict[str, Any]) -> Optimizer:
+    group = {"params": [W], "role": "matrix", "hyperball": True}
+    if config["rule"] == "adam":
+        return AdamW([group], betas=tuple(config["betas"]), eps=config["eps"])
+    if config["rule"] != "muon":
+        raise UsageError(f"there is no replay for the rule {config['rule']!r}")
+    kind = ExactMuon if config.get("msign") == "svd" else Muon
+    return kind([group], momentum=config["momentum"])
+
+
+class ExactMuon(Muon):
+    """Muon along the exact polar factor: any rule that has a direction can be wrapped."""
+
+    def direction(self, G: Tensor, state: dict[str, Tensor], options: Mapping[str, Any], step: int) -> Tensor:
+        M = state["momentum"].lerp_(G, 1.0 - options["momentum"])
+        return polar_svd(torch.lerp(G, M, options["momentum"]))
+
+
+class GaugeInvariant(Optimizer):
+    """Directions of the product A B^T that do not depend on the split (LoRA-Muon, arXiv 2606.12921, with
+    exact roots): dA = msign(m_A R_B) R_B with R_B = (B^T B)^(-1/2), and likewise dB.
+    """
+
+    roles: ClassVar[frozenset[str]] = frozenset({"factors"})
+    ball_roles = BALL_ROLES
+
+    def __init__(self, params, lr: float = 0.01, *, momentum: float = 0.9, weight_decay: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @classmethod
+    def _state_layout(cls, role, shapes, options):
+        return tuple({"momentum": shape} for shape in shapes)
+
+    @classmethod
+    def _unit_flops(cls, role, shapes, options) -> int:
+        return 0
+
+    def _update(self, group, units) -> None:
+        found = []
+        for unit in units:
+            M = [
+                s["momentum"].lerp_(g, 1.0 - group["momentum"])
+                for s, g in zip(unit.states, unit.grads, strict=True)
+            ]
+            R = [_inverse_root(X.mT @ X) for X in reversed(unit.params)]
+            found.append(tuple(polar_svd(m @ r) @ r * group["lr"] for m, r in zip(M, R, strict=True)))
+        pairs_step_(group, units, found)
+
+
+def _inverse_root(S: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(S)
+    return (vectors * values.rsqrt()) @ vectors.mT
+
+
+def _pair(data: Fixture, dtype: torch.dtype, name: str, config: dict[str, Any]) -> Iterator[Line]:
+    A0, B0 = tensor(data[f"{name}/A0"], dtype), tensor(data[f"{name}/B0"], dtype)
+    factors, products, moments = _walk(A0, B0, data, dtype, name, config)
+    start = {"A": torch.from_numpy(data[f"{name}/A0"]), "B": torch.from_numpy(data[f"{name}/B0"])}
+    golden = {key: torch.from_numpy(data[f"{name}/{key}"]) for key in ("A", "B", "mA", "mB")}
+    for place, key in enumerate(("A", "B")):
+        got = torch.stack([pair[place] for pair in factors])
+        yield Line(f"hyperball/{name}/{key}", max_error(got, golden[key], start[key]), _bar(dtype))
+        yield Line(f"hyperball/{name}/m{key}", max_error(moments[place], golden[f"m{key}"], 0.0), _bar(dtype))
+    W0 = start["A"] @ start["B"].mT
+    norms = torch.stack([torch.linalg.vector_norm(W) for W in products])
+    yield Line(f"hyperball/{name}/norm", max_error(norms, W0.norm().expand_as(norms), 0.0), _bar(dtype))
+    if f"{name}/M" in data:
+        M = tensor(data[f"{name}/M"], torch.float64)
+        A, B = start["A"] @ M, start["B"] @ torch.linalg.inv(M).mT
+        _, moved, _ = _walk(A, B, data, torch.float64, name, config)
+        wanted = golden["A"] @ golden["B"].mT
+        yield Line(f"hyperball/{name}/gauge", max_error(torch.stack(moved), wanted, W0), 1e-9)
+
+
+def _walk(A0: Tensor, B0: Tensor, data: Fixture, dtype: torch.dtype, name: str, config: dict[str, Any]):
+    """(A, B) and A B^T after every step, and the momenta at the end."""
+    A, B = nn.Parameter(A0.clone()), nn.Parameter(B0.clone())
+    group = {"params": [A, B], "role": "factors", "hyperball": True}
+    optimizer = GaugeInvariant([group], momentum=config["momentum"])
+    factors, products = [], []
+    for t, lr in enumerate(data[f"{name}/lr"]):
+        optimizer.param_groups[0]["lr"] = float(lr)
+        G = tensor(data[f"{name}/G"][t], dtype)
+        A.grad, B.grad = G @ B.detach(), G.mT @ A.detach()
+        optimizer.step()
+        pair = A.detach().double().clone(), B.detach().double().clone()
+        factors.append(pair)
+        products.append(pair[0] @ pair[1].mT)
+    return factors, products, [optimizer.state[X]["momentum"].double() for X in (A, B)]
+
+
+def _bar(dtype: torch.dtype) -> float:
+    return 1e-9 if dtype == torch.float64 else 1e-4
