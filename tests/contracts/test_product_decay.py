@@ -185,3 +185,12 @@ def test_an_unknown_decay_gets_the_choices(name: str) -> None:
 def test_its_flops_are_counted(name: str) -> None:
     plain, product = (build(name, pairs(), **options).step_flops() for options in ({}, {"decay": "product"}))
     assert product - plain == sum(4 * (m + n) * r * r for m, n, r in SHAPES)
+
+
+@pytest.mark.parametrize(("name", "options"), [("adamw", {"decay": "product"}), ("loramuon", {})])
+def test_factors_with_a_residual_beside_them_are_refused(name, options):
+    """A layer that adds to A (dlr) has another weight than A B^T."""
+    A, B = (nn.Parameter(torch.rand(k, 3)) for k in (8, 6))
+    group = {"params": [A, B], "role": "factors", "residual_norm": 0.5}
+    with pytest.raises(UsageError, match="residual"):
+        OPTIMIZERS[name]([group], lr=0.1, **options)

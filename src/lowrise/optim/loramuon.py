@@ -25,6 +25,7 @@ from lowrise.linalg.norms import spectral_norm_upper
 from lowrise.linalg.polar import rounding_guard
 from lowrise.linalg.precision import full_precision_matmul
 from lowrise.optim.engine.base import Optimizer
+from lowrise.optim.engine.options import check_gauge
 from lowrise.optim.engine.units import (
     Layout,
     Shape,
@@ -195,6 +196,15 @@ class LoRAMuon(Optimizer):
         if not 0.0 < group["rebalance_alpha"] <= 1.0:
             raise UsageError(
                 f"LoRAMuon has rebalance_alpha = {group['rebalance_alpha']}; choose above 0, at most 1."
+            )
+        if group["rebalance_every"]:
+            check_gauge(
+                group, f"rebalance_every = {group['rebalance_every']}", who="LoRAMuon", remedy="leave it out"
+            )
+        if group.get("residual_norm"):
+            raise UsageError(
+                "LoRAMuon scales the step of A B^T by the partner's Gram matrix, and factors of layers that add "
+                "a residual to A (dlr) have another: choose another optimizer, for example AdamW or Spectron."
             )
         if group["role"] in self.roles:
             _split_factor(group)

@@ -55,7 +55,7 @@ from lowrise.optim.engine.options import (
 )
 from lowrise.optim.engine.other import update_by_adamw
 from lowrise.optim.engine.ownership import Spread, here, seen_group, shape_of
-from lowrise.optim.engine.product_decay import product_decayed
+from lowrise.optim.engine.product_decay import check_product, product_decayed
 from lowrise.optim.engine.state_formats import (
     OPEN_ELEMENTS,
     Stored,
@@ -217,6 +217,7 @@ class Optimizer(Spread):
             check_params(group)
             check_format(group, where=where)
             check_hyperball(group, self.ball_roles & self.roles, who=type(self).__name__, where=where)
+            check_product(group)
             matrices = {id(p): split(shape_of(p), group["view"]) for p in group["params"]}
             self._check_options(as_matrices(group, matrices) if group["view"] else group)
         except UsageError:

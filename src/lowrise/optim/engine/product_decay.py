@@ -32,6 +32,15 @@ def check_decay(who: str, group: Mapping[str, Any]) -> None:
         raise UsageError(f"{who} has decay = {group['decay']!r}; choose one of entries, product.")
 
 
+def check_product(group: Mapping[str, Any]) -> None:
+    """Raise `UsageError` where the weight is not the product of the factors that would decay."""
+    if decays_product(group) and group.get("residual_norm"):
+        raise UsageError(
+            'decay = "product" decays ||A B^T||_F, and factors of layers that add a residual to A (dlr) have '
+            "another weight: leave the option out, or choose another layer, for example lowrank."
+        )
+
+
 def decays_product(group: Mapping[str, Any]) -> bool:
     """Whether the product of a group's pairs decays, and not the entries of its parameters."""
     return group["role"] == "factors" and group.get("decay") == "product"
