@@ -38,6 +38,7 @@ KINDS: dict[str, Kind] = {
     "init": Kind.ORIGIN,
     "data": Kind.TEXT,
     "data.weights": Kind.MATHEMATICS,
+    "data.overlong": Kind.MATHEMATICS,
     **{f"data.{name}": Kind.EXECUTION for name in HOW_NOT_WHAT},
     "train.steps": Kind.COURSE,
     "train.global_batch_size": Kind.MATHEMATICS,

@@ -132,6 +132,8 @@ def _prepared(
                         parts = _tokenized(directory, config, files, tokenizer, report, unchanged, log)
                         _finish(directory, fingerprint, config, files, hashes, tokenizer, parts)
     corpus = _opened(directory, fingerprint, report)
+    if config.overlong == "drop":
+        corpus = corpus.without_overlong()
     return corpus.mixed(config.weights, _tokens_by_source(files, corpus)) if config.weights else corpus
 
 
@@ -252,7 +254,8 @@ def _tokenized(
 ) -> list[dict[str, Any]]:
     """All parts that `data.max_tokens` asks for, those that an earlier process has finished among them."""
     directory.mkdir(exist_ok=True)
-    work = PartWriter(directory, sum(file.size for file in files), tokenizer, report, unchanged)
+    size = sum(file.size for file in files)
+    work = PartWriter(directory, size, tokenizer, report, unchanged, config.is_samples)
     parts = work.finished_parts()
     limit = TokenLimit(files, token_limits(config))
     for part in parts:
@@ -293,7 +296,7 @@ def _finish(
         for number, (file, sha256) in enumerate(zip(files, hashes, strict=True))
     ]
     options = asdict(config)
-    for name in (*HOW_NOT_WHAT, "weights"):
+    for name in (*HOW_NOT_WHAT, "weights", "overlong"):
         del options[name]
     options["held_out"] = "tail" if _holds_out_a_tail(config, files) else "documents"
     index = make_index(fingerprint, tokenizer, splits, sources, options)

@@ -28,7 +28,7 @@ from lowrise.data.progress import held_out_with_progress, prepare_with_progress
 from lowrise.distributed import World
 from lowrise.distributed.fsdp import reshard
 from lowrise.errors import LowriseError, UsageError
-from lowrise.model.loss import DEFAULT_CHUNK_TOKENS, next_token_loss
+from lowrise.model.loss import DEFAULT_CHUNK_TOKENS, next_token_loss, parts_of
 from lowrise.runs.directory import open_run
 from lowrise.runs.environment import autocast_for
 from lowrise.runs.load import NO_CORPUS, load_run
@@ -77,7 +77,7 @@ def evaluate(
     try:
         for batch in batches:
             ids = torch.as_tensor(batch, dtype=torch.int64)
-            tokens += int((ids[:, 1:] >= 0).sum())
+            tokens += int((parts_of(ids)[1] >= 0).sum())
             nats += float(next_token_loss(model, ids.to(device), reduction="sum", chunk=chunk))
     finally:
         model.train(was_training)
@@ -129,7 +129,7 @@ def evaluate_split(
         result = evaluate(model, windows(), text_bytes=corpus.valid.text_bytes, total=world.total)
     finally:
         reshard(model)  # else the next update would begin with what these passes have left gathered
-    share = result.tokens / len(corpus.valid)
+    share = result.tokens / corpus.valid.targets
     return dataclasses.replace(result, bits_per_byte=result.bits_per_byte / share)
 
 
