@@ -193,8 +193,8 @@ def _field(row: Any, text_key: str, place: str, limits: Limits) -> str:
     """The document in a row, or a sentence about what is there instead."""
     if not isinstance(row, dict):
         raise UsageError(
-            f"{place}: a JSON {kind_of_json(row)}, not an object with the key {text_key!r}. One object a line is "
-            "read; a file that is one array becomes that with `jq -c '.[]'`."
+            f"{place}: a JSON {kind_of_json(row)}, not an object with the key {text_key!r}. One object a "
+            "line is read; a file that is one array becomes that with `jq -c '.[]'`."
         )
     if text_key not in row:
         keys = ", ".join(map(repr, row)) or "none"

@@ -45,7 +45,8 @@ from lowrise.train.course import Course
 from lowrise.train.display import Display
 from lowrise.train.resume import Origin, Start, accepted_changes, go_on, text_numbers
 from lowrise.train.step import TrainStep, Update
-from lowrise.train.summary import Progress, evaluation_record, summarize
+from lowrise.train.stopping import EarlyStopping
+from lowrise.train.summary import Progress, evaluation_record, summarize, told_samples
 from lowrise.train.telemetry import measure, snapshot
 from lowrise.train.trackers import Tracker, Trackers, open_tensorboard
 
@@ -98,6 +99,9 @@ class Trainer:
             whole=kept.whole,
             warn=lambda text: self.display.say(text, style="yellow"),
         )
+        self.stopping = EarlyStopping(
+            config, self.train_step, self.saver, self.world, save=self._save, say=display.say
+        )
 
     @property
     def optimizer(self) -> Optimizer:
@@ -124,6 +128,8 @@ class Trainer:
         start = self._resume()
         self.world.by_rank_0(self.saver.retire)  # a kill comes between a save and what follows it
         self._check_alike("at the start")
+        for line in told_samples(self.corpus, config.train.seq_len):
+            self.display.say(line)
         self.world.by_rank_0(lambda: self._write_start(start))
         with (
             StopRequest(once=True) as self.stop,
@@ -131,8 +137,12 @@ class Trainer:
             self._tracked() as board,
             self.saver,
         ):
-            while self.progress.step < config.train.steps and not self._asked_to_stop():
+            if self.stopping.has_missed():
+                self.stopping.watch(self._evaluate(board, whole=False))
+            while self.stopping.goes_on() and not self._asked_to_stop():
                 self._advance(board)
+            if self.stopping.take_best():
+                self.saved_step = -1
             if self.saved_step != self.progress.step:
                 self._save()
             with self._on_the_wall_clock():
@@ -204,9 +214,10 @@ class Trainer:
                 record["matrices"] = measure(self.model, before, self.world)
             self._write(record, board)
         with self._on_the_wall_clock():
-            if _due(number, config.eval.every) and number < config.train.steps:
-                self._evaluate(board, whole=False)
-            if _due(number, config.checkpoint.every) or self.save_due:
+            if self.stopping.is_due(number):
+                self.stopping.watch(self._evaluate(board, whole=False))
+            due = _due(number, config.checkpoint.every) or self.save_due
+            if due and self.saved_step != number and not self.stopping.stops:
                 self._save()
 
     def _device_record(self, seconds: float) -> dict[str, Any]:
@@ -273,7 +284,9 @@ class Trainer:
         progress, self.extra_results = self.progress, {k: v for k, v in results.items() if k}
         losses = {name: result.loss for name, result in self.extra_results.items()}
         self.display.evaluated(progress.step, results[""].loss, losses)
-        self._write({"step": progress.step, "tokens": progress.tokens, **evaluation_record(results)}, board)
+        of = {"weights_of_step": progress.weights_of_step} if progress.weights_of_step else {}
+        record = {"step": progress.step, "tokens": progress.tokens, **of, **evaluation_record(results)}
+        self._write(record, board)
         return results[""]
 
     @contextmanager
@@ -328,13 +341,15 @@ class Trainer:
         self.origin = start.origin
         if start.own:
             self.saved_step = self.progress.step
+            self.stopping.begin()
         self._rewind(self.progress.step if start.own else -1)
         return start
 
     def _rewind(self, step: int) -> None:
         """The last evaluation comes after the last checkpoint, every other one before."""
         if self.world.leads:
-            self.directory.rewind_metrics(step, evaluated=step < self.config.train.steps)
+            ended = step == self.config.train.steps or self.progress.weights_of_step > 0
+            self.directory.rewind_metrics(step, evaluated=not ended)
 
     def _interruption(self) -> Interrupted:
         stop = self.stop
