@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrise.errors import LowriseError, UsageError
+from lowrise.files import strict_json, write_whole
 
 TEMPLATE = "chat_template.jinja"
 PLAIN_ROLES = {"system": "System", "developer": "System", "user": "User", "assistant": "Assistant"}
@@ -125,6 +126,12 @@ def read_template(file: str | Path, folders: Sequence[Path] = ()) -> ChatTemplat
     for folder in (place.parent, *folders):
         specials = _special_names(_settings(folder / "tokenizer_config.json")) | specials
     return ChatTemplate(_text_of(place), specials)
+
+
+def write_template(folder: Path, template: ChatTemplate) -> None:
+    """Write a template and the special tokens that it may name where `find_template` finds them."""
+    write_whole(folder / TEMPLATE, template.source)
+    write_whole(folder / "tokenizer_config.json", strict_json(dict(template.specials), indent=2) + "\n")
 
 
 def _text_of(file: Path) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 from lowrise.data.chat import PLAIN_ROLES, ChatTemplate, find_template, read_template
 from lowrise.data.config import SAMPLE_KEYS, DataConfig
 from lowrise.data.readers import Chunk, Span, json_rows, kind_of_json, refuse_half_pairs
-from lowrise.data.stored import Limits
+from lowrise.data.stored import LIMITS, Limits
 from lowrise.errors import LowriseError, UsageError
 
 
@@ -53,6 +53,27 @@ def sample_format(config: DataConfig) -> SampleFormat:
         template = find_template(folders)
     keys = SAMPLE_KEYS | config.keys
     return SampleFormat(keys, template, _marks(folders) if template is not None else ())
+
+
+def template_place(config: DataConfig) -> str | None:
+    """Where the template of a configuration lies, by which another tokenizer's place does not change it."""
+    if config.chat_template is not None or config.tokenizer is None:
+        return config.chat_template
+    place = Path(config.tokenizer).expanduser()
+    folder = place if place.is_dir() else place.parent
+    return str(folder) if find_template([folder]) is not None else None
+
+
+def are_samples(path: Path, like: DataConfig) -> bool:
+    """Whether the first line of JSON Lines is a sample and not a text. Where it could be both, it is what the
+    lines of `like` are."""
+    keys = SAMPLE_KEYS | like.keys
+    for _, row, _ in json_rows(path, LIMITS, example={like.text_key: "..."}):
+        if not isinstance(row, dict):
+            return False
+        sample = keys["messages"] in row or (keys["prompt"] in row and keys["completion"] in row)
+        return sample and (like.is_samples or like.text_key not in row)
+    return False
 
 
 def _marks(folders: Sequence[Path]) -> tuple[str, ...]:

@@ -115,6 +115,7 @@ def _origin(options: ExportOptions, run: TrainedRun) -> dict[str, Any]:
         "recipe": run.config.hash,
         "corpus": run.corpus,
         "step": run.step,
+        "seq_len": run.config.train.seq_len,
     }
 
 

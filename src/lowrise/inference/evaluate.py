@@ -10,29 +10,22 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from rich.table import Table
 from torch import Tensor, nn
 
 from lowrise.config import RunConfig
 from lowrise.console import Console
-from lowrise.data import Corpus, DataConfig
+from lowrise.data import Corpus
 from lowrise.data.index import TOKENIZER
-from lowrise.data.progress import held_out_with_progress, prepare_with_progress
+from lowrise.data.progress import held_out_with_progress
 from lowrise.distributed import World
 from lowrise.distributed.fsdp import reshard
 from lowrise.errors import LowriseError, UsageError
 from lowrise.model.loss import DEFAULT_CHUNK_TOKENS, next_token_loss, parts_of
-from lowrise.runs.directory import open_run
-from lowrise.runs.environment import autocast_for
-from lowrise.runs.load import NO_CORPUS, load_run
-from lowrise.runs.trust import require_trust
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,89 +133,3 @@ def extra_texts(config: RunConfig, corpus: Corpus, console: Console) -> dict[str
         name: held_out_with_progress([source], tokenizer, config.data, console)
         for name, source in config.eval.extra.items()
     }
-
-
-def evaluate_run(
-    folder: str | Path,
-    device: str,
-    console: Console,
-    *,
-    source: Sequence[str] = (),
-    trust: bool = False,
-) -> dict[str, Any]:
-    """Exact validation numbers of a run over the whole held-out split of its corpus, or over all of the texts
-    `source`, tokenized as the run does.
-
-    Raises `UsageError` before any file is touched that the folder of somebody else's run names, unless it is
-    to be trusted.
-    """
-    directory = open_run(folder)
-    if not source:
-        remedy = "name the text yourself, --data.source TEXT"
-        require_trust(directory.path, trust=trust, remedy=remedy)
-    run = load_run(folder, device, console)
-    if source:
-        data = run.config.data
-        like = DataConfig(
-            text_key=data.text_key,
-            document_separator=data.document_separator,
-            separator_token=data.separator_token,
-        )
-        corpus = held_out_with_progress(source, directory.tokenizer, like, console)
-    else:
-        corpus = prepare_with_progress(run.config.data, console)
-    if not source and run.corpus not in (corpus.fingerprint, NO_CORPUS):
-        console.print(
-            "The text of this run has changed since it was trained: these numbers are of the text as it is.",
-            style="yellow",
-        )
-    with autocast_for(run.config, run.device):
-        result = evaluate_split(run.model, corpus, run.config)
-    return {
-        "run": str(folder),
-        "step": run.step,
-        "val_loss": result.loss,
-        "val_perplexity": result.perplexity,
-        "val_bits_per_byte": result.bits_per_byte,
-        "val_tokens": result.tokens,
-        "val_bytes": corpus.valid.text_bytes,
-    }
-
-
-def check_runs(folders: Sequence[Path]) -> None:
-    """`UsageError` for what is no run, before anything is evaluated."""
-    for folder in folders:
-        open_run(folder)
-
-
-def show(results: Sequence[dict[str, Any]], console: Console) -> None:
-    """One result as a sentence, several as a table, and whether they are of one text."""
-    if len(results) == 1:
-        (result,) = results
-        console.print(
-            f"step {result['step']}: validation loss {result['val_loss']:.6f}, "
-            f"perplexity {result['val_perplexity']:.4f}, {result['val_bits_per_byte']:.5f} bits per byte "
-            f"over {result['val_tokens']:,} tokens",
-            highlight=False,
-        )
-        return
-    table = Table(box=None, header_style="bold")
-    table.add_column("run", overflow="fold")
-    for name in ("step", "loss", "perplexity", "bits per byte", "tokens", "bytes"):
-        table.add_column(name, justify="right")
-    for r in results:
-        table.add_row(
-            r["run"],
-            str(r["step"]),
-            f"{r['val_loss']:.6f}",
-            f"{r['val_perplexity']:.4f}",
-            f"{r['val_bits_per_byte']:.5f}",
-            f"{r['val_tokens']:,}",
-            f"{r['val_bytes']:,}",
-        )
-    console.print(table)
-    if len({r["val_bytes"] for r in results}) > 1:
-        console.print(
-            "The held-out texts of these runs differ in size, so these numbers are of different texts.",
-            style="yellow",
-        )

@@ -81,6 +81,8 @@ class RunDirectory:
             self.summary,
             self.report,
             self.tokenizer,
+            self.path / "chat_template.jinja",
+            self.path / "tokenizer_config.json",
             self.sample,
         ):
             if file.is_dir():

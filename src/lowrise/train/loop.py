@@ -19,6 +19,8 @@ from lowrise.config import RunConfig
 from lowrise.config.identity import digest, told
 from lowrise.console import Console
 from lowrise.data import Corpus
+from lowrise.data.chat import write_template
+from lowrise.data.samples import sample_format
 from lowrise.distributed import FailedElsewhere, World, check_alike, check_same_work
 from lowrise.distributed.sharding import is_sharded
 from lowrise.distributed.world import lost_ranks_explained
@@ -164,6 +166,9 @@ class Trainer:
         entry = start.entry(self.progress.step, changed) | {k: facts[k] for k in ("ranks", "device")}
         self.directory.write_start(self.config, facts, entry)
         self.corpus.write_tokenizer(self.directory.tokenizer)
+        template = sample_format(self.config.data).template if self.config.data.is_samples else None
+        if template is not None:
+            write_template(self.directory.path, template)
 
     def _asked_to_stop(self) -> bool:
         """Whether any rank was: the same answer on all, at the same place of the run. A request to save is

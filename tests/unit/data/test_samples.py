@@ -108,10 +108,19 @@ BAD_LINES = [
     ('["a", "b"]', "line 2: a JSON array"),
     ('{"messages": []}', "line 2: 'messages' is no list of messages"),
     ('{"messages": [{"role": "user", "content": "a"}]}', "line 2: no message of the role 'assistant'"),
-    ('{"messages": [{"role": "x", "content": "a"}, {"role": "assistant", "content": "b"}]}', "line 2: .*role 'x'"),
+    (
+        '{"messages": [{"role": "x", "content": "a"}, {"role": "assistant", "content": "b"}]}',
+        "line 2: .*role 'x'",
+    ),
     ('{"messages": [{"content": "a"}]}', r"line 2: messages\[0\] is no object with a string 'role'"),
-    ('{"messages": [{"role": "assistant", "content": null}]}', r"line 2: messages\[0\]: 'content' holds null"),
-    ('{"messages": [{"role": "assistant", "content": ""}]}', r"line 2: messages\[0\]: the assistant says nothing"),
+    (
+        '{"messages": [{"role": "assistant", "content": null}]}',
+        r"line 2: messages\[0\]: 'content' holds null",
+    ),
+    (
+        '{"messages": [{"role": "assistant", "content": ""}]}',
+        r"line 2: messages\[0\]: the assistant says nothing",
+    ),
 ]
 
 
@@ -125,7 +134,7 @@ def test_a_faulty_line_is_named_with_file_line_and_remedy(line: str, message: st
 
 def test_what_a_template_refuses_has_a_place() -> None:
     refusing = ChatTemplate("{{ raise_exception('no system messages') }}")
-    with pytest.raises(UsageError, match="a.jsonl, line 3: The chat template refuses.*no system"):
+    with pytest.raises(UsageError, match=r"a.jsonl, line 3: The chat template refuses.*no system"):
         spans_of(CHAT, SampleFormat(template=refusing), "a.jsonl, line 3")
 
 
@@ -147,7 +156,7 @@ def test_a_mark_quoted_in_a_message_is_refused() -> None:
 def test_other_kinds_of_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a")
     for source in (str(tmp_path / "a.txt"), "builtin"):
-        with pytest.raises(UsageError, match='is no JSON Lines, which data.format = "samples" reads'):
+        with pytest.raises(UsageError, match=r'is no JSON Lines, which data.format = "samples" reads'):
             prepare(DataConfig(source=source, format="samples", cache=str(tmp_path / "cache")))
 
 
@@ -237,7 +246,7 @@ def test_overlong_samples_are_cut_or_dropped_and_counted(tmp_path: Path) -> None
     assert dropping.fingerprint == corpus.fingerprint, "nothing is prepared anew"
     counts = dropping.train.counts(16)
     assert (counts.samples, counts.cut, counts.left_out) == (3, 0, 2)
-    with pytest.raises(UsageError, match="No sample of the train split.*raise train.seq_len"):
+    with pytest.raises(UsageError, match=r"No sample of the train split.*raise train.seq_len"):
         corpus.train.batch(0, sequences=1, seq_len=1, seed=0)
 
 
@@ -254,7 +263,9 @@ def test_mixtures_of_samples(tmp_path: Path) -> None:
     sources = []
     for name in ("a", "b"):
         path = tmp_path / f"{name}.jsonl"
-        path.write_text("".join(json.dumps({"prompt": name, "completion": f" {i}"}) + "\n" for i in range(40)))
+        path.write_text(
+            "".join(json.dumps({"prompt": name, "completion": f" {i}"}) + "\n" for i in range(40))
+        )
         sources.append(str(path))
     config = DataConfig(
         source=sources, weights=(3, 1), format="samples", vocab_size=300, cache=str(tmp_path / "cache")

@@ -15,7 +15,7 @@ from lowrise.cli import main
 from lowrise.config import load
 from lowrise.config.places import named_places, source_place
 from lowrise.errors import UsageError
-from lowrise.inference.evaluate import evaluate_run
+from lowrise.evaluation.measure import evaluate_run
 from lowrise.runs.trust import seal
 
 

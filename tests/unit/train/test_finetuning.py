@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 from pathlib import Path
@@ -12,9 +13,9 @@ from processes import on_ranks
 from sample_runs import finetune, sample_config, sample_settings
 from small_runs import config_for, console, corpus_of, final_tensors, metrics, run_training, trainer_for
 
-from lowrise.config import RunConfig, load
+from lowrise.config import RunConfig, load, validate
 from lowrise.errors import UsageError
-from lowrise.inference.evaluate import evaluate_run
+from lowrise.evaluation.measure import evaluate_run
 from lowrise.methods import METHODS
 from lowrise.model import next_token_loss
 from lowrise.runs.load import load_run
@@ -83,15 +84,17 @@ def test_evaluation_counts_each_completion_once(text_folder, tmp_path) -> None:
 
 
 def test_the_log_and_the_summary_say_what_became_of_the_samples(text_folder, tmp_path) -> None:
-    config = sample_config(text_folder, **{"train.seq_len": 32})
+    config = sample_config(text_folder, **{"train.seq_len": 14})
     trainer = trainer_for(config, tmp_path)
     summary = trainer.run()
     said = trainer.display.console.file.getvalue()
     counts = summary["train_samples"]
     assert counts["cut"] > 0
-    assert f"train: {counts['samples']} samples in {counts['rows']} sequences of 32 tokens" in said
+    assert f"train: {counts['samples']} samples in {counts['rows']} sequences of 14 tokens" in said
     assert f"{counts['cut']} are longer and lose their end" in said
-    dropped = run_training(sample_config(text_folder, **{"train.seq_len": 32, "data.overlong": "drop"}), tmp_path / "b")
+    dropped = run_training(
+        sample_config(text_folder, **{"train.seq_len": 14, "data.overlong": "drop"}), tmp_path / "b"
+    )
     assert dropped["train_samples"]["left_out"] == counts["cut"] + counts["left_out"]
 
 
@@ -133,8 +136,6 @@ def stopping_config(folder: Path, **more: object) -> RunConfig:
 
 def with_losses(trainer: Trainer, losses: list[float]) -> Trainer:
     """The trainer, whose evaluations at steps 2, 4, ... find these losses."""
-    import dataclasses
-
     evaluate = trainer._evaluate
 
     def found(board, whole):
@@ -157,7 +158,10 @@ def test_a_run_stops_early_and_ends_with_its_best_weights(text_folder, tmp_path)
     assert (summary["steps"], summary["status"], summary["stopped_early"]) == (12, "completed", True)
     assert (summary["best_step"], summary["best_val_loss"], summary["weights_of_step"]) == (8, 3.0, 8)
     said = trainer.display.console.file.getvalue()
-    assert "step 12: 2 evaluations in a row (eval.patience) had no validation loss lower than 3.0000 (step 8)" in said
+    assert (
+        "step 12: 2 evaluations in a row (eval.patience) had no validation loss lower than 3.0000 (step 8)"
+        in said
+    )
     straight = sample_config(text_folder, **{"train.steps": 40, "eval.every": 0, "checkpoint.every": 8})
     other = trainer_for(straight, tmp_path / "straight")
     while other.progress.step < 8:
@@ -238,15 +242,14 @@ def test_min_delta_and_losses_that_are_no_numbers(text_folder, tmp_path) -> None
     ],
 )
 def test_settings_that_cannot_be(values, message) -> None:
-    from lowrise.config import validate
-
     with pytest.raises(UsageError, match=message):
         validate(load(None, values))
 
 
 def test_summary_of_text_has_no_samples(text_folder, tmp_path) -> None:
     summary = run_training(config_for(text_folder, "adamw"), tmp_path)
-    assert not {"train_samples", "stopped_early", "best_step"} & json.loads(
-        (tmp_path / "summary.json").read_text()
-    ).keys()
+    assert (
+        not {"train_samples", "stopped_early", "best_step"}
+        & json.loads((tmp_path / "summary.json").read_text()).keys()
+    )
     assert summary["status"] == "completed"
