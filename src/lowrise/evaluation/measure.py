@@ -160,10 +160,11 @@ def show(results: Sequence[dict[str, Any]], console: Console) -> None:
             f"{r['val_bytes']:,}",
         )
     console.print(table)
-    if len({r["seq_len"] for r in results}) > 1:
+    lengths = sorted({r["seq_len"] for r in results if "seq_len" in r})
+    if len(lengths) > 1:
         console.print(
-            "These models were measured in windows of different lengths "
-            f"({', '.join(str(r['seq_len']) for r in results)} tokens): say --seq_len N for one.",
+            f"These models were measured in windows of different lengths ({', '.join(map(str, lengths))} "
+            "tokens): say --seq_len N for one.",
             style="yellow",
         )
     if len({r["val_bytes"] for r in results}) > 1:

@@ -51,9 +51,9 @@ def check_model(folder: str | Path) -> None:
         open_run(place)
     elif gguf_in(place) is None and not (place / "config.json").is_file() and not (place / _OWN).is_file():
         raise UsageError(
-            f"{place} holds no model: it has no config.toml (a run), no config.json (a Hugging Face folder), "
-            "no GGUF file and no model.safetensors. Name the folder of a run, or one that lowrise export "
-            "wrote."
+            f"{place} is not a run directory (it has no config.toml), nor a model in another form (no "
+            "config.json, no GGUF file, no model.safetensors). Name the folder of a run, or one that lowrise "
+            "export wrote."
         )
 
 
