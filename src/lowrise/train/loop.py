@@ -130,7 +130,7 @@ class Trainer:
         start = self._resume()
         self.world.by_rank_0(self.saver.retire)  # a kill comes between a save and what follows it
         self._check_alike("at the start")
-        for line in told_samples(self.corpus, config.train.seq_len):
+        for line in told_samples(self.corpus, config):
             self.display.say(line)
         self.world.by_rank_0(lambda: self._write_start(start))
         with (

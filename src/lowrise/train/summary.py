@@ -132,9 +132,9 @@ def _stopping(config: RunConfig, progress: Progress) -> dict[str, Any]:
     }
 
 
-def told_samples(corpus: Corpus, seq_len: int) -> list[str]:
+def told_samples(corpus: Corpus, config: RunConfig) -> list[str]:
     """Lines about the samples for fine-tuning: how they are packed, and which are cut or left out."""
-    lines = []
+    lines, seq_len = [], config.train.seq_len
     for name, counts in corpus.sample_counts(seq_len).items():
         line = (
             f"{name}: {counts.samples:,} samples in {counts.rows:,} sequences of {seq_len} tokens "
@@ -143,6 +143,7 @@ def told_samples(corpus: Corpus, seq_len: int) -> list[str]:
         if counts.cut:
             line += f'; {counts.cut:,} are longer and lose their end (data.overlong = "drop" drops them)'
         if counts.left_out:
-            line += f"; {counts.left_out:,} are left out as too long for any of their completion or dropped"
+            line += f"; {counts.left_out:,} are left out, too long for any of their completion"
+            line += " or for a sequence" if config.data.overlong == "drop" else ""
         lines.append(f"{line}.")
     return lines

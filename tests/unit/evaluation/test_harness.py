@@ -139,5 +139,3 @@ def test_without_the_package_it_says_what_to_install(run: Path, monkeypatch, cap
 def test_requests_that_cannot_be(run: Path, words, message, capsys) -> None:
     assert cli.main(["eval", str(run), *words]) == 2
     assert message in capsys.readouterr().err
-
-

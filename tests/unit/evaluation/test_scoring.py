@@ -29,7 +29,13 @@ def plainly(scorer: Scorer, ids: list[int], counted: int) -> tuple[float, bool]:
     return float(log_p.gather(1, wanted[:, None]).sum()), bool((log_p.argmax(-1) == wanted).all())
 
 
-PAIRS = [("the rank", " of a matrix"), ("", "the"), ("by one ", "step"), ("a " * 60, "balance"), ("its", " is")]
+PAIRS = [
+    ("the rank", " of a matrix"),
+    ("", "the"),
+    ("by one ", "step"),
+    ("a " * 60, "balance"),
+    ("its", " is"),
+]
 
 
 def test_log_likelihoods_are_those_of_one_pass_each(scorer: Scorer) -> None:
@@ -65,7 +71,11 @@ def test_a_rolling_text_is_measured_as_eval_measures_it(scorer: Scorer, text_fol
     ids = scorer.tokenizer.encode(text)
     assert len(ids) > 64
     measured = evaluate_run(
-        run_folder(run, text_folder, tmp_path), "cpu", console(), source=[str(tmp_path / "one.txt")], seq_len=32
+        run_folder(run, text_folder, tmp_path),
+        "cpu",
+        console(),
+        source=[str(tmp_path / "one.txt")],
+        seq_len=32,
     )
     windows = [run.tokenizer.separator_id, *ids, run.tokenizer.separator_id]
     last = plainly(scorer, windows[-(1 + (len(windows) - 1) % 32 or 33) :], 1)[0]
