@@ -23,9 +23,8 @@ FLOORS = (
     ("config", "ledger"),
     ("runs",),
     ("inference", "report", "export"),
-    ("pretrained",),
-    ("evaluation", "serve"),
-    ("train",),
+    ("pretrained", "serve"),
+    ("evaluation", "train"),
     ("compare",),
     ("cli", "__main__"),
 )

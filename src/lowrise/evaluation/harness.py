@@ -46,8 +46,8 @@ class Tasks:
         unknown = [name for name in self.names if name not in self._manager.all_tasks]
         if unknown:
             raise UsageError(
-                f"lm-eval has no task {unknown[0]!r}: `lm-eval ls tasks` lists them, and --task_path adds those "
-                "of a folder of yours."
+                f"lm-eval has no task {unknown[0]!r}: `lm-eval ls tasks` lists them, and --task_path adds "
+                "those of a folder of yours."
             )
 
     def measure(
@@ -74,8 +74,8 @@ class Tasks:
             raise
         except Exception as error:  # of lm-eval, datasets, a task's own code
             raise LowriseError(
-                f"lm-eval failed on {', '.join(self.names)} ({type(error).__name__}: {error}). Offline, a task "
-                "needs its data set in the cache of the datasets library, or as local files."
+                f"lm-eval failed on {', '.join(self.names)} ({type(error).__name__}: {error}). Offline, a "
+                "task needs its data set in the cache of the datasets library, or as local files."
             ) from error
         assert answer is not None
         return {name: _metrics(values) for name, values in answer["results"].items()}

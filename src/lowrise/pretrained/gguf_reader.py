@@ -45,8 +45,8 @@ def gguf_in(place: Path) -> Path | None:
 
 
 def read_gguf(file: Path) -> GGUFModel:
-    """Read a file. Raises `LowriseError` without the package `gguf`, `UsageError` for what is no such file, of
-    another family, or has a tokenizer of another kind.
+    """Read a file. Raises `LowriseError` without the package `gguf`, `UsageError` for what is no such file,
+    is of another family, or has a tokenizer of another kind.
     """
     try:
         import gguf

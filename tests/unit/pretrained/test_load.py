@@ -61,7 +61,7 @@ def test_a_quantized_file_is_close(text_folder: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_no_model_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is not a run directory .* nor a model in another form"):
+    with pytest.raises(UsageError, match=r"is not a run directory .* nor a model in another form"):
         check_model(tmp_path)
     for name in ("a.gguf", "b.gguf"):
         (tmp_path / name).write_bytes(b"GGUF")
