@@ -95,3 +95,22 @@ def test_a_plugin_named_in_a_file_is_not_loaded(text_folder: Path, tmp_path: Pat
     save_file(tensors, file, metadata | {"recipe": recipe})
     assert load_model(tmp_path / "out", "cpu", console()).step == 8
     assert not (tmp_path / "ran").exists()
+
+
+def test_generate_and_serve_take_every_form(text_folder: Path, tmp_path: Path, capsys) -> None:
+    from lowrise.serve.server import _folders
+
+    run_training(config_for(text_folder, "spectron", **{"eval.every": 0}), tmp_path / "run")
+    texts = []
+    for form in ("", *FORMS["spectron"]):
+        place = tmp_path / (form or "run")
+        if form:
+            to, _, kind = form.partition("-")
+            words = ["export", str(tmp_path / "run"), "--to", to, "--out", str(place)]
+            assert main([*words, *(["--form", kind] if kind else [])]) == 0
+            assert _folders(place, trust=False) == [place], "a chat template may lie there"
+        capsys.readouterr()
+        words = ["generate", str(place), "--prompt", "the rank", "--tokens", "8", "--temperature", "0"]
+        assert main(words) == 0
+        texts.append(capsys.readouterr().out)
+    assert len(set(texts)) == 1
