@@ -7,10 +7,11 @@ import json
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from processes import on_ranks
-from sample_runs import finetune, sample_config, sample_settings
+from sample_runs import TEMPLATE, finetune, sample_config, sample_settings
 from small_runs import config_for, console, corpus_of, final_tensors, metrics, run_training, trainer_for
 
 from lowrise.config import RunConfig, load, validate
@@ -19,6 +20,7 @@ from lowrise.evaluation.measure import evaluate_run
 from lowrise.methods import METHODS
 from lowrise.model import next_token_loss
 from lowrise.runs.load import load_run
+from lowrise.serve.chat import chat_format
 from lowrise.train.loop import Interrupted, Trainer
 
 
@@ -253,3 +255,30 @@ def test_summary_of_text_has_no_samples(text_folder, tmp_path) -> None:
         & json.loads((tmp_path / "summary.json").read_text()).keys()
     )
     assert summary["status"] == "completed"
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, None], ids=["template", "plain"])
+def test_the_server_asks_as_the_run_was_trained(template, text_folder, tmp_path) -> None:
+    """What `lowrise serve` writes before an answer is what stood before it in training, token by token."""
+    asked = {"role": "user", "content": "Two and two?"}
+    line = json.dumps({"messages": [asked, {"role": "assistant", "content": "Four."}]})
+    for name in ("train", "valid"):
+        (tmp_path / f"{name}.jsonl").write_text(f"{line}\n")
+    more = {"data.valid": [str(tmp_path / "valid.jsonl")], "train.steps": 1, "eval.every": 0}
+    if template is not None:
+        (tmp_path / "template.jinja").write_text(template)
+        more["data.chat_template"] = str(tmp_path / "template.jinja")
+    settings = {"data.source": [str(tmp_path / "train.jsonl")], "train.seq_len": 96, **more}
+    config = sample_config(text_folder, **settings)
+    run_training(config, tmp_path / "run")
+    assert (tmp_path / "run" / "chat_template.jinja").exists() == (template is not None)
+    corpus = corpus_of(config)
+    (batch,) = corpus.train.windows(96, 1)
+    inputs, targets, numbers = batch[0][:, batch[0][2] == 0]
+    first = int(np.flatnonzero(targets >= 0)[0])
+    prompt = chat_format(corpus.tokenizer, [tmp_path / "run"]).prompt([asked])
+    assert inputs[: first + 1].tolist() == [corpus.tokenizer.separator_id, *prompt]
+    end = "<|im_end|>\n" if template is not None else ""
+    answer = corpus.tokenizer.decode(targets[targets >= 0])
+    assert answer.strip(" ") == f"Four.{end}<|endoftext|>"
+    assert set(numbers.tolist()) == {0}
