@@ -14,6 +14,7 @@ from processes import on_ranks
 from sample_runs import TEMPLATE, finetune, sample_config, sample_settings
 from small_runs import config_for, console, corpus_of, final_tensors, metrics, run_training, trainer_for
 
+from lowrise.cli import main
 from lowrise.config import RunConfig, load, validate
 from lowrise.errors import UsageError
 from lowrise.evaluation.measure import evaluate_run
@@ -282,3 +283,10 @@ def test_the_server_asks_as_the_run_was_trained(template, text_folder, tmp_path)
     answer = corpus.tokenizer.decode(targets[targets >= 0])
     assert answer.strip(" ") == f"Four.{end}<|endoftext|>"
     assert set(numbers.tolist()) == {0}
+    assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "hf")]) == 0
+    assert chat_format(corpus.tokenizer, [tmp_path / "hf"]).prompt([asked]) == prompt
+    if template is not None:
+        transformers = pytest.importorskip("transformers")
+        theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+        text = theirs.apply_chat_template([asked], tokenize=False, add_generation_prompt=True)
+        assert theirs(text)["input_ids"] == prompt
