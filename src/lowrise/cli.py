@@ -166,9 +166,13 @@ def evaluate(arguments: Arguments, console: Console) -> int:
     command = parse(Eval, arguments, "eval")
     if not command.runs:
         raise UsageError("lowrise eval needs a run: give the folder of one, or of several.")
-    for name, value in (("seq_len", command.seq_len or 1), ("limit", command.limit or 1)):
-        if value < 1 or (name == "limit" and command.limit == 0):
-            raise UsageError(f"--{name} {getattr(command, name)}: give at least 1, or leave it out.")
+    for flag, value, least in (
+        ("seq_len", command.seq_len, 0),
+        ("limit", command.limit, 1),
+        ("shots", command.shots, 0),
+    ):
+        if value is not None and value < least:
+            raise UsageError(f"--{flag} {value}: give at least {least}, or leave it out.")
     from lowrise.evaluation.command import evaluate_models, show_all
 
     # Objects alone go to standard output, for the program that reads them.

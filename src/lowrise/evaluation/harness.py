@@ -142,7 +142,7 @@ def show_tasks(results: Sequence[Mapping[str, Any]], console: Console) -> None:
         for result in results
         for task, metrics in result["tasks"].items()
         for metric in metrics
-        if not metric.startswith(_STDERR) and _STDERR not in metric
+        if _STDERR not in metric
     )
     for task, metric in rows:
         cells = [_cell(result["tasks"].get(task, {}), metric) for result in results]

@@ -5,7 +5,7 @@ Every text is read after the document separator, as in training.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -84,7 +84,7 @@ class Scorer:
         return [self.tokenizer.separator_id, *whole][-(self.longest + 1) :], counted
 
     @torch.no_grad()
-    def _scored(self, rows: Sequence[tuple[Sequence[int], int]]) -> Iterator[tuple[float, bool]]:
+    def _scored(self, rows: Sequence[tuple[Sequence[int], int]]) -> list[tuple[float, bool]]:
         """Of each row of tokens, the last `counted` of which are scored. In rows of one length, padded at the
         end, which nothing before it sees."""
         length = max(len(ids) for ids, _ in rows) - 1
@@ -94,7 +94,7 @@ class Scorer:
         model = self.run.model
         with autocast_for(self.run.config, self.run.device):
             hidden = model.hidden(tokens.to(self.run.device))
-            return iter([self._row(hidden[row], ids, n) for row, (ids, n) in enumerate(rows)])
+            return [self._row(hidden[row], ids, n) for row, (ids, n) in enumerate(rows)]
 
     def _row(self, hidden: Tensor, ids: Sequence[int], counted: int) -> tuple[float, bool]:
         if not counted:
