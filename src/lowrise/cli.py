@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,16 +56,28 @@ class OtherText:
     """Text to evaluate on instead of the run's held-out text."""
 
     source: tuple[str, ...] = ()
-    """Files, directories, globs, "hf:NAME...": all of it, with the run's tokenizer."""
+    """Files, directories, globs, "hf:NAME...": all of it, with the model's tokenizer."""
 
 
 @dataclass(kw_only=True)
 class Eval:
-    """Exact validation loss, perplexity and bits per byte of the newest checkpoints of runs."""
+    """Exact validation loss, perplexity and bits per byte of the newest checkpoints of runs and of exported
+    or imported models; tasks of lm-eval too."""
 
     runs: Positional[tuple[Path, ...]]
-    """Folders of runs; several are shown in one table."""
+    """Folders of runs, or models in another form: what lowrise export wrote, a Hugging Face Llama, a GGUF
+    file. Several are shown in one table."""
     data: OtherText = field(default_factory=OtherText)
+    seq_len: int = 0
+    """Tokens a window; 0: each as it was trained, another form 128."""
+    tasks: tuple[str, ...] = ()
+    """Tasks of lm-eval to measure too (the extra eval)."""
+    task_path: Path | None = None
+    """Folder with tasks of your own, in lm-eval's YAML."""
+    shots: int | None = None
+    """Examples before each question; none: as the task says."""
+    limit: int | None = None
+    """Questions of each task; none: all."""
     trust: bool = False
     """Read the files that a run of somebody else's names in its config.toml."""
     weights: Weights = "raw"
@@ -170,22 +183,34 @@ def evaluate(arguments: Arguments, console: Console) -> int:
     command = parse(Eval, arguments, "eval")
     if not command.runs:
         raise UsageError("lowrise eval needs a run: give the folder of one, or of several.")
-    from lowrise.inference.evaluate import check_runs, evaluate_run, show
+    for flag, value, least in (
+        ("seq_len", command.seq_len, 0),
+        ("limit", command.limit, 1),
+        ("shots", command.shots, 0),
+    ):
+        if value is not None and value < least:
+            raise UsageError(f"--{flag} {value}: give at least {least}, or leave it out.")
+    from lowrise.evaluation.command import evaluate_models, show_all
 
-    runs = [run.expanduser() for run in command.runs]
-    check_runs(runs)
     # Objects alone go to standard output, for the program that reads them.
     notices = Console(stderr=True) if command.json else console
-    source, trust = command.data.source, command.trust
-    weights = command.weights
-    results = [
-        evaluate_run(run, command.device, notices, source=source, trust=trust, weights=weights)
-        for run in runs
-    ]
+    results = evaluate_models(
+        command.runs,
+        command.device,
+        notices,
+        source=command.data.source,
+        trust=command.trust,
+        seq_len=command.seq_len,
+        tasks=command.tasks,
+        task_path=command.task_path,
+        shots=command.shots,
+        limit=command.limit,
+        weights=command.weights,
+    )
     if command.json:
         print("\n".join(map(strict_json, results)))
     else:
-        show(results, console)
+        show_all(results, console)
     return 0
 
 
@@ -194,8 +219,10 @@ def generate(arguments: Arguments, console: Console) -> int:
 
     command = parse(GenerateConfig, arguments, "generate")
     from lowrise.inference.terminal import generate_on_terminal
+    from lowrise.pretrained.load import load_model
 
-    return generate_on_terminal(command, console, Console(stderr=True))
+    load = partial(load_model, weights=command.weights)
+    return generate_on_terminal(command, console, Console(stderr=True), load)
 
 
 def serve(arguments: Arguments, console: Console) -> int:
@@ -386,7 +413,7 @@ def scaling(arguments: Arguments, console: Console) -> int:
 
 COMMANDS: dict[str, tuple[Callable[[Arguments, Console], int], str]] = {
     "train": (train, "train a model, or continue a run"),
-    "eval": (evaluate, "exact validation loss, perplexity, bits per byte of runs"),
+    "eval": (evaluate, "exact loss, perplexity, bits per byte of runs and exports; tasks of lm-eval"),
     "generate": (generate, "continue texts with a trained model"),
     "serve": (serve, "answer requests in the OpenAI format with a trained model"),
     "export": (

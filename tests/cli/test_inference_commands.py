@@ -153,7 +153,7 @@ def test_no_run_is_evaluated_where_one_is_none(runs, tmp_path, capsys) -> None:
 
 def test_runs_of_different_texts_are_said_to_be(capsys) -> None:
     from lowrise.console import Console
-    from lowrise.inference.evaluate import show
+    from lowrise.evaluation.measure import show
 
     one = {"run": "[red]a", "step": 1, "val_loss": 1.0, "val_perplexity": 2.7, "val_bits_per_byte": 1.4,
            "val_tokens": 10, "val_bytes": 30}  # fmt: skip

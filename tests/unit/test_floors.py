@@ -24,7 +24,7 @@ FLOORS = (
     ("runs",),
     ("inference", "report", "export"),
     ("pretrained", "serve"),
-    ("train",),
+    ("evaluation", "train"),
     ("compare",),
     ("scaling", "sweep", "track"),
     ("cli", "__main__"),

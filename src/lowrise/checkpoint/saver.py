@@ -49,6 +49,8 @@ class Saver:
         self.asynchronous = asynchronous
         self.whole = whole
         self._warn = warn
+        self.besides: frozenset[int] = frozenset()
+        """Steps whose checkpoints are kept too."""
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
         self._under_way = False
@@ -83,7 +85,7 @@ class Saver:
 
     def retire(self) -> None:
         """Delete the checkpoints that are not to be kept. For one rank, while nothing is being written."""
-        self.store.retire(self.keep, self.keep_every)
+        self.store.retire(self.keep, self.keep_every, self.besides)
 
     def finish(self) -> None:
         """Wait until what was saved is on the disk, at every rank; raises what any of them met.

@@ -15,7 +15,7 @@ import errno
 import hashlib
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -170,10 +170,11 @@ class CheckpointStore:
 
     # --- cleaning -----------------------------------------------------------------------------------------
 
-    def retire(self, keep: int, keep_every: int = 0) -> None:
-        """Delete all but the newest `keep` checkpoints and those whose step is a multiple of `keep_every`."""
+    def retire(self, keep: int, keep_every: int = 0, besides: Collection[int] = ()) -> None:
+        """Delete all but the newest `keep` checkpoints, those whose step is a multiple of `keep_every`, and
+        those of the steps `besides`."""
         for step in self.steps()[:-keep]:
-            if not (keep_every and step % keep_every == 0):
+            if not (keep_every and step % keep_every == 0) and step not in besides:
                 # Renamed first: a kill in the middle of deleting must not leave a half-deleted checkpoint.
                 retired = self.root / f".retired-{step:08d}"
                 shutil.rmtree(retired, ignore_errors=True)

@@ -19,7 +19,7 @@ class Kind(Enum):
 
     MATHEMATICS = "other numbers, in exact arithmetic too: refused"
     ARITHMETIC = "another rounding: accepted where it comes out the same on the device"
-    COURSE = "other learning rates over time: accepted where the updates done had the same"
+    COURSE = "other learning rates over time, another end: accepted where the updates done had the same"
     TEXT = "where and how text is found: accepted where the prepared tokens are the same"
     ORIGIN = "where first weights lie: accepted where they are the same"
     EXECUTION = "how the same is computed, shown and kept: accepted"
@@ -40,6 +40,7 @@ KINDS: dict[str, Kind] = {
     "init": Kind.ORIGIN,
     "data": Kind.TEXT,
     "data.weights": Kind.MATHEMATICS,
+    "data.overlong": Kind.MATHEMATICS,
     **{f"data.{name}": Kind.EXECUTION for name in HOW_NOT_WHAT},
     "train.steps": Kind.COURSE,
     "train.global_batch_size": Kind.MATHEMATICS,
@@ -55,6 +56,8 @@ KINDS: dict[str, Kind] = {
     "train.nonfinite_limit": Kind.EXECUTION,
     "parallel": Kind.EXECUTION,
     "eval": Kind.EXECUTION,
+    "eval.patience": Kind.COURSE,
+    "eval.min_delta": Kind.COURSE,
     "checkpoint": Kind.EXECUTION,
     "log": Kind.EXECUTION,
     "sample": Kind.EXECUTION,

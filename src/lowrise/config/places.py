@@ -20,6 +20,7 @@ def resolved(config: RunConfig) -> RunConfig:
     data.valid = tuple(map(source_place, data.valid))
     data.tokenizer = data.tokenizer and _absolute(data.tokenizer)
     data.cache = data.cache and _absolute(data.cache)
+    data.chat_template = data.chat_template and _absolute(data.chat_template)
     config.init.run = config.init.run and _absolute(config.init.run)
     config.init.model = config.init.model and _absolute(config.init.model)
     evaluation.extra = {name: source_place(source) for name, source in evaluation.extra.items()}
@@ -44,7 +45,7 @@ def named_places(values: Mapping[str, Any]) -> list[str]:
     data, evaluation = (_table(values.get(name)) for name in ("data", "eval"))
     sources = [*_texts(data.get("source")), *_texts(data.get("valid")), *_texts(evaluation.get("extra"))]
     named = [source_place(source) for source in sources if source != "builtin"]
-    paths = [*_texts(data.get("tokenizer")), *_texts(data.get("cache"))]
+    paths = [p for key in ("tokenizer", "cache", "chat_template") for p in _texts(data.get(key))]
     return [*named, *map(_absolute, paths), *named_code(values)]
 
 

@@ -130,6 +130,20 @@ def validate(config: RunConfig) -> None:
         config.checkpoint.keep,
         "one is needed to continue from",
     )
+    patience, min_delta = config.eval.patience, config.eval.min_delta
+    require(
+        patience is None or (patience >= 1 and config.eval.every >= 1),
+        "eval.patience",
+        patience,
+        "it is a number of evaluations during training, at least 1, and eval.every says when these come; "
+        "leave it out to train to the end",
+    )
+    require(
+        min_delta is None or (min_delta >= 0 and patience is not None),
+        "eval.min_delta",
+        min_delta,
+        "it is by how much a loss has to be lower for eval.patience, 0 or more",
+    )
     require(config.log.every >= 1, "log.every", config.log.every, "at least one update")
     for key, value in (
         ("eval.every", config.eval.every),

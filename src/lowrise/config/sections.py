@@ -184,6 +184,11 @@ class EvalSection:
     """Held-out tokens of an evaluation during training; 0: the whole split."""
     batch_size: int = 32
     """Sequences a forward pass, over all ranks."""
+    patience: int | None = None
+    """Stop early after so many evaluations in a row without a lower validation loss, and end with the weights
+    of the lowest; none: train to the end and keep the last."""
+    min_delta: float | None = None
+    """patience: a loss is lower if it is so by more than this; none: 0."""
     extra: dict[str, str] = field(default_factory=dict)
     """Further texts, name and source, evaluated whenever the held-out split is, as val_loss/NAME."""
 

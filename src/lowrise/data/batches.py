@@ -74,6 +74,11 @@ def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return values ^ (values >> np.uint64(31))
 
 
+def order_key(seed: int, epoch: int) -> bytes:
+    """What chooses the order of an epoch."""
+    return hashlib.blake2b(f"lowrise order 1, seed {seed}, epoch {epoch}".encode()).digest()
+
+
 class TokenStream:
     """One split of a prepared corpus: every document followed by the separator token.
 
@@ -166,14 +171,32 @@ class TokenStream:
             )
         first, stop, step = (rows or slice(None)).indices(sequences)
         numbers = k * sequences + np.arange(first, stop, step, dtype=np.int64)
-        batch = np.empty((len(numbers), seq_len + 1), dtype=np.int64)
+        batch = self._empty(len(numbers), seq_len)
         rings = self._rings()
         sources, within = assign(numbers, [ring.weight for ring in rings])
         for source, ring in enumerate(rings):
             mine = np.flatnonzero(sources == source)
-            for row, start in zip(mine, self._starts(ring, within[mine], seq_len, seed), strict=True):
-                self._read_ring(ring, int(start), batch[row])
+            self._fill(batch, mine, ring, within[mine], seq_len, seed)
         return batch
+
+    def predicted(self, k: int, *, sequences: int, seq_len: int, seed: int) -> int:
+        """Targets of batch k that count, over all its rows."""
+        return sequences * seq_len
+
+    @property
+    def targets(self) -> int:
+        """Tokens of the stream that count as targets."""
+        return self.tokens
+
+    def _empty(self, rows: int, seq_len: int) -> TokenIds:
+        return np.empty((rows, seq_len + 1), dtype=np.int64)
+
+    def _fill(
+        self, batch: TokenIds, rows: TokenIds, ring: Part, numbers: TokenIds, seq_len: int, seed: int
+    ) -> None:
+        """Write the ring's sequences with these numbers into these rows of the batch."""
+        for row, start in zip(rows, self._starts(ring, numbers, seq_len, seed), strict=True):
+            self._read_ring(ring, int(start), batch[row])
 
     def _starts(self, ring: Part, numbers: TokenIds, seq_len: int, seed: int) -> TokenIds:
         """Where in the ring each of its sequences with these numbers begins."""
@@ -182,7 +205,7 @@ class TokenStream:
         starts = np.empty_like(numbers)
         for epoch in np.unique(epochs):
             chosen = epochs == epoch
-            key = hashlib.blake2b(f"lowrise order 1, seed {seed}, epoch {epoch}".encode()).digest()
+            key = order_key(seed, int(epoch))
             offset = int.from_bytes(hashlib.blake2b(key, person=b"offset").digest(), "little") % ring.tokens
             starts[chosen] = (offset + permute(within[chosen], windows, key) * seq_len) % ring.tokens
         return starts

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 from lowrise.errors import UsageError
+from lowrise.names import lookup
 
 # Keys that say how text is read, not what is read: no part of a corpus's identity or a recipe's.
+SAMPLE_KEYS = {"prompt": "prompt", "completion": "completion", "messages": "messages"}
+"""What the parts of a sample are called in a JSON line, unless `data.keys` says otherwise."""
+
 HOW_NOT_WHAT = ("cache", "workers", "max_line_bytes", "max_expansion", "max_expanded_bytes")
 
 
@@ -38,6 +43,21 @@ class DataConfig:
 
     text_key: str = "text"
     """Field of a JSON line, Parquet row or dataset row that holds the document."""
+
+    format: Literal["text", "samples"] | None = None
+    """samples: JSON Lines of prompts and completions or of chat messages, for fine-tuning: the loss is on the
+    completions and the assistant's answers alone (docs/finetuning.md). None: text."""
+
+    keys: dict[str, str] = field(default_factory=dict)
+    """What prompt, completion and messages are called in the lines of samples, where it is otherwise."""
+
+    chat_template: str | None = None
+    """File in jinja that writes chat messages as text; None: the one beside the tokenizer, else a plain
+    form."""
+
+    overlong: Literal["cut", "drop"] | None = None
+    """What becomes of samples longer than a sequence; None: their end is cut off. What is left without a part
+    of its completion is dropped always."""
 
     document_separator: str | None = None
     """String that ends a document in plain text files, itself no text; None: a file is one document."""
@@ -95,6 +115,7 @@ class DataConfig:
             raise UsageError(
                 'data.text_key is empty: name the field that holds the document, for example "text".'
             )
+        self._check_samples()
         if self.document_separator == "":
             raise UsageError(
                 'data.document_separator is the empty string: give a string such as "\\n\\n\\n", or leave it '
@@ -120,6 +141,27 @@ class DataConfig:
             raise UsageError(
                 f"data.workers is {self.workers}: it must be 0 (every core) or a number of threads."
             )
+
+    @property
+    def is_samples(self) -> bool:
+        """Whether the lines are samples for fine-tuning."""
+        return self.format == "samples"
+
+    def _check_samples(self) -> None:
+        if self.format not in (None, "text", "samples"):
+            raise UsageError(f'data.format is {self.format!r}: it may be "text" or "samples".')
+        if self.overlong not in (None, "cut", "drop"):
+            raise UsageError(f'data.overlong is {self.overlong!r}: it may be "cut" or "drop".')
+        for name in ("keys", "chat_template", "overlong"):
+            if getattr(self, name) and not self.is_samples:
+                raise UsageError(
+                    f"data.{name} is of samples, and data.format is {self.format or 'text'!r}: set "
+                    'data.format = "samples", or leave it out.'
+                )
+        for part, key in self.keys.items():
+            lookup(SAMPLE_KEYS, part, "part of a sample", "data.keys")
+            if not isinstance(key, str) or not key:
+                raise UsageError(f"data.keys.{part} is {key!r}: it must be the name of a key.")
 
     def _check_weights(self) -> None:
         if not self.weights:

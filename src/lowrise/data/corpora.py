@@ -29,6 +29,7 @@ from lowrise.data.readers import (
     read_parquet,
     read_text,
 )
+from lowrise.data.samples import SampleFormat, read_samples, sample_format
 from lowrise.data.stored import LIMITS, Limits, compression_of
 from lowrise.errors import LowriseError, UsageError
 
@@ -57,6 +58,7 @@ class SourceFile:
     dataset: Any = None
     source: str = ""  # the entry of data.source or data.valid that it is of
     limits: Limits = LIMITS
+    samples: SampleFormat | None = None  # how lines become samples, where they do
 
     def chunks(self, text_key: str) -> Iterator[Chunk]:
         """The documents, as the reader of its kind gives them."""
@@ -66,13 +68,18 @@ class SourceFile:
         """All that decides which documents the file gives, and nothing else: not its place, not its date."""
         compression = compression_of(self.paths[0]) if self.paths else ""
         rows = [self.dataset.num_rows, str(self.dataset.split)] if self.dataset is not None else None
-        key = None if self.kind == "text" else text_key
+        key: object = None if self.kind == "text" else text_key
+        if self.samples is not None:
+            key = self.samples.identity()
         tail = [] if self.tail_from is None else [self.tail_from]
         return [self.kind, compression, sha256, self.split, self.split_key, self.separator, key, rows, *tail]
 
 
 READERS: dict[str, Callable[[SourceFile, str], Iterator[Chunk]]] = {
     "text": lambda file, text_key: read_text(file.paths[0], file.separator, file.limits),
+    "samples": lambda file, text_key: read_samples(
+        file.paths[0], file.samples or SampleFormat(), file.limits
+    ),
     "jsonl": lambda file, text_key: read_json_lines(file.paths[0], text_key, file.limits),
     "parquet": lambda file, text_key: read_parquet(file.paths[0], text_key, file.limits),
     "dataset": lambda file, text_key: read_dataset(file.dataset, file.name, file.size, text_key, file.limits),
@@ -119,9 +126,19 @@ def find_held_out(config: DataConfig, kept: Kept | None) -> list[SourceFile]:
 
 
 def _read_within_limits(files: list[SourceFile], config: DataConfig) -> list[SourceFile]:
-    """The files with what `config` says of long lines and of compressed text that grows."""
+    """The files with what `config` says of long lines, of compressed text that grows, and of samples."""
     limits = Limits(config.max_line_bytes, config.max_expansion, config.max_expanded_bytes)
-    return [replace(file, limits=limits) for file in files]
+    files = [replace(file, limits=limits) for file in files]
+    if not config.is_samples or not files:
+        return files
+    other = next((file for file in files if file.kind != "jsonl"), None)
+    if other is not None:
+        raise UsageError(
+            f'{other.name} is no JSON Lines, which data.format = "samples" reads: give a file that ends in '
+            f"{', '.join(JSON_LINES[:-1])} or {JSON_LINES[-1]} (a dataset's `to_json` writes one)."
+        )
+    how = sample_format(config)
+    return [replace(file, kind="samples", samples=how) for file in files]
 
 
 def _expand(

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from lowrise.data.batches import TokenStream
-from lowrise.data.index import INDEX, TOKENIZER, read_index, split_of
+from lowrise.data.index import INDEX, TOKENIZER, is_of_samples, read_index, split_of
 from lowrise.data.mixture import Part
+from lowrise.data.packing import SampleCounts, SampleStream
 from lowrise.data.shards import damaged
 from lowrise.data.tokenizer import Tokenizer
+from lowrise.data.words import num_words
 from lowrise.errors import LowriseError, UsageError
 
 
@@ -91,6 +93,23 @@ class Corpus:
         assert first == self.train.tokens, (first, self.train.tokens)
         return replace(self, train=self.train.mixed(parts))
 
+    def without_overlong(self) -> Corpus:
+        """The corpus without the samples that are longer than a sequence; of text, the same."""
+        train, valid = (
+            stream.without_overlong() if isinstance(stream, SampleStream) else stream
+            for stream in (self.train, self.valid)
+        )
+        return replace(self, train=train, valid=valid)
+
+    def sample_counts(self, seq_len: int) -> dict[str, SampleCounts]:
+        """What becomes of the samples of both splits in sequences of this length; nothing for text."""
+        streams = {"train": self.train, "valid": self.valid}
+        return {
+            name: stream.counts(seq_len)
+            for name, stream in streams.items()
+            if isinstance(stream, SampleStream) and stream.tokens
+        }
+
     def write_tokenizer(self, path: str | Path) -> None:
         """Write the tokenizer.json, byte for byte."""
         self.tokenizer.write(path)
@@ -146,14 +165,16 @@ def open_corpus(directory: str | Path) -> Corpus:
         raise damaged(path, "is not the tokenizer that wrote the shards")
     if (tokenizer.vocab_size, tokenizer.separator_id) != (facts["vocab_size"], facts["separator_id"]):
         raise damaged(directory / INDEX, "says another vocabulary than its tokenizer has")
+    samples = is_of_samples(index["options"])
+    stream = SampleStream if samples else TokenStream
     train, valid = (
-        TokenStream(
+        stream(
             directory,
             name,
             split_of(index["splits"][name]),
             index["dtype"],
             tokenizer.separator_id,
-            vocab_size=tokenizer.vocab_size,
+            vocab_size=num_words(tokenizer.vocab_size, samples),
         )
         for name in ("train", "valid")
     )

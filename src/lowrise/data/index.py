@@ -13,6 +13,7 @@ from typing import Any
 
 from lowrise.data.shards import BLOCK_BYTES, DTYPES, Shard, Split, damaged, dtype_for
 from lowrise.data.tokenizer import Tokenizer
+from lowrise.data.words import num_words
 from lowrise.errors import LowriseError, UsageError
 from lowrise.files import is_count, is_known, is_plain_name, read_json, require_seal, sealed
 
@@ -50,7 +51,7 @@ def make_index(
             "format": "lowrise-shards",
             "version": VERSION,
             "fingerprint": fingerprint,
-            "dtype": dtype_for(tokenizer.vocab_size),
+            "dtype": dtype_for(num_words(tokenizer.vocab_size, is_of_samples(options))),
             "byte_order": "little",
             "block_bytes": BLOCK_BYTES,
             "tokenizer": {
@@ -65,6 +66,11 @@ def make_index(
             "options": options,
         }
     )
+
+
+def is_of_samples(options: Mapping[str, Any]) -> bool:
+    """Whether an index with these options is of samples for fine-tuning."""
+    return options.get("format") == "samples"
 
 
 def read_index(path: Path) -> dict[str, Any]:
@@ -136,7 +142,8 @@ def _check(index: dict[str, Any]) -> None:
     _require(_is_hash(index["fingerprint"], 64), "its fingerprint is none")
     _require(isinstance(index["dtype"], str) and index["dtype"] in DTYPES, "its dtype is unknown")
     _require(index["byte_order"] == "little", "its byte order is not little")
-    _check_tokenizer(index["tokenizer"], index["dtype"])
+    _require(isinstance(index["options"], dict), "its options are not an object")
+    _check_tokenizer(index["tokenizer"], index["dtype"], is_of_samples(index["options"]))
     _object(index["splits"], {"train", "valid"}, "splits")
     _check_options(index["options"])
     _require(isinstance(index["sources"], list), "its sources are no list")
@@ -153,13 +160,14 @@ def _check(index: dict[str, Any]) -> None:
     _require(bool(names), "it has no shards")
 
 
-def _check_tokenizer(facts: Any, dtype: str) -> None:
+def _check_tokenizer(facts: Any, dtype: str, samples: bool) -> None:
     _object(facts, _TOKENIZER, "tokenizer")
     _require(facts["file"] == TOKENIZER, "the tokenizer's file has another name")
     _require(_is_hash(facts["sha256"], 64), "the tokenizer has no SHA-256")
     _require(isinstance(facts["separator_token"], str), "the separator is not a string")
     size = facts["vocab_size"]
-    _require(is_count(size) and 0 < size <= 2**32 and dtype_for(size) == dtype, "its vocabulary cannot be")
+    fits = is_count(size) and 0 < size <= 2**32 and dtype_for(num_words(size, samples)) == dtype
+    _require(fits, "its vocabulary cannot be")
     right = is_count(facts["separator_id"]) and facts["separator_id"] < size
     _require(right, "the separator is not in the vocabulary")
 

@@ -24,6 +24,7 @@ from lowrise.data.limit import TokenLimit
 from lowrise.data.pieces import Cut, Piece, pieces
 from lowrise.data.shards import DTYPES, Shard, ShardWriter, dtype_for
 from lowrise.data.tokenizer import Tokenizer
+from lowrise.data.words import num_words, words_of_samples
 from lowrise.files import flush, is_count, read_json, require_seal, sealed, write_whole
 
 PART_BYTES = 2**28
@@ -65,6 +66,11 @@ class PartWriter:
     tokenizer: Tokenizer
     report: Progress
     require_unchanged: Callable[[], None]  # raises if a source is no longer the one that names the corpus
+    samples: bool = False  # whether what is written are the words of samples
+
+    @property
+    def _dtype(self) -> str:
+        return dtype_for(num_words(self.tokenizer.vocab_size, self.samples))
 
     def finished_parts(self) -> list[dict[str, Any]]:
         """Parts that an interrupted preparation has completed, up to the first missing or damaged one, which
@@ -82,7 +88,7 @@ class PartWriter:
     def _check(self, part: Any, number: int) -> None:
         """Raise an error of the four above unless this is a part as it was written, with its shards."""
         require_seal(part)
-        itemsize = DTYPES[dtype_for(self.tokenizer.vocab_size)].itemsize
+        itemsize = DTYPES[self._dtype].itemsize
         if part["next"] is not None and not all(map(is_count, Place(*part["next"]))):
             raise ValueError("no place")
         for name in SPLITS:
@@ -98,7 +104,7 @@ class PartWriter:
         """Take the blocks of one part, write their shards, then the part's JSON. It ends early where the
         limit lets it jump.
         """
-        dtype = dtype_for(self.tokenizer.vocab_size)
+        dtype = self._dtype
         separator = DTYPES[dtype].type(self.tokenizer.separator_id)
         counts = {name: Counts() for name in SPLITS}
         end: Place | None = None
@@ -203,7 +209,9 @@ def _encoded_ahead(
 
 
 def _encode(block: list[Piece], tokenizer: Tokenizer, dtype: np.dtype[Any]) -> list[npt.NDArray[Any]]:
-    """Ids of each piece, with the separator after the last one of a document."""
+    """Ids of each piece, with the separator after the last one of a document, or the words of samples."""
+    if block and block[0].spans:
+        return words_of_samples([piece.spans for piece in block], tokenizer, dtype)
     drops = tokenizer.cut is Cut.AT_SPACE
     texts = [p.text.removeprefix(" ") if drops and not p.starts else p.text for p in block]
     ends = [[tokenizer.separator_id] if piece.ends else [] for piece in block]

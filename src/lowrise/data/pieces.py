@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from lowrise.data.config import DataConfig
 from lowrise.data.corpora import SourceFile
+from lowrise.data.readers import Span
 
 PIECE_CHARS = 2**16
 WHOLE_CHARS = (
@@ -49,6 +50,7 @@ class Piece(NamedTuple):
     starts: bool  # the document
     ends: bool  # the document
     position: int  # stored bytes of the file read so far
+    spans: tuple[Span, ...] = ()  # of a sample, which is one piece
 
 
 def pieces(file: SourceFile, config: DataConfig, *, cut: Cut = Cut.LINE) -> Iterator[Piece]:
@@ -102,6 +104,9 @@ def _with_tail(found: Iterator[Piece], tail_from: int) -> Iterator[Piece]:
     for piece in found:
         place = tail_from - done
         done += len(piece.text)
+        if piece.spans:  # which stay together
+            yield piece._replace(split="train" if place >= len(piece.text) else "valid")
+            continue
         if not 0 < place < len(piece.text):
             yield piece._replace(split="train" if place > 0 else "valid")
             continue
@@ -116,6 +121,12 @@ def _pieces(file: SourceFile, config: DataConfig, cut: Cut) -> Iterator[Piece]:
     split = None
     buffer, start, starts = "", 0, True
     for chunk in file.chunks(config.text_key):
+        if chunk.spans:
+            size_of_answers = sum(span.text_bytes for span in chunk.spans)
+            split = _split_of(file, chunk.spans[0].text, config)
+            yield Piece(chunk.text, size_of_answers, split, True, True, chunk.position, chunk.spans)
+            split = None
+            continue
         buffer, start = buffer[start:] + chunk.text, 0
         while len(buffer) - start > 2 * size:
             end = _place_to_cut(buffer, start + size, start + 2 * size, cut)
@@ -140,7 +151,8 @@ def _place_to_cut(text: str, first: int, last: int, cut: Cut = Cut.LINE) -> int:
 
 
 def _split_of(file: SourceFile, text: str, config: DataConfig) -> str:
-    """The file's split, or one drawn by a hash of how the document begins: equal texts stay together."""
+    """The file's split, or one drawn by a hash of how the document begins: equal texts stay together, and so
+    do samples with one prompt."""
     if file.split is not None:
         return file.split
     key = text[:PIECE_CHARS] if file.split_key is None else file.split_key

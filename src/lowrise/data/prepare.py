@@ -30,13 +30,14 @@ from lowrise.data.config import HOW_NOT_WHAT, DataConfig
 from lowrise.data.corpora import Kept, SourceFile, find_held_out, find_sources
 from lowrise.data.corpus import Corpus, open_corpus
 from lowrise.data.hashes import HashCache, stamp_of
-from lowrise.data.hub import BYTES_PER_TOKEN, kept_text
+from lowrise.data.hub import BYTES_PER_TOKEN, is_on_hub, kept_text
 from lowrise.data.index import INDEX, TOKENIZER, make_index, shard_of
 from lowrise.data.limit import TokenLimit, token_limits
 from lowrise.data.log import PrepareLog
 from lowrise.data.parts import SPLITS, PartWriter, Place, Progress, blocks_from, part_path
 from lowrise.data.pieces import with_held_out_tail
 from lowrise.data.readers import holds
+from lowrise.data.samples import are_samples, template_place
 from lowrise.data.shards import Split, damaged, explained_disk_errors, locked
 from lowrise.data.tokenizer import Tokenizer
 from lowrise.data.tokenizer_choice import (
@@ -76,14 +77,32 @@ def prepare_held_out(
     progress: Progress | None = None,
 ) -> Corpus:
     """Texts to evaluate on, whole, with a given tokenizer: a corpus whose `valid` holds all of them and whose
-    `train` is empty. How documents are found, separated and cached is as in `like`.
+    `train` is empty. How documents are found, separated and cached is as in `like`, and so is the template of
+    chat messages; whether the lines are samples or text is told by the first of them (`are_samples`).
 
     Raises as `prepare`.
     """
     texts = tuple(sources)
-    config = replace(like, source=texts, valid=texts, weights=(), tokenizer=str(tokenizer), max_tokens=None)
+    samples = _holds_samples(replace(like, source=texts, valid=texts, **_OF_TEXT), like)
+    form: dict[str, Any] = (
+        {"format": "samples", "chat_template": template_place(like)} if samples else _OF_TEXT
+    )
+    config = replace(
+        like, source=texts, valid=texts, weights=(), tokenizer=str(tokenizer), max_tokens=None, **form
+    )
     config.check()
     return _prepared(config, find_held_out, progress)
+
+
+_OF_TEXT: dict[str, Any] = {"format": None, "keys": {}, "chat_template": None, "overlong": None}
+
+
+def _holds_samples(config: DataConfig, like: DataConfig) -> bool:
+    """Whether the first line of the held-out texts of `config` is a sample."""
+    if any(map(is_on_hub, config.valid)):
+        return False
+    first = next(iter(find_held_out(config, None)), None)
+    return first is not None and first.kind == "jsonl" and are_samples(first.paths[0], like)
 
 
 def _prepared(
@@ -132,6 +151,8 @@ def _prepared(
                         parts = _tokenized(directory, config, files, tokenizer, report, unchanged, log)
                         _finish(directory, fingerprint, config, files, hashes, tokenizer, parts)
     corpus = _opened(directory, fingerprint, report)
+    if config.overlong == "drop":
+        corpus = corpus.without_overlong()
     return corpus.mixed(config.weights, _tokens_by_source(files, corpus)) if config.weights else corpus
 
 
@@ -252,7 +273,8 @@ def _tokenized(
 ) -> list[dict[str, Any]]:
     """All parts that `data.max_tokens` asks for, those that an earlier process has finished among them."""
     directory.mkdir(exist_ok=True)
-    work = PartWriter(directory, sum(file.size for file in files), tokenizer, report, unchanged)
+    size = sum(file.size for file in files)
+    work = PartWriter(directory, size, tokenizer, report, unchanged, config.is_samples)
     parts = work.finished_parts()
     limit = TokenLimit(files, token_limits(config))
     for part in parts:
@@ -293,7 +315,7 @@ def _finish(
         for number, (file, sha256) in enumerate(zip(files, hashes, strict=True))
     ]
     options = asdict(config)
-    for name in (*HOW_NOT_WHAT, "weights"):
+    for name in (*HOW_NOT_WHAT, "weights", "overlong"):
         del options[name]
     options["held_out"] = "tail" if _holds_out_a_tail(config, files) else "documents"
     index = make_index(fingerprint, tokenizer, splits, sources, options)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,12 +20,22 @@ from lowrise.errors import LowriseError, UsageError
 JSON_LINES = (".jsonl", ".jsonlines", ".jl", ".ndjson", ".json")
 
 
+class Span(NamedTuple):
+    """Part of a sample for fine-tuning (`lowrise.data.samples`)."""
+
+    text: str
+    counts: bool  # in the loss
+    marked: bool  # special tokens in it are marks
+    text_bytes: int  # of the completion in it, as UTF-8
+
+
 class Chunk(NamedTuple):
     """A piece of a document: its text, whether it ends the document, and how far the file has been read."""
 
     text: str
     ends: bool
     position: int  # of the file's stored (compressed) bytes, for progress
+    spans: tuple[Span, ...] = ()  # of a sample, which is one chunk
 
 
 def read_text(path: Path, separator: str | None = None, limits: Limits = LIMITS) -> Iterator[Chunk]:
@@ -133,6 +143,16 @@ def _refuse_length(size: int, limits: Limits, place: str) -> None:
 
 def read_json_lines(path: Path, text_key: str, limits: Limits = LIMITS) -> Iterator[Chunk]:
     """JSON Lines: one object a line, its `text_key` the document. Lines of white space are no documents."""
+    for number, row, position in json_rows(path, limits, example={text_key: "..."}):
+        yield Chunk(_field(row, text_key, f"{path}, line {number}", limits), True, position)
+
+
+def json_rows(
+    path: Path, limits: Limits, *, example: Mapping[str, str], all_keys_once: bool = False
+) -> Iterator[tuple[int, Any, int]]:
+    """The values of JSON Lines as (number of the line from 1, value, stored bytes read). Lines of white space
+    are none. A key of `example`, which messages show, must not stand twice; with `all_keys_once` no key.
+    """
     for number, line, offset, position in read_lines(path, limits):
         try:
             text = line.decode("utf-8")
@@ -144,14 +164,14 @@ def read_json_lines(path: Path, text_key: str, limits: Limits = LIMITS) -> Itera
             continue
         try:
             # Only a line that quotes the key more often than once may have it twice, so most are read fast.
-            twice = text.count(json.dumps(text_key)) > 1
+            twice = all_keys_once or any(text.count(json.dumps(key)) > 1 for key in example)
             row = json.loads(text, object_pairs_hook=_without_doubles if twice else None)
         except (ValueError, RecursionError) as error:  # ValueError also for a number of too many digits
             raise UsageError(
                 f"{path}, line {number}: not a JSON object ({error}). Each line must be one whole object "
-                f'such as {{"{text_key}": "..."}}: repair or remove the line.'
+                f"such as {json.dumps(dict(example), ensure_ascii=False)}: repair or remove the line."
             ) from error
-        yield Chunk(_field(row, text_key, f"{path}, line {number}", limits), True, position)
+        yield number, row, position
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -161,7 +181,7 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def _kind(value: Any) -> str:
+def kind_of_json(value: Any) -> str:
     """What JSON calls a value."""
     if isinstance(value, bool):
         return "boolean"
@@ -173,8 +193,8 @@ def _field(row: Any, text_key: str, place: str, limits: Limits) -> str:
     """The document in a row, or a sentence about what is there instead."""
     if not isinstance(row, dict):
         raise UsageError(
-            f"{place}: a JSON {_kind(row)}, not an object with the key {text_key!r}. One object a line is "
-            "read; a file that is one array becomes that with `jq -c '.[]'`."
+            f"{place}: a JSON {kind_of_json(row)}, not an object with the key {text_key!r}. One object a "
+            "line is read; a file that is one array becomes that with `jq -c '.[]'`."
         )
     if text_key not in row:
         keys = ", ".join(map(repr, row)) or "none"
@@ -184,17 +204,23 @@ def _field(row: Any, text_key: str, place: str, limits: Limits) -> str:
     text = row[text_key]
     if not isinstance(text, str):
         raise UsageError(
-            f"{place}: {text_key!r} holds {_kind(text)}, not a string: repair or remove it, or set "
+            f"{place}: {text_key!r} holds {kind_of_json(text)}, not a string: repair or remove it, or set "
             "data.text_key to the key with the text."
         )
+    refuse_half_pairs(text, text_key, place)
+    _refuse_length(len(text.encode()), limits, place)
+    return text
+
+
+def refuse_half_pairs(text: str, key: str, place: str) -> None:
+    """JSON can write half a surrogate pair, which UTF-8 cannot."""
     try:
-        _refuse_length(len(text.encode()), limits, place)
+        text.encode()
     except UnicodeEncodeError as error:
         raise UsageError(
-            f"{place}: {text_key!r} has half a surrogate pair at character {error.start}, which is no text: "
+            f"{place}: {key!r} has half a surrogate pair at character {error.start}, which is no text: "
             "repair or remove it."
         ) from error
-    return text
 
 
 def read_parquet(path: Path, text_key: str, limits: Limits = LIMITS) -> Iterator[Chunk]:

@@ -11,12 +11,14 @@ from tyro.conf import Positional
 
 from lowrise import __version__
 from lowrise.console import Console
+from lowrise.data.chat import find_template
 from lowrise.errors import UsageError
 from lowrise.export.folder import MARK, whole_folder
 from lowrise.export.gguf_file import require_gguf, write_gguf
 from lowrise.export.huggingface import write_folder
 from lowrise.export.native import write_native
 from lowrise.export.shards import parse_size
+from lowrise.export.tokenizer_files import add_template
 from lowrise.runs.chosen_weights import Weights
 from lowrise.runs.load import TrainedRun, load_run
 
@@ -77,6 +79,9 @@ def export_run(options: ExportOptions, console: Console) -> Exported:
         else:
             form = options.form or "dense"
             write_folder(aside, run.model, run.tokenizer, form, _torch_dtype(options.dtype), shard_bytes)
+            template = find_template([options.run.expanduser()])
+            if template is not None:
+                add_template(aside, template)
     size = sum(entry.stat().st_size for entry in folder.iterdir() if entry.name != MARK)
     return Exported(folder, run.step, size)
 
@@ -122,6 +127,7 @@ def _origin(options: ExportOptions, run: TrainedRun) -> dict[str, Any]:
         "corpus": run.corpus,
         "step": run.step,
         "weights": run.weights,
+        "seq_len": run.config.train.seq_len,
     }
 
 

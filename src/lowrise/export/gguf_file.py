@@ -27,7 +27,7 @@ from lowrise.errors import UsageError
 from lowrise.export.forms import check_dense, tensors
 from lowrise.model import Llama, LlamaConfig
 
-_BLOCK = {
+GGUF_BLOCK = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -38,7 +38,7 @@ _BLOCK = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-_OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+GGUF_OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 _Q8_BLOCK = 32
 
 
@@ -114,10 +114,10 @@ def _reordered(stem: str, weight: Tensor, config: LlamaConfig) -> Tensor:
 
 
 def _gguf_name(stem: str) -> str:
-    if stem in _OUTSIDE:
-        return f"{_OUTSIDE[stem]}.weight"
+    if stem in GGUF_OUTSIDE:
+        return f"{GGUF_OUTSIDE[stem]}.weight"
     _, _, layer, part = stem.split(".", 3)
-    return f"blk.{layer}.{_BLOCK[part]}.weight"
+    return f"blk.{layer}.{GGUF_BLOCK[part]}.weight"
 
 
 def gpt2_vocabulary(tokenizer: Tokenizer, rows: int) -> tuple[list[str], list[int], list[str]]:

@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lowrise.data.chat import TEMPLATE, ChatTemplate
 from lowrise.data.tokenizer import PADDING, Tokenizer
 from lowrise.files import strict_json, write_whole
 
@@ -35,6 +36,16 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, max_length: int) -> None
     if tokenizer.id_of(PADDING) is not None:
         settings["pad_token"] = PADDING
     write_whole(folder / "tokenizer_config.json", strict_json(settings, indent=2) + "\n")
+
+
+def add_template(folder: Path, template: ChatTemplate) -> None:
+    """Add the chat template that a run was trained with. Its marks are special tokens, which transformers
+    must then find within a text: it tokenizes what a template writes like any other text.
+    """
+    write_whole(folder / TEMPLATE, template.source)
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8")) | {"split_special_tokens": False}
+    write_whole(file, strict_json(dict(template.specials) | settings, indent=2) + "\n")
 
 
 def plain_json(tokenizer: Tokenizer) -> str:

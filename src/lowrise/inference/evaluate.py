@@ -10,30 +10,22 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from rich.table import Table
 from torch import Tensor, nn
 
 from lowrise.config import RunConfig
 from lowrise.console import Console
-from lowrise.data import Corpus, DataConfig
+from lowrise.data import Corpus
 from lowrise.data.index import TOKENIZER
-from lowrise.data.progress import held_out_with_progress, prepare_with_progress
+from lowrise.data.progress import held_out_with_progress
 from lowrise.distributed import World
 from lowrise.distributed.fsdp import reshard
 from lowrise.errors import LowriseError, UsageError
-from lowrise.model.loss import DEFAULT_CHUNK_TOKENS, next_token_loss
-from lowrise.runs.chosen_weights import Weights, told
-from lowrise.runs.directory import open_run
-from lowrise.runs.environment import autocast_for
-from lowrise.runs.load import NO_CORPUS, load_run
-from lowrise.runs.trust import require_trust
+from lowrise.model.loss import DEFAULT_CHUNK_TOKENS, next_token_loss, parts_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +70,7 @@ def evaluate(
     try:
         for batch in batches:
             ids = torch.as_tensor(batch, dtype=torch.int64)
-            tokens += int((ids[:, 1:] >= 0).sum())
+            tokens += int((parts_of(ids)[1] >= 0).sum())
             nats += float(next_token_loss(model, ids.to(device), reduction="sum", chunk=chunk))
     finally:
         model.train(was_training)
@@ -130,7 +122,7 @@ def evaluate_split(
         result = evaluate(model, windows(), text_bytes=corpus.valid.text_bytes, total=world.total)
     finally:
         reshard(model)  # else the next update would begin with what these passes have left gathered
-    share = result.tokens / len(corpus.valid)
+    share = result.tokens / corpus.valid.targets
     return dataclasses.replace(result, bits_per_byte=result.bits_per_byte / share)
 
 
@@ -141,96 +133,3 @@ def extra_texts(config: RunConfig, corpus: Corpus, console: Console) -> dict[str
         name: held_out_with_progress([source], tokenizer, config.data, console)
         for name, source in config.eval.extra.items()
     }
-
-
-def evaluate_run(
-    folder: str | Path,
-    device: str,
-    console: Console,
-    *,
-    source: Sequence[str] = (),
-    trust: bool = False,
-    weights: Weights = "raw",
-) -> dict[str, Any]:
-    """Exact validation numbers of a run over the whole held-out split of its corpus, or over all of the texts
-    `source`, tokenized as the run does.
-
-    Raises `UsageError` before any file is touched that the folder of somebody else's run names, unless it is
-    to be trusted.
-    """
-    directory = open_run(folder)
-    if not source:
-        remedy = "name the text yourself, --data.source TEXT"
-        require_trust(directory.path, trust=trust, remedy=remedy)
-    run = load_run(folder, device, console, weights=weights)
-    if source:
-        data = run.config.data
-        like = DataConfig(
-            text_key=data.text_key,
-            document_separator=data.document_separator,
-            separator_token=data.separator_token,
-        )
-        corpus = held_out_with_progress(source, directory.tokenizer, like, console)
-    else:
-        corpus = prepare_with_progress(run.config.data, console)
-    if not source and run.corpus not in (corpus.fingerprint, NO_CORPUS):
-        console.print(
-            "The text of this run has changed since it was trained: these numbers are of the text as it is.",
-            style="yellow",
-        )
-    with autocast_for(run.config, run.device):
-        result = evaluate_split(run.model, corpus, run.config)
-    return {
-        "run": str(folder),
-        "step": run.step,
-        "weights": run.weights,
-        "has_average": run.has_average,
-        "val_loss": result.loss,
-        "val_perplexity": result.perplexity,
-        "val_bits_per_byte": result.bits_per_byte,
-        "val_tokens": result.tokens,
-        "val_bytes": corpus.valid.text_bytes,
-    }
-
-
-def check_runs(folders: Sequence[Path]) -> None:
-    """`UsageError` for what is no run, before anything is evaluated."""
-    for folder in folders:
-        open_run(folder)
-
-
-def show(results: Sequence[dict[str, Any]], console: Console) -> None:
-    """One result as a sentence, several as a table, and whether they are of one text."""
-    if len(results) == 1:
-        (result,) = results
-        console.print(
-            f"step {result['step']}: validation loss {result['val_loss']:.6f}, "
-            f"perplexity {result['val_perplexity']:.4f}, {result['val_bits_per_byte']:.5f} bits per byte "
-            f"over {result['val_tokens']:,} tokens",
-            highlight=False,
-        )
-        if result.get("has_average"):
-            console.print(told(result["weights"]), highlight=False)
-        return
-    table = Table(box=None, header_style="bold")
-    table.add_column("run", overflow="fold")
-    for name in ("step", "loss", "perplexity", "bits per byte", "tokens", "bytes"):
-        table.add_column(name, justify="right")
-    for r in results:
-        table.add_row(
-            r["run"],
-            str(r["step"]),
-            f"{r['val_loss']:.6f}",
-            f"{r['val_perplexity']:.4f}",
-            f"{r['val_bits_per_byte']:.5f}",
-            f"{r['val_tokens']:,}",
-            f"{r['val_bytes']:,}",
-        )
-    console.print(table)
-    if any(r.get("has_average") for r in results):
-        console.print(told(results[0]["weights"]), highlight=False)
-    if len({r["val_bytes"] for r in results}) > 1:
-        console.print(
-            "The held-out texts of these runs differ in size, so these numbers are of different texts.",
-            style="yellow",
-        )

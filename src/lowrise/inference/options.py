@@ -17,10 +17,10 @@ elements, "measured" whichever was faster at the batch size."""
 
 @dataclass(kw_only=True)
 class GenerateConfig:
-    """Continue texts with a run's newest checkpoint."""
+    """Continue texts with a run's newest checkpoint, or an exported model."""
 
     run: Positional[Path]
-    """Folder of the run."""
+    """Folder of the run, or one that lowrise export wrote, a Hugging Face Llama's, or a GGUF file."""
     prompt: str = ""
     """Text to continue; empty: begin a document."""
     prompt_file: Path | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,9 +16,8 @@ from lowrise.inference.decoder import FrozenDecoder
 from lowrise.inference.options import Forms
 from lowrise.inference.sampling import Sampling
 from lowrise.inference.text import StopStrings, TextStream
-from lowrise.runs.chosen_weights import Weights
 from lowrise.runs.environment import autocast_for
-from lowrise.runs.load import load_run
+from lowrise.runs.load import TrainedRun, load_run
 
 Finish = Literal["stop", "length"]
 
@@ -45,6 +44,10 @@ class Piece:
     """Set in the last piece of a row: "stop" (a stop string, or the end of the document) or "length"."""
 
 
+Load = Callable[[str | Path, str, Console], TrainedRun]
+"""(place, device, console) -> the model there."""
+
+
 def load_text_model(
     folder: str | Path,
     device: str,
@@ -52,10 +55,14 @@ def load_text_model(
     *,
     forms: Forms = "auto",
     rows: int = 1,
-    weights: Weights = "raw",
+    load: Load = load_run,
 ) -> TextModel:
-    """The newest whole checkpoint of a run, in the precision that the run computes in."""
-    run = load_run(folder, device, console, weights=weights)
+    """The newest whole checkpoint of a run, or what `load` finds, ready to continue texts."""
+    return text_model(load(folder, device, console), forms=forms, rows=rows)
+
+
+def text_model(run: TrainedRun, *, forms: Forms = "auto", rows: int = 1) -> TextModel:
+    """A loaded model in the precision that its run computes in."""
     kind = run.device.type
     with autocast_for(run.config, run.device):
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None

@@ -19,11 +19,16 @@ from lowrise.files import strict_json
 from lowrise.inference.frozen import Choice
 from lowrise.inference.options import Forms, GenerateConfig
 from lowrise.inference.sampling import Sampling
-from lowrise.inference.session import Piece, TextModel, continue_texts, load_text_model
+from lowrise.inference.session import Load, Piece, TextModel, continue_texts, load_text_model
+from lowrise.runs.load import load_run
 
 
-def generate_on_terminal(command: GenerateConfig, console: Console, messages: Console) -> int:
-    """Do what the command says; texts to stdout, the rest to `messages`. Returns the exit code."""
+def generate_on_terminal(
+    command: GenerateConfig, console: Console, messages: Console, load: Load = load_run
+) -> int:
+    """Do what the command says with the model that `load` finds; texts to stdout, the rest to `messages`.
+    Returns the exit code.
+    """
     sampling = Sampling(
         temperature=command.temperature,
         top_k=command.top_k or None,
@@ -35,9 +40,7 @@ def generate_on_terminal(command: GenerateConfig, console: Console, messages: Co
     prompts = None if command.prompt_file is None else read_prompts(command.prompt_file)
     forms: Forms = "measured" if command.explain and command.forms == "auto" else command.forms
     rows = 1 if prompts is None else min(command.batch, len(prompts))
-    model = load_text_model(
-        command.run, command.device, console, forms=forms, rows=rows, weights=command.weights
-    )
+    model = load_text_model(command.run, command.device, console, forms=forms, rows=rows, load=load)
     if model.choice:
         messages.print(model.choice, highlight=False)
     if command.explain:

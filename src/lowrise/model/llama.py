@@ -58,6 +58,23 @@ def rope_angles(
     return angles.cos(), angles.sin()
 
 
+def packed_positions(samples: Tensor) -> Tensor:
+    """The place of each token within its own sample, from 0: int64 (B, L) for the numbers of the samples
+    that tokens belong to, (B, L), equal neighbours being of one sample.
+    """
+    places = torch.arange(samples.shape[1], device=samples.device).expand_as(samples)
+    begins = torch.ones_like(samples, dtype=torch.bool)
+    begins[:, 1:] = samples[:, 1:] != samples[:, :-1]
+    return places - torch.where(begins, places, 0).cummax(dim=1).values
+
+
+def packed_mask(samples: Tensor) -> Tensor:
+    """Which tokens see which, bool (B, 1, L, L): those before them in their own sample, and themselves."""
+    length = samples.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=samples.device).tril()
+    return (causal & (samples[:, :, None] == samples[:, None, :])).unsqueeze(1)
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary positions in the half-split convention: entries i and i + head_dim/2 form a pair. x: (B, heads,
     L, head_dim).
@@ -80,13 +97,30 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None = None) -> Tensor:
-        return self.o_proj(self.attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), cos, sin, cache))
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        cache: KVCache | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        return self.o_proj(self.attend(q, k, v, cos, sin, cache, mask))
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None = None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        cache: KVCache | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
-        """Weighted values (B, L, hidden_size) of queries, keys and values as the projections give them."""
+        """Weighted values (B, L, hidden_size) of queries, keys and values as the projections give them.
+        Without a `mask` (bool, see `packed_mask`) attention is causal; with one there is no cache.
+        """
         B, L, _ = q.shape
 
         def heads(y: Tensor) -> Tensor:
@@ -100,11 +134,11 @@ class Attention(nn.Module):
             k, v = cache.append(self.layer, k, v)
         # With a past, query i sees keys up to past + i; SDPA's own causal mask would align the two sequences
         # at their starts.
-        mask = None
+        causal = past == 0 and mask is None
         if past and L > 1:
             mask = torch.ones(L, past + L, dtype=torch.bool, device=q.device).tril(past)
         y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=past == 0, enable_gqa=q.shape[1] != k.shape[1]
+            q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
         )
         return y.transpose(1, 2).flatten(2)
 
@@ -144,13 +178,14 @@ class Block(nn.Module):
         sin: Tensor,
         cache: KVCache | None = None,
         recompute_from_latents: bool = False,
+        mask: Tensor | None = None,
     ) -> Tensor:
         if recompute_from_latents:
-            return self.forward_from_latents(x, cos, sin)
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache)
+            return self.forward_from_latents(x, cos, sin, mask)
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache, mask)
         return x + self.mlp(self.post_attention_layernorm(x))
 
-    def forward_from_latents(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward_from_latents(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None) -> Tensor:
         """The block's output (B, L, d) for x (B, L, d); only the residual stream and the r-wide latents are
         kept for the backward pass (CoLA-M: Liu et al. 2025, arXiv 2502.10940; authors' checkpointed layer).
 
@@ -178,7 +213,7 @@ class Block(nn.Module):
 
         def through_attention(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
             q, k, v = attention.q_proj.decode(q), attention.k_proj.decode(k), attention.v_proj.decode(v)
-            return attention.o_proj.encode(attention.attend(q, k, v, cos, sin))
+            return attention.o_proj.encode(attention.attend(q, k, v, cos, sin, mask=mask))
 
         def into_mlp(h: Tensor) -> tuple[Tensor, Tensor]:
             n = self.post_attention_layernorm(h)
@@ -232,20 +267,25 @@ class Llama(nn.Module):
         cache: KVCache | None = None,
         reduction: str = "mean",
         chunk: int | None = DEFAULT_CHUNK_TOKENS,
+        samples: Tensor | None = None,
     ) -> Tensor:
         """Logits (B, L, vocab) of `tokens` (B, L) int64, or, with `targets` (B, L), the loss as a scalar.
 
         Negative targets are ignored; `reduction` ("mean" over the others, or "sum") and `chunk` (tokens whose
         logits exist at one time; None: all) are those of `lowrise.model.loss.head_loss`. With a `cache`,
-        `tokens` continue the sequences in it.
+        `tokens` continue the sequences in it. With `samples` (B, L) each row holds several texts, and
+        equal neighbours are of one: attention stays within it, and its positions begin at 0.
         """
-        hidden = self.hidden(tokens, cache=cache)
+        hidden = self.hidden(tokens, cache=cache, samples=samples)
         if targets is None:
             return self.lm_head(hidden)
         return head_loss(hidden, self.lm_head.weight, targets, reduction=reduction, chunk=chunk)
 
-    def hidden(self, tokens: Tensor, *, cache: KVCache | None = None) -> Tensor:
+    def hidden(
+        self, tokens: Tensor, *, cache: KVCache | None = None, samples: Tensor | None = None
+    ) -> Tensor:
         """The final, normalized residual stream (B, L, hidden_size): what the head is applied to."""
+        assert cache is None or samples is None, "packed texts are not continued"
         length = tokens.shape[1]
         past = 0
         if cache is not None:
@@ -259,14 +299,19 @@ class Llama(nn.Module):
             )
         x = self.model.embed_tokens(tokens)
         cos, sin = rope_angles(past, length, self.config.head_dim, self.config.rope_theta, tokens.device)
+        mask = None
+        if samples is not None:
+            places = packed_positions(samples)
+            cos, sin = cos[places].unsqueeze(1), sin[places].unsqueeze(1)  # (B, 1, L, head_dim/2)
+            mask = packed_mask(samples)
         recompute = self.config.recompute if torch.is_grad_enabled() and cache is None else "none"
         if recompute == "latents":
             self.latent_layers()
         for block in self.model.layers:
             if recompute == "block":
-                x = cast(Tensor, checkpoint(block, x, cos, sin, use_reentrant=False))
+                x = cast(Tensor, checkpoint(block, x, cos, sin, mask=mask, use_reentrant=False))
             else:
-                x = block(x, cos, sin, cache, recompute == "latents")
+                x = block(x, cos, sin, cache, recompute == "latents", mask)
         if cache is not None:
             cache.length += length
         return self.model.norm(x)

@@ -31,16 +31,21 @@ DEFAULT_CHUNK_TOKENS = 2048
 def next_token_loss(
     model: nn.Module, tokens: Tensor, *, reduction: str = "mean", chunk: int | None = DEFAULT_CHUNK_TOKENS
 ) -> Tensor:
-    """Cross-entropy in nats of tokens[:, 1:] given tokens[:, :-1]; `tokens` (B, L + 1) int64.
+    """Cross-entropy in nats of tokens[:, 1:] given tokens[:, :-1]; `tokens` (B, L + 1) int64, or packed
+    samples, (B, 3, L): see `parts_of`.
 
     A negative target (padding) is ignored, and as an input it is read as token 0. `reduction` is "mean" over
     the targets that count (nan if none does, as in torch) or "sum". `chunk` bounds the tokens whose logits
     exist at one time; None holds all of them. A `Llama`, wrapped or not, computes the loss inside its
     forward; any other model must return logits, or an object with `.logits`, and chunks do not apply.
+    Raises `UsageError` for packed samples and such a model.
     """
-    inputs, targets = tokens[:, :-1].clamp_min(0), tokens[:, 1:]
+    inputs, targets, samples = parts_of(tokens)
     if hasattr(getattr(model, "module", model), "hidden"):
-        return cast(Tensor, model(inputs, targets, reduction=reduction, chunk=chunk))
+        packed = {} if samples is None else {"samples": samples}
+        return cast(Tensor, model(inputs, targets, reduction=reduction, chunk=chunk, **packed))
+    if samples is not None:
+        raise UsageError(f"{type(model).__name__} cannot keep the samples of a row apart: lowrise.Llama can.")
     output = model(inputs)
     logits = output if isinstance(output, Tensor) else output.logits
     return F.cross_entropy(
@@ -49,6 +54,18 @@ def next_token_loss(
         ignore_index=-100,
         reduction=_checked(reduction),
     )
+
+
+def parts_of(batch: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Inputs, targets and numbers of samples (each B x L) of a batch as streams give it.
+
+    `batch` is int64 (B, L + 1), a text whose tokens are each predicted from those before, or (B, 3, L):
+    inputs, targets, and the number of the sample that each token belongs to, for rows that hold several.
+    Negative targets do not count.
+    """
+    if batch.ndim == 3:
+        return batch[:, 0], batch[:, 1], batch[:, 2]
+    return batch[:, :-1].clamp_min(0), batch[:, 1:], None
 
 
 def head_loss(

@@ -203,8 +203,8 @@ class LoRAMuon(Optimizer):
             )
         if group.get("residual_norm"):
             raise UsageError(
-                "LoRAMuon scales the step of A B^T by the partner's Gram matrix, and factors of layers that add "
-                "a residual to A (dlr) have another: choose another optimizer, for example AdamW or Spectron."
+                "LoRAMuon scales the step of A B^T by the partner's Gram matrix, and factors of layers that "
+                "add a residual to A (dlr) have another: choose another optimizer, for example Spectron."
             )
         if group["role"] in self.roles:
             _split_factor(group)

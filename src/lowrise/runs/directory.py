@@ -82,6 +82,8 @@ class RunDirectory:
             self.summary,
             self.report,
             self.tokenizer,
+            self.path / "chat_template.jinja",
+            self.path / "tokenizer_config.json",
             self.sample,
             self.services,
         ):

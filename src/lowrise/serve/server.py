@@ -9,6 +9,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lowrise.console import Console
 from lowrise.errors import LowriseError, UsageError
 from lowrise.inference.options import Forms
 from lowrise.inference.session import TextModel, load_text_model
+from lowrise.pretrained.load import check_model, is_run, load_model
 from lowrise.runs.chosen_weights import Weights
 from lowrise.runs.directory import open_run
 from lowrise.runs.trust import require_trust
@@ -29,10 +31,10 @@ from lowrise.signals import StopRequest
 
 @dataclass(kw_only=True)
 class ServeConfig:
-    """Answer requests in the OpenAI format with a run's newest checkpoint."""
+    """Answer requests in the OpenAI format with a run's newest checkpoint, or an exported model."""
 
     run: Positional[Path]
-    """Folder of the run."""
+    """Folder of the run, or one that lowrise export wrote, a Hugging Face Llama's, or a GGUF file."""
     host: str = "127.0.0.1"
     """Address to listen on; the default reaches this machine alone."""
     port: int = 8000
@@ -79,9 +81,8 @@ def serve(command: ServeConfig, console: Console) -> int:
     _check(command)
     with _listening(command.host, command.port) as listener, StopRequest() as stop:
         folders = _folders(command.run.expanduser(), command.trust)
-        model = load_text_model(
-            command.run, command.device, console, forms=command.forms, weights=command.weights
-        )
+        load = partial(load_model, weights=command.weights)
+        model = load_text_model(command.run, command.device, console, forms=command.forms, load=load)
         if model.choice:
             console.print(model.choice, highlight=False)
         name = command.name or command.run.resolve().name
@@ -165,6 +166,9 @@ def _folders(run: Path, trust: bool) -> list[Path]:
     """Where a chat template may lie: the run, and the tokenizer that its recipe names. Raises `UsageError`
     where that was named by somebody else.
     """
+    check_model(run)
+    if not is_run(run):
+        return [run if run.is_dir() else run.parent]
     named = load(open_run(run).config).data.tokenizer
     if named is None:
         return [run]

@@ -20,6 +20,8 @@ from lowrise.config import RunConfig
 from lowrise.config.identity import digest, told
 from lowrise.console import Console
 from lowrise.data import Corpus
+from lowrise.data.chat import write_template
+from lowrise.data.samples import sample_format
 from lowrise.distributed import FailedElsewhere, World, check_alike, check_same_work
 from lowrise.distributed.sharding import is_sharded
 from lowrise.distributed.world import lost_ranks_explained
@@ -48,7 +50,8 @@ from lowrise.train.display import Display
 from lowrise.train.resume import Origin, Start, accepted_changes, go_on, text_numbers
 from lowrise.train.services import services_of
 from lowrise.train.step import TrainStep, Update
-from lowrise.train.summary import Progress, evaluation_record, summarize
+from lowrise.train.stopping import EarlyStopping
+from lowrise.train.summary import Progress, evaluation_record, summarize, told_samples
 from lowrise.train.telemetry import measure, snapshot
 from lowrise.train.trackers import Tracker, Trackers, open_tensorboard
 
@@ -102,6 +105,9 @@ class Trainer:
             whole=kept.whole,
             warn=lambda text: self.display.say(text, style="yellow"),
         )
+        self.stopping = EarlyStopping(
+            config, self.train_step, self.saver, self.world, save=self._save, say=display.say
+        )
 
     @property
     def optimizer(self) -> Optimizer:
@@ -128,6 +134,8 @@ class Trainer:
         start = self._resume()
         self.world.by_rank_0(self.saver.retire)  # a kill comes between a save and what follows it
         self._check_alike("at the start")
+        for line in told_samples(self.corpus, config):
+            self.display.say(line)
         self.world.by_rank_0(lambda: self._write_start(start))
         with (
             StopRequest(once=True) as self.stop,
@@ -135,8 +143,12 @@ class Trainer:
             self._tracked() as board,
             self.saver,
         ):
-            while self.progress.step < config.train.steps and not self._asked_to_stop():
+            if self.stopping.has_missed():
+                self.stopping.watch(self._evaluate(board, whole=False))
+            while self.stopping.goes_on() and not self._asked_to_stop():
                 self._advance(board)
+            if self.stopping.take_best():
+                self.saved_step = -1
             if self.saved_step != self.progress.step:
                 self._save()
             with self._on_the_wall_clock():
@@ -158,6 +170,9 @@ class Trainer:
         entry = start.entry(self.progress.step, changed) | {k: facts[k] for k in ("ranks", "device")}
         self.directory.write_start(self.config, facts, entry)
         self.corpus.write_tokenizer(self.directory.tokenizer)
+        template = sample_format(self.config.data).template if self.config.data.is_samples else None
+        if template is not None:
+            write_template(self.directory.path, template)
 
     def _asked_to_stop(self) -> bool:
         """Whether any rank was: the same answer on all, at the same place of the run. A request to save is
@@ -208,9 +223,10 @@ class Trainer:
                 record["matrices"] = measure(self.model, before, self.world)
             self._write(record, board)
         with self._on_the_wall_clock():
-            if _due(number, config.eval.every) and number < config.train.steps:
-                self._evaluate(board, whole=False)
-            if _due(number, config.checkpoint.every) or self.save_due:
+            if self.stopping.is_due(number):
+                self.stopping.watch(self._evaluate(board, whole=False))
+            due = _due(number, config.checkpoint.every) or self.save_due
+            if due and self.saved_step != number and not self.stopping.stops:
                 self._save()
 
     def _device_record(self, seconds: float) -> dict[str, Any]:
@@ -279,8 +295,9 @@ class Trainer:
         losses = {name: result.loss for name, result in self.extra_results.items()}
         losses |= {f"{name} ema".strip(): result.loss for name, result in averaged.items()}
         self.display.evaluated(progress.step, results[""], losses)
-        record = evaluation_record(results) | self.averaged_record
-        self._write({"step": progress.step, "tokens": progress.tokens, **record}, board)
+        of = {"weights_of_step": progress.weights_of_step} if progress.weights_of_step else {}
+        numbers = evaluation_record(results) | self.averaged_record
+        self._write({"step": progress.step, "tokens": progress.tokens, **of, **numbers}, board)
         return results[""]
 
     def _evaluated(self, limit: int) -> dict[str, EvalResult]:
@@ -352,13 +369,15 @@ class Trainer:
         self.origin = start.origin
         if start.own:
             self.saved_step = self.progress.step
+            self.stopping.begin()
         self._rewind(self.progress.step if start.own else -1)
         return start
 
     def _rewind(self, step: int) -> None:
         """The last evaluation comes after the last checkpoint, every other one before."""
         if self.world.leads:
-            self.directory.rewind_metrics(step, evaluated=step < self.config.train.steps)
+            ended = step == self.config.train.steps or self.progress.weights_of_step > 0
+            self.directory.rewind_metrics(step, evaluated=not ended)
 
     def _interruption(self) -> Interrupted:
         stop = self.stop

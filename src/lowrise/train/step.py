@@ -3,7 +3,8 @@
   1. batch k of the corpus, a pure function of (corpus, seed, k); with N ranks each has its rows of it
   2. layers that change with time learn the update's number; learning rates = peak rates x multiplier(update)
   3. forward passes over micro-batches, each followed by its backward pass: gradients accumulate, and the
-     loss is the mean over all predicted tokens of the batch
+     loss is the mean over all predicted tokens of the batch, on all ranks (of samples for fine-tuning, over
+     those that count)
   4. in the last backward pass gradients are summed over ranks (`lowrise.distributed.GradientSum`), so that
      all ranks decide and update alike; the loss is summed too
   5. global gradient norm, clipped
@@ -138,7 +139,12 @@ class TrainStep:
         lr = self._set_learning_rates(number)
         self.shared.traffic.reset()
 
-        predicted = train.global_batch_size * train.seq_len
+        predicted = self.corpus.train.predicted(
+            number - 1,
+            sequences=train.global_batch_size,
+            seq_len=train.seq_len,
+            seed=self.config.seed,
+        )
         total: Tensor | None = None
         micro_batches = batch.split(train.micro_batch_size or len(batch))
         for i, tokens in enumerate(micro_batches, start=1):
@@ -186,11 +192,11 @@ class TrainStep:
         applied = updated and not skipped_matrices
         self.progress.skipped_units += skipped_matrices if updated else 0
         self.progress.skipped_in_part += updated and not applied
-        self._count(applied, predicted)
+        self._count(applied, train.global_batch_size * train.seq_len)
         return Update(loss_value, grad_norm, lr, applied, skipped_matrices if updated else 0)
 
     def _batch(self, number: int) -> Tensor:
-        """Step 1: this rank's rows, int64 (rows, seq_len + 1)."""
+        """Step 1: this rank's rows, int64 (rows, seq_len + 1), or of samples (rows, 3, seq_len)."""
         train = self.config.train
         rows = self.corpus.train.batch(
             number - 1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,16 @@ class Progress:
     """Largest optimizer state so far, by the formulas."""
     state_bytes_measured: int = 0
     """Largest optimizer state so far, in its storages."""
+    evaluated_step: int = 0
+    """Last step at which early stopping has seen an evaluation."""
+    best_step: int = 0
+    """Of these, the one with the lowest validation loss; 0: none yet."""
+    best_loss: float = 0.0
+    """That loss."""
+    worse_evaluations: int = 0
+    """Evaluations since then."""
+    weights_of_step: int = 0
+    """The step whose weights the run has ended with, where it is not the last; 0: the last."""
     init_tokens: int = 0
     """Tokens that the runs before this one spent on the weights it starts from."""
     init_flops: int = 0
@@ -69,6 +80,7 @@ def summarize(
     status: str,
 ) -> dict[str, Any]:
     """summary.json; the keys are described in docs/runs.md. `result` is None where the run has not ended."""
+    train, steps = config.train, progress.step
     return {
         "method": config.method,
         "layer": config.layer.name,
@@ -80,9 +92,12 @@ def summarize(
         "steps": progress.step,
         "skipped_steps": progress.skipped,
         "skipped_units": progress.skipped_units,
-        "epochs": corpus.train.epochs(
-            progress.step, sequences=config.train.global_batch_size, seq_len=config.train.seq_len
-        ),
+        "epochs": corpus.train.epochs(steps, sequences=train.global_batch_size, seq_len=train.seq_len),
+        **_stopping(config, progress),
+        **{
+            f"{name}_samples": dataclasses.asdict(counts)
+            for name, counts in corpus.sample_counts(train.seq_len).items()
+        },
         "params_total": plan.params_total,
         "params_non_embedding": plan.params_non_embedding,
         "flops_per_token": plan.flops_per_token,
@@ -103,3 +118,32 @@ def summarize(
         "peak_memory_bytes": peak_memory_bytes(device),
         "status": status,
     }
+
+
+def _stopping(config: RunConfig, progress: Progress) -> dict[str, Any]:
+    """What early stopping has done, where it was asked for."""
+    if not config.eval.patience:
+        return {}
+    return {
+        "stopped_early": bool(progress.weights_of_step) and progress.step < config.train.steps,
+        "best_step": progress.best_step,
+        "best_val_loss": progress.best_loss if progress.best_step else None,
+        "weights_of_step": progress.weights_of_step or progress.step,
+    }
+
+
+def told_samples(corpus: Corpus, config: RunConfig) -> list[str]:
+    """Lines about the samples for fine-tuning: how they are packed, and which are cut or left out."""
+    lines, seq_len = [], config.train.seq_len
+    for name, counts in corpus.sample_counts(seq_len).items():
+        line = (
+            f"{name}: {counts.samples:,} samples in {counts.rows:,} sequences of {seq_len} tokens "
+            f"({counts.used:.0%} of them used)"
+        )
+        if counts.cut:
+            line += f'; {counts.cut:,} are longer and lose their end (data.overlong = "drop" drops them)'
+        if counts.left_out:
+            line += f"; {counts.left_out:,} are left out, too long for any of their completion"
+            line += " or for a sequence" if config.data.overlong == "drop" else ""
+        lines.append(f"{line}.")
+    return lines

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lowrise.errors import UsageError
-from lowrise.inference.evaluate import evaluate_run
+from lowrise.evaluation.measure import evaluate_run
 from lowrise.layers import LowRankLinear, SelfGuidedLinear, param_groups
 from lowrise.layers.selfguided import guide_share
 from lowrise.ledger import count_parameters, flops_per_token

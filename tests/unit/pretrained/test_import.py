@@ -16,8 +16,8 @@ from lowrise.cli import main
 from lowrise.config import load
 from lowrise.data.tokenizer import Tokenizer, train_bpe
 from lowrise.errors import UsageError
+from lowrise.evaluation.measure import evaluate_run
 from lowrise.export.huggingface import write_folder
-from lowrise.inference.evaluate import evaluate_run
 from lowrise.layers import CoLALinear, LowRankLinear, SparseLowRankLinear
 from lowrise.model import Llama, LlamaConfig, build_model
 from lowrise.pretrained.adopt import adopted

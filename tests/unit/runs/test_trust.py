@@ -15,7 +15,7 @@ from lowrise.cli import main
 from lowrise.config import load
 from lowrise.config.places import named_places, source_place
 from lowrise.errors import UsageError
-from lowrise.inference.evaluate import evaluate_run
+from lowrise.evaluation.measure import evaluate_run
 from lowrise.runs.trust import seal
 
 
@@ -51,7 +51,7 @@ def test_ones_own_run_needs_no_word(own_run, capsys):
 
 def test_another_ones_is_asked_about_and_nothing_is_read(sent, tmp_path, capsys, monkeypatch):
     opened: list[str] = []
-    monkeypatch.setattr("lowrise.inference.evaluate.load_run", lambda *a: opened.append("run"))
+    monkeypatch.setattr("lowrise.evaluation.command.load_model", lambda *a: opened.append("run"))
     for words in (
         ["eval", str(sent)],
         ["data", "info", str(sent)],

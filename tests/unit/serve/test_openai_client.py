@@ -11,6 +11,7 @@ import pytest
 
 openai = pytest.importorskip("openai")
 
+from lowrise.data.chat import ChatTemplate  # noqa: E402
 from lowrise.inference.sampling import Sampling  # noqa: E402
 from lowrise.inference.session import continue_texts  # noqa: E402
 from lowrise.serve.chat import ChatFormat  # noqa: E402
@@ -141,7 +142,7 @@ def test_chat_by_the_template_of_the_tokenizer(serve, text_model) -> None:
         "{% for m in messages %}{{ '[' + m.role + ']' + m.content }}{% endfor %}"
         "{% if add_generation_prompt %}{{ eos_token }}{% endif %}"
     )
-    chat = ChatFormat(text_model.tokenizer, template, {"eos_token": "<|endoftext|>"})
+    chat = ChatFormat(text_model.tokenizer, ChatTemplate(template, {"eos_token": "<|endoftext|>"}))
     client = connect(serve(chat=chat))
     answer = client.chat.completions.create(
         model="small", messages=[{"role": "user", "content": "a norm"}], max_tokens=6, temperature=0

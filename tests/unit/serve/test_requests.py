@@ -8,6 +8,7 @@ import urllib.request
 
 import pytest
 
+from lowrise.data.chat import ChatTemplate
 from lowrise.errors import LowriseError, UsageError
 from lowrise.serve.chat import ChatFormat, chat_format
 
@@ -150,12 +151,12 @@ def test_templates_are_found_beside_the_tokenizer(tmp_path, text_model) -> None:
     assert chat_format(tokenizer, [tmp_path]).template is None
     config = tmp_path / "tokenizer_config.json"
     config.write_text(json.dumps({"chat_template": "A", "eos_token": {"content": "<e>"}, "bos_token": "<b>"}))
-    found = chat_format(tokenizer, [tmp_path / "none", tmp_path])
-    assert (found.template, found.specials) == ("A", {"eos_token": "<e>", "bos_token": "<b>"})
+    found = chat_format(tokenizer, [tmp_path / "none", tmp_path]).template
+    assert (found.source, found.specials) == ("A", {"eos_token": "<e>", "bos_token": "<b>"})
     config.write_text(json.dumps({"chat_template": [{"name": "default", "template": "B"}]}))
-    assert chat_format(tokenizer, [tmp_path]).template == "B"
+    assert chat_format(tokenizer, [tmp_path]).template.source == "B"
     (tmp_path / "chat_template.jinja").write_text("C")
-    assert chat_format(tokenizer, [tmp_path]).template == "C"
+    assert chat_format(tokenizer, [tmp_path]).template.source == "C"
     config.write_text("{")
     with pytest.raises(LowriseError, match=r"tokenizer_config\.json cannot be read"):
         chat_format(tokenizer, [tmp_path])
@@ -171,4 +172,4 @@ def test_templates_are_found_beside_the_tokenizer(tmp_path, text_model) -> None:
 )
 def test_templates_that_refuse_or_are_broken(text_model, template, kind, message) -> None:
     with pytest.raises(kind, match=message):
-        ChatFormat(text_model.tokenizer, template).prompt([{"role": "user", "content": "a"}])
+        ChatFormat(text_model.tokenizer, ChatTemplate(template)).prompt([{"role": "user", "content": "a"}])

@@ -10,7 +10,7 @@ from small_runs import config_for, console, corpus_of, metrics, run_training, tr
 
 from lowrise.config import load
 from lowrise.errors import UsageError
-from lowrise.inference.evaluate import evaluate_run
+from lowrise.evaluation.measure import evaluate_run
 from lowrise.train import RunDirectory, Tracker, train
 from lowrise.train.step import TrainStep
 

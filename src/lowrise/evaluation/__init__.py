@@ -1,0 +1,1 @@
+"""Models measured side by side: loss on texts, and tasks through lm-eval."""

@@ -1,0 +1,162 @@
+"""Tasks of lm-eval (the extra `eval`) in this process, on any model that lowrise loads."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from lowrise.console import Console
+from lowrise.errors import LowriseError, UsageError
+from lowrise.evaluation.scoring import Scorer
+from lowrise.runs.load import TrainedRun
+
+
+def require_harness() -> None:
+    """Say what to install where lm-eval is missing."""
+    try:
+        import lm_eval.tasks  # noqa: F401
+    except ImportError as error:
+        raise LowriseError(
+            f"--tasks needs the package lm-eval ({error}): pip install 'lowrise[eval]'."
+        ) from error
+
+
+class Tasks:
+    """Tasks by their names, those in the files of a folder among them.
+
+    Raises `UsageError` for a name that nothing has, `LowriseError` without lm-eval.
+    """
+
+    def __init__(self, names: Sequence[str], folder: Path | None = None) -> None:
+        require_harness()
+        from lm_eval.tasks import TaskManager
+
+        if folder is not None and not folder.is_dir():
+            raise UsageError(f"--task_path {folder} is no folder: name one with the YAML files of tasks.")
+        with _quiet():
+            self._manager = TaskManager(include_path=None if folder is None else str(folder))
+        self.names = list(names)
+        unknown = [name for name in self.names if name not in self._manager.all_tasks]
+        if unknown:
+            raise UsageError(
+                f"lm-eval has no task {unknown[0]!r}: `lm-eval ls tasks` lists them, and --task_path adds "
+                "those of a folder of yours."
+            )
+
+    def measure(
+        self, run: TrainedRun, *, shots: int | None = None, limit: int | None = None, batch_size: int = 16
+    ) -> dict[str, dict[str, Any]]:
+        """Task (or group, or a task of one) -> metric -> value; `NAME_stderr` beside it where it is known.
+        Raises `LowriseError` with what lm-eval met, for example a data set that is not there offline.
+        """
+        from lm_eval import simple_evaluate
+
+        model = _adapter(Scorer(run, batch_size))
+        try:
+            with _quiet():
+                answer = simple_evaluate(
+                    model=model,
+                    tasks=self.names,
+                    task_manager=self._manager,
+                    num_fewshot=shots,
+                    limit=limit,
+                    log_samples=False,
+                    bootstrap_iters=1000,
+                )
+        except (LowriseError, KeyboardInterrupt):
+            raise
+        except Exception as error:  # of lm-eval, datasets, a task's own code
+            raise LowriseError(
+                f"lm-eval failed on {', '.join(self.names)} ({type(error).__name__}: {error}). Offline, a "
+                "task needs its data set in the cache of the datasets library, or as local files."
+            ) from error
+        assert answer is not None
+        return {name: _metrics(values) for name, values in answer["results"].items()}
+
+
+def _metrics(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of a task: `acc,none` becomes `acc`, another filter stays in the name."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name, _, filtered = key.partition(",")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        found[name if filtered in ("", "none") else f"{name} ({filtered})"] = value
+    found.pop("sample_len", None)
+    return found
+
+
+def _adapter(scorer: Scorer) -> Any:
+    """The model in lm-eval's own terms."""
+    from lm_eval.api.model import LM
+
+    class Adapter(LM):
+        def loglikelihood(self, requests: Any) -> Any:
+            return scorer.log_likelihoods([request.args for request in requests])
+
+        def loglikelihood_rolling(self, requests: Any) -> Any:
+            return scorer.rolling([request.args[0] for request in requests])
+
+        def generate_until(self, requests: Any) -> Any:
+            return scorer.generated([request.args for request in requests])
+
+    return Adapter()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the harness's log and bars, which would stand between our lines."""
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval", "datasets")]
+    levels = [logger.level for logger in loggers]
+    bars = os.environ.get("TQDM_DISABLE")
+    os.environ["TQDM_DISABLE"] = "1"
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if bars is None:
+            del os.environ["TQDM_DISABLE"]
+        else:
+            os.environ["TQDM_DISABLE"] = bars
+
+
+def show_tasks(results: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """One table of all models: a row for each task and metric, a column for each model."""
+    table = Table(box=None, header_style="bold")
+    table.add_column("task", overflow="fold")
+    table.add_column("metric")
+    for result in results:
+        table.add_column(str(result["run"]), justify="right", overflow="fold")
+    rows = dict.fromkeys(
+        (task, metric)
+        for result in results
+        for task, metrics in result["tasks"].items()
+        for metric in metrics
+        if _STDERR not in metric
+    )
+    for task, metric in rows:
+        cells = [_cell(result["tasks"].get(task, {}), metric) for result in results]
+        table.add_row(task, metric, *cells)
+    console.print(table)
+
+
+_STDERR = "_stderr"
+
+
+def _cell(metrics: Mapping[str, Any], metric: str) -> str:
+    if metric not in metrics:
+        return ""
+    name, space, filtered = metric.partition(" ")
+    error = metrics.get(f"{name}{_STDERR}{space}{filtered}")
+    known = isinstance(error, float) and math.isfinite(error)
+    return f"{metrics[metric]:.4f}" + (f" ± {error:.4f}" if known else "")
