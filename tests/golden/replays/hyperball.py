@@ -1,4 +1,4 @@
-"""Hyperball: trajectories of dense matrices and of a product; the file's tail EMA is not covered."""
+"""Hyperball: trajectories of dense matrices and of a product, and the tail EMA in the same file."""
 
 from __future__ import annotations
 
@@ -14,20 +14,24 @@ from lowrise.errors import UsageError
 from lowrise.linalg import polar_svd
 from lowrise.optim import AdamW, Muon, Optimizer
 from lowrise.optim.engine.hyperball import BALL_ROLES, pairs_step_
+from lowrise.runs.tail_average import Tail, TailAverage
 
 MOMENTS = {"momentum": "momentum", "adam_m": "exp_avg"}  # in the file -> in the state
 
 
 def replay_hyperball(data: Fixture, dtype: torch.dtype) -> Iterator[Line]:
-    """The groups of `index` whose config has `hyperball`. Bars, relative to the largest movement: 1e-9 in
-    float64, 1e-4 in float32.
+    """The groups of `index` whose config has `hyperball`, and that of the tail average. Bars, relative to the
+    largest movement: 1e-9 in float64, 1e-4 in float32.
     """
     for name in json.loads(str(data["index"]))["groups"]:
         config = json.loads(str(data[f"{name}/config"]))
-        if not config.get("hyperball"):
+        if config.get("hyperball"):
+            replay = _pair if config["rule"] == "loramuon" else _matrix
+        elif config["rule"] == "tail_ema":
+            replay = _tail
+        else:
             yield Line(f"hyperball/{name}")
             continue
-        replay = _pair if config["rule"] == "loramuon" else _matrix
         yield from guarded(f"hyperball/{name}", replay, data, dtype, name, config)
 
 
@@ -53,6 +57,26 @@ def _matrix(data: Fixture, dtype: torch.dtype, name: str, config: dict[str, Any]
             golden = torch.from_numpy(data[f"{name}/{key}"])
             got = optimizer.state[W][own].double()
             yield Line(f"hyperball/{name}/{key}", max_error(got, golden, 0.0), _bar(dtype))
+
+
+def _tail(data: Fixture, dtype: torch.dtype, name: str, config: dict[str, Any]) -> Iterator[Line]:
+    """Given weights after each update; the average and the weights that are evaluated, from `start` on."""
+    weights = torch.from_numpy(data[f"{name}/W_seq"])
+    model = nn.ParameterDict({"W": tensor(weights[0].numpy(), dtype)})
+    group = {"params": [("W", model["W"])]}
+    first = config["start"] + 1  # updates count from 1, the file's from 0
+    tail = TailAverage(Tail(first, config["horizon"], config["blend"]), AdamW([group], lr=1.0))
+    averages, blends = [], []
+    for number, W in enumerate(weights, start=1):
+        model["W"].data.copy_(W)
+        tail.after_update(number, ())
+        if number >= first:
+            averages.append(tail.tensors["W"].double().clone())
+            with tail.in_the_model(model):
+                blends.append(model["W"].detach().double().clone())
+    for key, got in (("ema", averages), ("blend", blends)):
+        golden = torch.from_numpy(data[f"{name}/{key}"])
+        yield Line(f"hyperball/{name}/{key}", max_error(torch.stack(got), golden, 0.0), _bar(dtype))
 
 
 def _optimizer(W: nn.Parameter, config: dict[str, Any]) -> Optimizer:
