@@ -359,9 +359,11 @@ def plan(arguments: Arguments, console: Console) -> int:
     options = parse(PlanOptions, arguments, "plan")
     options.check()
     load_plugins(options.plugin)
-    from lowrise.report.plan_report import plans, show
+    from lowrise.report.plan_report import picture, plans, show
 
     rows = plans(options)
+    if options.picture is not None:
+        picture(rows, options.picture.expanduser())
     if options.json:
         print(strict_json({"plans": rows}))
     else:
