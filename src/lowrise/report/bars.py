@@ -47,9 +47,7 @@ def stacked_bars(
     for value in nice_ticks(0.0, most / tick, 6):
         x = left + value * tick * scale
         body.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP - 6}" y2="{base}"/>')
-        body.append(
-            f'<text class="tick" x="{x:.1f}" y="{base + 16}" text-anchor="middle">{escape(f"{value:g}")}</text>'
-        )
+        body.append(f'<text class="tick" x="{x:.1f}" y="{base + 16}" text-anchor="middle">{value:g}</text>')
     for i, stack in enumerate(stacks):
         body.append(_bar(stack, parts, left, _TOP + i * (_BAR + _GAP), scale, show, mark))
     if line is not None:
@@ -65,7 +63,8 @@ def stacked_bars(
     )
     about = escape(f"{label}, by {', '.join(parts)}")
     key = _legend(parts, left, mark, line)
-    return f'<svg viewBox="0 0 {width} {base + _BOTTOM}" role="img" aria-label="{about}">{key}{"".join(body)}</svg>'
+    box = f"0 0 {width} {base + _BOTTOM}"
+    return f'<svg viewBox="{box}" role="img" aria-label="{about}">{key}{"".join(body)}</svg>'
 
 
 def standalone(svg: str, title: str) -> str:
@@ -90,9 +89,8 @@ def _bar(
     show: Callable[[float], str],
     mark: str,
 ) -> str:
-    drawn = [
-        f'<text class="key" x="{left - 8:.1f}" y="{y + _BAR - 5}" text-anchor="end">{escape(stack.name)}</text>'
-    ]
+    name = escape(stack.name)
+    drawn = [f'<text class="key" x="{left - 8:.1f}" y="{y + _BAR - 5}" text-anchor="end">{name}</text>']
     x = left
     for color, (part, value) in enumerate(zip(parts, stack.parts, strict=True)):
         told = escape(f"{stack.name}, {part}: {show(value)}")
@@ -110,8 +108,8 @@ def _bar(
             'stroke-width="3"/></g>'
         )
     end = max(x, left + (stack.mark or 0.0) * scale) + 8
-    value = show(total if stack.mark is None else stack.mark)
-    drawn.append(f'<text class="tick" x="{end:.1f}" y="{y + _BAR - 5}">{escape(value)}</text>')
+    shown = show(total if stack.mark is None else stack.mark)
+    drawn.append(f'<text class="tick" x="{end:.1f}" y="{y + _BAR - 5}">{escape(shown)}</text>')
     return "".join(drawn)
 
 

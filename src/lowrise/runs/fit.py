@@ -80,7 +80,7 @@ def with_width(config: RunConfig, width: int, *, hold_rank: bool = False) -> Run
     """The configuration with the member of the family that has this width, and ranks in proportion."""
     before = llama_config(config.model, config.data.vocab_size, config.train.seq_len).hidden_size
     fields = {key.removeprefix("model."): value for key, value in shape_of(width).settings.items()}
-    model = replace(config.model, **fields, num_kv_heads=None)
+    model = replace(config.model, **fields | {"num_kv_heads": None})  # type: ignore[arg-type]
     layer, optimizer = config.layer, config.optimizer
     if not hold_rank:
         layer, optimizer = (_in_proportion(section, width, before) for section in (layer, optimizer))
@@ -102,9 +102,9 @@ def _half_wider(place: int) -> int:
 
 def _none_fits(config: RunConfig, room: int, width: int, peak: int | None) -> str:
     if peak is None:
-        return f"{config.method}: its settings allow no model of the family up to width {width}; look at its rank."
+        return f"{config.method} allows no model of the family up to width {width}: look at its rank."
     return (
-        f"{config.method} has no model of the family that fits in {room:,} bytes: at width {width}, the smallest "
-        f"that its settings allow, a device needs {peak:,}. Give more, a smaller micro batch (--micro_batch_size "
-        "1), or recomputed blocks (--recompute block)."
+        f"{config.method} has no model of the family that fits in {room:,} bytes: at width {width}, the "
+        f"smallest that its settings allow, a device needs {peak:,}. Give more, a smaller micro batch "
+        "(--micro_batch_size 1), or recomputed blocks (--recompute block)."
     )

@@ -79,7 +79,8 @@ class PlanOptions:
             raise UsageError("lowrise plan: give --flops_per_second or --rate, one of them.")
         if self.fit is not None and self.device_memory is not None:
             raise UsageError(
-                f"lowrise plan --fit {self.fit} has the memory of a device already: leave --device_memory out."
+                f"lowrise plan --fit {self.fit} has the memory of a device already: leave --device_memory "
+                "out."
             )
         if self.picture is not None and self.picture.expanduser().is_dir():
             raise UsageError(f"lowrise plan --picture {self.picture} is a folder: name the SVG file.")

@@ -38,7 +38,7 @@ def _of_bench(path: Path) -> dict[str, float]:
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"--rate {path} cannot be read as JSON ({error}): {_REMEDY}.") from None
     rows = told.get("rows") if isinstance(told, dict) else None
-    rates = {}
+    rates: dict[str, float] = {}
     for row in rows if isinstance(rows, list) else ():
         if isinstance(row, dict) and isinstance(row.get("method"), str):
             rate = _rate(row.get("flops_per_update"), row.get("step_ms"), 1000)
