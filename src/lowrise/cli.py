@@ -371,6 +371,18 @@ def plan(arguments: Arguments, console: Console) -> int:
     return 0
 
 
+def inspect(arguments: Arguments, console: Console) -> int:
+    from lowrise.audit.options import InspectOptions
+
+    options = parse(InspectOptions, arguments, "inspect")
+    options.check()
+    from lowrise.audit.inspect_folder import inspect_folder
+
+    # The object alone goes to standard output, for the program that reads it.
+    inspect_folder(options, console, Console(stderr=True) if options.json else console)
+    return 0
+
+
 COMMANDS: dict[str, tuple[Callable[[Arguments, Console], int], str]] = {
     "train": (train, "train a model, or continue a run"),
     "eval": (evaluate, "exact validation loss, perplexity, bits per byte of runs"),
@@ -388,6 +400,7 @@ COMMANDS: dict[str, tuple[Callable[[Arguments, Console], int], str]] = {
     "bench": (bench, "what this machine does: tokens a second, step time, memory of methods in one run"),
     "track": (track, "entries under one budget, decided by a rule written before: run, check, table"),
     "report": (report, "write a run's report again, or one page of several runs"),
+    "inspect": (inspect, "what the matrices of a run, an export or a folder make of their rank"),
     "data": (data, "prepare a corpus, or look into one"),
     "methods": (methods, "the table of methods; with a name, its defaults, its recipe, its papers"),
 }

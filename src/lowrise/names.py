@@ -68,6 +68,7 @@ _OTHER_WORDS = {
     "trials": "n_trials num_trials count runs",
     "methods": "list models optimizers layers",
     "serve": "server api host",
+    "inspect": "audit ranks spectra spectrum svd",
 }
 
 

@@ -25,7 +25,7 @@ FLOORS = (
     ("inference", "report", "export"),
     ("pretrained", "serve"),
     ("train",),
-    ("compare",),
+    ("compare", "audit"),
     ("sweep", "track"),
     ("cli", "__main__"),
 )

@@ -55,7 +55,7 @@ def stacked_bars(
         told = escape(f"{line[0]}: {show(line[1])}")
         body.append(
             f'<g><title>{told}</title><line x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP - 6}" y2="{base}" '
-            'stroke="var(--c4)" stroke-width="2" stroke-dasharray="6 4"/></g>'
+            'stroke="var(--soft)" stroke-width="2" stroke-dasharray="6 4"/></g>'
         )
     middle = (left + width - _RIGHT) / 2
     body.append(
@@ -109,7 +109,8 @@ def _bar(
         )
     end = max(x, left + (stack.mark or 0.0) * scale) + 8
     shown = show(total if stack.mark is None else stack.mark)
-    drawn.append(f'<text class="tick" x="{end:.1f}" y="{y + _BAR - 5}">{escape(shown)}</text>')
+    halo = 'style="paint-order:stroke" stroke="var(--paper)" stroke-width="5"'
+    drawn.append(f'<text class="tick" x="{end:.1f}" y="{y + _BAR - 5}" {halo}>{escape(shown)}</text>')
     return "".join(drawn)
 
 
@@ -121,7 +122,7 @@ def _legend(parts: Sequence[str], left: float, mark: str, line: tuple[str, float
         x += 34 + _CHARACTER * len(part)
     lines = [(mark, 'stroke="var(--ink)" stroke-width="3"')] if mark else []
     if line:
-        lines.append((line[0], 'stroke="var(--c4)" stroke-width="2" stroke-dasharray="6 4"'))
+        lines.append((line[0], 'stroke="var(--soft)" stroke-width="2" stroke-dasharray="6 4"'))
     for name, how in lines:
         drawn.append(f'<path d="M{x + 6:.1f} 7V21" {how}/>')
         drawn.append(f'<text class="key" x="{x + 14:.1f}" y="18">{escape(name)}</text>')

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 
+from lowrise.checkpoint import Checkpoint
 from lowrise.config import RunConfig, load
 from lowrise.console import Console
 from lowrise.data import Tokenizer
-from lowrise.errors import LowriseError
+from lowrise.errors import LowriseError, UsageError
 from lowrise.layers import LowRankLayer
 from lowrise.model import Llama
 from lowrise.runs.build import model_from
@@ -36,13 +37,19 @@ class TrainedRun:
     device: torch.device
 
 
-def load_run(folder: str | Path, device: str, console: Console) -> TrainedRun:
-    """The newest whole checkpoint of a run; a sentence if it has none."""
+def load_run(folder: str | Path, device: str, console: Console, step: int | None = None) -> TrainedRun:
+    """The newest whole checkpoint of a run, or that of a step; a sentence if it has none."""
     run = open_run(folder)
     config = load(run.config)
     chosen = choose_device(device)
     tokenizer = Tokenizer.load(run.tokenizer, separator_token=config.data.separator_token)
-    checkpoint = run.checkpoints.newest(warn=lambda text: console.print(text, style="yellow"))
+    if step is not None and step not in run.checkpoints.steps():
+        there = ", ".join(map(str, run.checkpoints.steps())) or "none"
+        raise UsageError(f"{folder} has no checkpoint of step {step}; it has {there}.")
+    if step is not None:
+        checkpoint: Checkpoint | None = run.checkpoints.load(step)
+    else:
+        checkpoint = run.checkpoints.newest(warn=lambda text: console.print(text, style="yellow"))
     if checkpoint is None:
         raise LowriseError(f"{folder} has no checkpoint yet: train it first.")
     require_recipe(checkpoint, config)
