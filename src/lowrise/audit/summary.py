@@ -53,8 +53,8 @@ def verdict(matrices: Sequence[Audited], energy: float) -> list[str]:
     of = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
     said.append(
         f"{100 * energy:g}% of the energy takes rank {sums['energy_rank_median']:g} at the median and "
-        f"{widest.energy_rank} at most ({widest.name}); the ranks are {of}, and "
-        f"{100 * sums['wasted_rank'] / sums['rank']:.0f}% of them are not needed for it."
+        f"{widest.energy_rank} at most ({widest.name}); the ranks are {of}, of which it needs "
+        f"{100 * sums['energy_rank'] / sums['rank']:.0f}%."
     )
     saved, before = sums["parameters_saved"], sums["parameters"]
     said.append(
@@ -80,7 +80,8 @@ def verdict(matrices: Sequence[Audited], energy: float) -> list[str]:
 
 
 def _factors(sound: Sequence[Audited]) -> list[str]:
-    pairs = [(max(m.balance, 1 / m.balance), m) for m in sound if m.balance]
+    # Adapters beside a dense part are small by design.
+    pairs = [(max(m.balance, 1 / m.balance), m) for m in sound if m.factored and m.balance]
     if not pairs:
         return []
     worst, name = max(((ratio, m.name) for ratio, m in pairs), key=lambda pair: pair[0])
