@@ -87,6 +87,7 @@ def test_wrong_folders(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         ([tmp_path / "empty", "--step", 5], "leave --step 5 out"),
         ([run, "--energy", 0], "above 0 and up to 1"),
         ([run, "--out", tmp_path], "name the HTML file"),
+        ([run, "--out", tmp_path / "no" / "x.html"], "there is no folder"),
     ):
         assert main(["inspect", *map(str, words)]) == 2, words
         assert sentence in capsys.readouterr().err.replace("\n", " ")

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from lowrise.cli import main
+from lowrise.config import load
 from lowrise.methods import METHODS
 
 
@@ -53,6 +54,15 @@ def test_without_a_model_it_is_the_recipe_of_1b(capsys: pytest.CaptureFixture[st
     assert row["fit"]["rank"] == row["fit"]["width"] // 4  # 512 of 2048
 
 
+def test_a_recipe_has_its_largest_size_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(load(None, {"method": "muon", "model.preset": "nano"}).to_toml(), encoding="utf-8")
+    (row,) = rows(capsys, path, "--fit", "300MB")
+    assert row["method"] == "muon"
+    assert row["fit"]["width"] > 64
+    assert row["bytes_per_device"]["peak"] <= 300 * 10**6 < row["fit"]["next_peak"]
+
+
 def test_measured_rates_give_each_method_its_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "bench.json"
     file.write_text(json.dumps({"rows": [{"method": "muon", "flops_per_update": 1e9, "step_ms": 100.0}]}))
@@ -83,6 +93,7 @@ def test_a_picture_has_a_bar_for_each_method(tmp_path: Path, capsys: pytest.Capt
         (["--model", "nano", "--rate", "x.json", "--flops_per_second", "1e9"], "one of them"),
         (["--model", "nano", "--rate", "x.json"], "x.json is not there"),
         (["--model", "nano", "--picture", "/"], "name the SVG file"),
+        (["--model", "nano", "--picture", "no/such/x.svg"], "there is no folder no/such"),
     ],
 )
 def test_wrong_requests(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:

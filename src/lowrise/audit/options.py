@@ -8,6 +8,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from lowrise.errors import UsageError
+from lowrise.files import require_file_place
 
 
 @dataclass(kw_only=True)
@@ -31,5 +32,5 @@ class InspectOptions:
             raise UsageError(f"lowrise inspect --energy {self.energy:g}: give a share above 0 and up to 1.")
         if self.step is not None and self.step < 0:
             raise UsageError(f"lowrise inspect --step {self.step}: give the step of a checkpoint, 0 or more.")
-        if self.out is not None and self.out.expanduser().is_dir():
-            raise UsageError(f"lowrise inspect --out {self.out} is a folder: name the HTML file.")
+        if self.out is not None:
+            require_file_place(self.out, "lowrise inspect --out", "HTML")

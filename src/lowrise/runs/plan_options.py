@@ -11,6 +11,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from lowrise.errors import UsageError
+from lowrise.files import require_file_place
 
 _UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 
@@ -82,8 +83,8 @@ class PlanOptions:
                 f"lowrise plan --fit {self.fit} has the memory of a device already: leave --device_memory "
                 "out."
             )
-        if self.picture is not None and self.picture.expanduser().is_dir():
-            raise UsageError(f"lowrise plan --picture {self.picture} is a folder: name the SVG file.")
+        if self.picture is not None:
+            require_file_place(self.picture, "lowrise plan --picture", "SVG")
         _ = self.memory
 
     @property

@@ -9,13 +9,12 @@ A rate belongs to its method: of another method's matrices and optimizer it says
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lowrise.errors import UsageError
-from lowrise.files import is_known
+from lowrise.files import is_known, read_json
 from lowrise.runs.history import read_run
 
 _REMEDY = "give the JSON that lowrise bench --out TABLE.md writes beside the table, or the folder of a run"
@@ -32,10 +31,10 @@ def measured_rates(path: Path) -> dict[str, float]:
 
 def _of_bench(path: Path) -> dict[str, float]:
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        told = read_json(path)
     except FileNotFoundError:
         raise UsageError(f"--rate {path} is not there: {_REMEDY}.") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise UsageError(f"--rate {path} cannot be read as JSON ({error}): {_REMEDY}.") from None
     rows = told.get("rows") if isinstance(told, dict) else None
     rates: dict[str, float] = {}
