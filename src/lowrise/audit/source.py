@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -47,7 +48,10 @@ def open_source(folder: Path, step: int | None, console: Console) -> Source:
     if (folder / "config.json").is_file():
         if MARK in read_json(folder / "config.json") and (folder / WEIGHTS).is_file():
             return Source("factorized Hugging Face model", from_pretrained(folder))
-        source = open_folder(folder)
+        try:
+            source = open_folder(folder)
+        except UsageError as refused:
+            return Source("Hugging Face folder, dense", _by_transformers(folder, refused))
         form = "dense" if source.layer == "dense" else "factored"
         return Source(f"Hugging Face folder, {form}", source.model())
     if is_native(folder):
@@ -61,3 +65,27 @@ def open_source(folder: Path, step: int | None, console: Console) -> Source:
         f"{folder} is no run (no config.toml), no Hugging Face folder (no config.json) and no export of "
         "ours: give one of these."
     )
+
+
+def _by_transformers(folder: Path, refused: UsageError) -> nn.Module:
+    """A causal language model that ours cannot compute, which an audit does not ask for. Raises `refused`
+    where transformers cannot read it whole either; weights that are not in the folder would be random.
+    """
+    try:
+        import transformers
+    except ImportError:
+        raise refused from None
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    loader: Any = transformers.AutoModelForCausalLM
+    try:
+        model, told = loader.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except Exception:  # of whatever kind: what is wrong with the folder has been said
+        raise refused from None
+    if told["missing_keys"] or told["unexpected_keys"] or told["mismatched_keys"]:
+        raise refused
+    if not isinstance(model, nn.Module):
+        raise refused
+    return model.float().eval()

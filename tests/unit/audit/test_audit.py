@@ -167,6 +167,34 @@ def test_a_model_of_hugging_face_with_our_layers(tmp_path: Path) -> None:
     assert not any("lm_head" in name or "wte" in name for name in found)
 
 
+def test_other_families_are_read_by_transformers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    shape = transformers.Qwen2Config(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, vocab_size=90, sliding_window=8, use_sliding_window=True,
+    )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_config(shape)
+    model.save_pretrained(tmp_path)
+    found = audit(open_source(tmp_path, None, console()).model, 0.99)
+    assert len(found) == MATRICES
+    (up,) = (m for m in found if m.name.endswith("1.mlp.up_proj"))
+    weight = model.get_submodule(up.name).weight.detach().double()
+    assert up.singular_values == pytest.approx(torch.linalg.svdvals(weight).tolist(), rel=1e-6)
+
+
+def test_weights_that_are_not_there_are_not_made_up(tmp_path: Path) -> None:
+    """transformers fills what is missing with random numbers: factors that its save_pretrained wrote."""
+    transformers = pytest.importorskip("transformers")
+    import lowrise
+
+    shape = transformers.GPT2Config(n_layer=2, n_embd=32, n_head=2, vocab_size=90, n_positions=16)
+    model = transformers.GPT2LMHeadModel(shape)
+    lowrise.factorize(model, rank=4, targets=["*mlp*"])
+    model.save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="model_type is 'gpt2'"):
+        open_source(tmp_path, None, console())
+
+
 def test_code_of_somebody_else_is_not_run(tmp_path: Path, tokenizer: Tokenizer) -> None:
     from safetensors import safe_open
     from safetensors.torch import save_file
