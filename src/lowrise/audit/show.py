@@ -51,7 +51,8 @@ def show(folder: Path, source: Source, matrices: Sequence[Audited], energy: floa
     console.print(title(folder, source), style="bold", soft_wrap=True)
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     for i, column in enumerate(header(energy)):
-        table.add_column(column, justify="right" if i else "left", no_wrap=True)
+        # Names give way, numbers never.
+        table.add_column(column, justify="right" if i else "left", no_wrap=i > 0, overflow="fold")
     for matrix, name in zip(matrices, short_names([m.name for m in matrices]), strict=True):
         table.add_row(*cells(matrix, name))
     console.print(table)
@@ -73,10 +74,18 @@ def short(value: float | None) -> str:
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """The first number and the last part of each name, such as 3.q_proj; whole names where two would be
+    """The first number and the last part of each name, such as 3.q_proj; more parts where several would be
     alike.
     """
-    parts = [name.split(".") for name in names]
-    brief = [".".join([*[p for p in part[:-1] if p.isdigit()][:1], part[-1]]) for part in parts]
-    several = {name for name, count in Counter(brief).items() if count > 1}
-    return [name if b in several else b for name, b in zip(names, brief, strict=True)]
+    shown = {name: _ending(name, 1) for name in names}
+    for count in range(2, 1 + max((name.count(".") for name in names), default=0)):
+        times = Counter(shown.values())
+        shown = {name: _ending(name, count) if times[text] > 1 else text for name, text in shown.items()}
+    times = Counter(shown.values())
+    return [name if times[shown[name]] > 1 else shown[name] for name in names]
+
+
+def _ending(name: str, count: int) -> str:
+    """The last `count` parts, behind the first number of those before them."""
+    parts = name.split(".")
+    return ".".join([*[part for part in parts[:-count] if part.isdigit()][:1], *parts[-count:]])

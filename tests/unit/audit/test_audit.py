@@ -217,8 +217,11 @@ def test_code_of_somebody_else_is_not_run(tmp_path: Path, tokenizer: Tokenizer) 
 
 def test_names_are_short_where_that_is_enough() -> None:
     assert short_names(["model.layers.3.mlp.up_proj", "h.0.c_fc"]) == ["3.up_proj", "0.c_fc"]
-    alike = ["e.0.a.w", "e.0.b.w", "e.1.w"]
-    assert short_names(alike) == ["e.0.a.w", "e.0.b.w", "1.w"]
+    alike = ["h.0.attn.c_proj", "h.0.mlp.c_proj", "h.0.c_fc", "h.1.c_proj"]
+    assert short_names(alike) == ["0.attn.c_proj", "0.mlp.c_proj", "0.c_fc", "1.c_proj"]
+    assert short_names(["a.x.w", "b.x.w"]) == ["a.x.w", "b.x.w"]
+    assert short_names(["w"]) == ["w"]
+    assert short_names([]) == []
 
 
 @pytest.mark.parametrize(
@@ -237,3 +240,24 @@ def test_no_matrix_is_a_plain_total() -> None:
     assert verdict([lone], 0.99) == [
         "Entries of w are not finite: the training has diverged before this point."
     ]
+
+
+def test_a_large_model_s_table_is_whole_at_80_columns(tmp_path: Path) -> None:
+    import io
+
+    from lowrise.audit.show import show
+    from lowrise.console import Console
+
+    row = Audited(
+        name="model.layers.23.mlp.gate_proj", rows=11008, columns=4096, rank=4096, factored=False, linear=True,
+        parameters=4096 * 11008, spectral_norm=123.456, stable_rank=0.001234, effective_rank=3999.5,
+        energy_rank=4000, wasted_rank=96, spike=12.345, balance=0.012345, condition=1.2345e7,
+        parameters_at_energy=4096 * 11008,
+    )  # fmt: skip
+    out = io.StringIO()
+    show(tmp_path, Source("run", torch.nn.Identity()), [row], 0.999, Console(file=out, width=80))
+    (line,) = (line for line in out.getvalue().splitlines() if line.startswith("23.gate_proj"))
+    assert len(line) <= 80
+    assert line.split() == (
+        "23.gate_proj 11008x4096 (4096) 4000 4000 96 123 0.00123 0.0123 1.2e7 12.3".split()
+    )
