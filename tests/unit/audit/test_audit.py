@@ -250,7 +250,8 @@ def test_a_large_model_s_table_is_whole_at_80_columns(tmp_path: Path) -> None:
 
     row = Audited(
         name="model.layers.23.mlp.gate_proj", rows=11008, columns=4096, rank=4096, factored=False,
-        linear=True, parameters=4096 * 11008, spectral_norm=123.456, stable_rank=0.001234, effective_rank=3999.5,
+        linear=True, parameters=4096 * 11008, spectral_norm=123.456, stable_rank=0.001234,
+        effective_rank=3999.5,
         energy_rank=4000, wasted_rank=96, spike=12.345, balance=0.012345, condition=1.2345e7,
         parameters_at_energy=4096 * 11008,
     )  # fmt: skip
