@@ -37,7 +37,7 @@ def open_source(folder: Path, step: int | None, console: Console) -> Source:
             f"{folder} {what}: give the folder of a run, of an export or of a Hugging Face model."
         )
     if (folder / "config.toml").is_file():
-        run = load_run(folder, "cpu", console, step)
+        run = load_run(folder, "cpu", console, step=step)
         return Source("run", run.model, run.step, run.config.method)
     if (folder / MANIFEST).is_file():
         raise UsageError(

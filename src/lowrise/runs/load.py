@@ -37,7 +37,7 @@ class TrainedRun:
     device: torch.device
 
 
-def load_run(folder: str | Path, device: str, console: Console, step: int | None = None) -> TrainedRun:
+def load_run(folder: str | Path, device: str, console: Console, *, step: int | None = None) -> TrainedRun:
     """The newest whole checkpoint of a run, or that of a step; a sentence if it has none."""
     run = open_run(folder)
     config = load(run.config)

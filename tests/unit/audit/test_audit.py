@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,7 +23,6 @@ from lowrise.layers import LowRankLinear
 from lowrise.model import Llama
 from lowrise.pretrained.import_run import ImportOptions, import_run
 from lowrise.runs.build import model_from
-from lowrise.runs.load import TrainedRun
 
 S = (10.0, 3.0, 2.0, 1.0, 0.5, 0.1, 0.01, 0.001)
 """Squares: 100, 9, 4, 1, ..., 114.2601 in all. 99% of it (113.1) takes four of them, 80% one."""
@@ -35,7 +35,7 @@ def tokenizer() -> Tokenizer:
     return train_bpe(["the rank of a matrix is small and its norm is bounded"] * 3, 300)
 
 
-def known_model(tmp_path: Path, tokenizer: Tokenizer) -> TrainedRun:
+def known_model(tmp_path: Path, tokenizer: Tokenizer) -> SimpleNamespace:
     """Every map is U diag(S) V^T, its factors 4 times as large on the left as on the right."""
     write_text(tmp_path / "text.jsonl")
     config = config_for(tmp_path, "lowrank", **{"layer.rank": len(S), "model.init_std": 0.02})
@@ -48,10 +48,10 @@ def known_model(tmp_path: Path, tokenizer: Tokenizer) -> TrainedRun:
                 for factor, scale in ((layer.A, math.sqrt(UNEVEN)), (layer.B, 1 / math.sqrt(UNEVEN))):
                     drawn = torch.randn(*factor.shape, generator=generator, dtype=torch.float64)
                     factor.copy_(torch.linalg.qr(drawn).Q * root * scale)
-    return TrainedRun(config, model, tokenizer, 8, "corpus", torch.device("cpu"))
+    return SimpleNamespace(config=config, model=model, tokenizer=tokenizer, step=8)
 
 
-def in_form(form: str, run: TrainedRun, tmp_path: Path) -> Path:
+def in_form(form: str, run: SimpleNamespace, tmp_path: Path) -> Path:
     folder = tmp_path / form
     folder.mkdir()
     if form == "safetensors":
