@@ -48,7 +48,7 @@ def known_model(tmp_path: Path, tokenizer: Tokenizer) -> SimpleNamespace:
                 for factor, scale in ((layer.A, math.sqrt(UNEVEN)), (layer.B, 1 / math.sqrt(UNEVEN))):
                     drawn = torch.randn(*factor.shape, generator=generator, dtype=torch.float64)
                     factor.copy_(torch.linalg.qr(drawn).Q * root * scale)
-    return SimpleNamespace(config=config, model=model, tokenizer=tokenizer, step=8)
+    return SimpleNamespace(config=config, model=model, tokenizer=tokenizer, step=8, weights="raw")
 
 
 def in_form(form: str, run: SimpleNamespace, tmp_path: Path) -> Path:
