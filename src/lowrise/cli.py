@@ -395,9 +395,11 @@ def plan(arguments: Arguments, console: Console) -> int:
     options = parse(PlanOptions, arguments, "plan")
     options.check()
     load_plugins(options.plugin)
-    from lowrise.report.plan_report import plans, show
+    from lowrise.report.plan_report import picture, plans, show
 
     rows = plans(options)
+    if options.picture is not None:
+        picture(rows, options.picture.expanduser())
     if options.json:
         print(strict_json({"plans": rows}))
     else:
@@ -409,6 +411,18 @@ def scaling(arguments: Arguments, console: Console) -> int:
     from lowrise.scaling.command import scaling as run_scaling
 
     return run_scaling(arguments, console)
+
+
+def inspect(arguments: Arguments, console: Console) -> int:
+    from lowrise.audit.options import InspectOptions
+
+    options = parse(InspectOptions, arguments, "inspect")
+    options.check()
+    from lowrise.audit.inspect_folder import inspect_folder
+
+    # The object alone goes to standard output, for the program that reads it.
+    inspect_folder(options, console, Console(stderr=True) if options.json else console)
+    return 0
 
 
 COMMANDS: dict[str, tuple[Callable[[Arguments, Console], int], str]] = {
@@ -429,6 +443,7 @@ COMMANDS: dict[str, tuple[Callable[[Arguments, Console], int], str]] = {
     "track": (track, "entries under one budget, decided by a rule written before: run, check, table"),
     "report": (report, "write a run's report again, or one page of several runs"),
     "scaling": (scaling, "isoFLOP sweeps and scaling laws: run, fit, plot"),
+    "inspect": (inspect, "what the matrices of a run, an export or a folder make of their rank"),
     "data": (data, "prepare a corpus, or look into one"),
     "methods": (methods, "the table of methods; with a name, its defaults, its recipe, its papers"),
 }

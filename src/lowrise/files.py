@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeGuard
 
+from lowrise.errors import UsageError
+
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file (text as UTF-8) so that it is seen whole or not at all, also after a power cut."""
@@ -87,6 +89,17 @@ def _seal(value: Mapping[str, Any]) -> str:
 def is_count(value: object) -> TypeGuard[int]:
     """Whether this is a whole number from 0 on, and no boolean."""
     return type(value) is int and value >= 0
+
+
+def require_file_place(path: Path, flag: str, kind: str) -> None:
+    """Raise `UsageError`, before the work, for a path where no file can be written: a folder, or none above
+    it.
+    """
+    place = path.expanduser()
+    if place.is_dir():
+        raise UsageError(f"{flag} {path} is a folder: name the {kind} file.")
+    if not place.parent.is_dir():
+        raise UsageError(f"{flag} {path}: there is no folder {place.parent}; make it, or name another place.")
 
 
 def is_known(value: object) -> TypeGuard[float]:

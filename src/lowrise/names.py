@@ -71,6 +71,7 @@ _OTHER_WORDS = {
     "sizes": "num_sizes n_sizes models",
     "methods": "list models optimizers layers",
     "serve": "server api host",
+    "inspect": "audit ranks spectra spectrum svd",
 }
 
 

@@ -25,7 +25,7 @@ FLOORS = (
     ("inference", "report", "export"),
     ("pretrained", "serve"),
     ("evaluation", "train"),
-    ("compare",),
+    ("compare", "audit"),
     ("scaling", "sweep", "track"),
     ("cli", "__main__"),
 )

@@ -18,6 +18,11 @@ def _part(name: str) -> str:
     return files("lowrise.report").joinpath(name).read_text(encoding="utf-8")
 
 
+def style() -> str:
+    """The style sheet of a page, for pictures that stand alone."""
+    return _part("page.css")
+
+
 def page(title: str, body: Sequence[str], footer: str) -> str:
     """A whole HTML document. `body` holds markup, `title` and `footer` plain text."""
     return (

@@ -1,10 +1,11 @@
-"""What `lowrise plan` says: one row for each method, as tables of 80 columns and as JSON."""
+"""What `lowrise plan` says: one row for each method, as tables of 80 columns, as JSON and as a picture."""
 
 from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -13,31 +14,46 @@ from lowrise.config import RunConfig, from_dict, load, validate
 from lowrise.config.command import recipe_file
 from lowrise.console import Console
 from lowrise.errors import UsageError, did_you_mean
+from lowrise.files import is_known, write_whole
 from lowrise.ledger import flops_per_token
 from lowrise.methods import METHODS
 from lowrise.model.config import PRESETS
 from lowrise.names import lookup
+from lowrise.report.bars import Stack, stacked_bars, standalone
 from lowrise.report.formatting import bytes_, duration, scientific, si
 from lowrise.runs.build import multipliers
+from lowrise.runs.fit import Fitted, largest_fit
 from lowrise.runs.plan_options import PlanOptions
 from lowrise.runs.planner import Planned, changes, remedy
+from lowrise.runs.rates import measured_rates
 from lowrise.runs.recipes import SIZES, recipe
 from lowrise.runs.transfer import Multiplier, table
 from lowrise.runs.trust import require_known_code
 
 _KINDS = ("weights", "gradients", "state", "activations", "workspace", "peak")
 _LINES = ("weights", "gradients", "state", "average", "activations", "workspace", "peak")
+_UNITS = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"), (1, "bytes"))
 _INFERENCE_ELEMENT = 2  # bytes of a weight in bfloat16
 
 
 def plans(options: PlanOptions) -> list[dict[str, Any]]:
     """One row for each method that was asked for, with plain numbers."""
     options.check()
-    return [_row(config, options) for config in _configs(options)]
+    rates = None if options.rate is None else measured_rates(options.rate)
+    return [_row(config, options, rates) for config in _configs(options)]
 
 
 def show(rows: list[dict[str, Any]], options: PlanOptions, console: Console) -> None:
-    """One method as a list, several as two tables."""
+    """One method as a list, several as two tables; before them, what fits."""
+    if options.fit is not None:
+        console.print(_fits(rows))
+        console.print(
+            "Family: width d, d/64 layers (2 at least), MLP 8/3 d, heads of 64; ranks "
+            f"{'as given' if options.rank is not None else 'in proportion to the width'}; all else as in "
+            f"{options.recipe or options.base}.",
+            soft_wrap=True,
+        )
+        console.print()
     if len(rows) == 1:
         console.print(_list(rows[0]))
     else:
@@ -49,9 +65,37 @@ def show(rows: list[dict[str, Any]], options: PlanOptions, console: Console) -> 
             console.print(f"{row['method']}: {_advice(row, options)}", soft_wrap=True)
         if row["transfer"]:
             console.print(f"\n{table([Multiplier(**m) for m in row['transfer']])}\n", soft_wrap=True)
+    if options.rate is not None and (without := [r["method"] for r in rows if r["seconds"] is None]):
+        console.print(f"No rate in {options.rate} for {', '.join(without)}: no time.", soft_wrap=True)
     console.print(
         "Peak, activations and workspace are estimates for eager kernels; the rest is exact.", soft_wrap=True
     )
+
+
+def picture(rows: list[dict[str, Any]], path: Path) -> None:
+    """Write the bytes of a device by kind, a bar for each method, as an SVG file."""
+    kinds = [k for k in _LINES if k != "peak" and any(row["bytes_per_device"][k] for row in rows)]
+    bars = [
+        Stack(
+            row["method"],
+            tuple(row["bytes_per_device"][kind] for kind in kinds),
+            mark=row["bytes_per_device"]["peak"],
+        )
+        for row in rows
+    ]
+    memory = rows[0]["device_memory"] if rows else None
+    most = max((sum(bar.parts) for bar in bars), default=0)
+    unit, name = next((u, n) for u, n in _UNITS if most >= u or u == 1)
+    svg = stacked_bars(
+        bars,
+        parts=kinds,
+        label=f"{name} of a device",
+        show=bytes_,
+        tick=unit,
+        mark="peak",
+        line=None if memory is None else ("its memory", memory),
+    )
+    write_whole(path, standalone(svg, "Bytes of a device by kind"))
 
 
 # ---- what is planned
@@ -63,16 +107,17 @@ def _configs(options: PlanOptions) -> Iterator[RunConfig]:
             require_known_code(options.recipe.expanduser())
         yield _with(load(recipe_file(str(options.recipe))), options)
         return
-    assert options.model is not None
-    if options.model not in PRESETS:
-        raise UsageError(f"lowrise plan --model {options.model}: {did_you_mean(options.model, PRESETS)}")
+    size = options.base
+    assert size is not None
+    if size not in PRESETS:
+        raise UsageError(f"lowrise plan --model {size}: {did_you_mean(size, PRESETS)}")
     if options.method != "all":
         lookup(METHODS, options.method, "method", "lowrise methods")
     for name in METHODS if options.method == "all" else [options.method]:
-        if options.model in SIZES:
-            config = from_dict(tomllib.loads(recipe(name, options.model, options.plugin)))
+        if size in SIZES:
+            config = from_dict(tomllib.loads(recipe(name, size, options.plugin)))
         else:
-            config = load(None, {"method": name, "model.preset": options.model, "plugin": options.plugin})
+            config = load(None, {"method": name, "model.preset": size, "plugin": options.plugin})
         yield _with(config, options)
 
 
@@ -106,11 +151,19 @@ def _with(config: RunConfig, options: PlanOptions) -> RunConfig:
     return changed
 
 
-def _row(config: RunConfig, options: PlanOptions) -> dict[str, Any]:
+def _row(config: RunConfig, options: PlanOptions, rates: Mapping[str, float] | None) -> dict[str, Any]:
     autocast = config.train.precision != "float32"
+    fitted = None
+    if options.fit is not None:
+        assert options.memory is not None
+        hold = options.rank is not None
+        fitted = largest_fit(
+            config, options.memory, devices=options.devices, autocast=autocast, hold_rank=hold
+        )
+        config = fitted.config
     planned = Planned(config, config.data.vocab_size, devices=options.devices, autocast=autocast)
     device, run, model = planned.on_device(), planned.run, planned.model
-    rate = options.flops_per_second
+    rate = options.flops_per_second if rates is None else rates.get(config.method)
     row: dict[str, Any] = {
         "method": config.method,
         "params_total": run.params_total,
@@ -118,6 +171,7 @@ def _row(config: RunConfig, options: PlanOptions) -> dict[str, Any]:
         "tokens": run.steps * run.tokens_per_step,
         "steps": run.steps,
         "train_flops": run.train_flops,
+        "flops_per_second": rate,
         "seconds": run.train_flops / (rate * options.devices) if rate else None,
         "devices": options.devices,
         "layout": asdict(planned.layout),
@@ -134,6 +188,7 @@ def _row(config: RunConfig, options: PlanOptions) -> dict[str, Any]:
         "fits": None if options.memory is None else device.peak <= options.memory,
         "change": None,
         "transfer": [asdict(m) for m in multipliers(config, model)],
+        "fit": None if fitted is None else _shape(fitted),
     }
     if row["fits"] is False and options.memory is not None:
         found = remedy(planned, options.memory)
@@ -141,6 +196,21 @@ def _row(config: RunConfig, options: PlanOptions) -> dict[str, Any]:
             layout, plan = found
             row["change"] = {"settings": changes(planned.layout, layout), "peak": plan.peak}
     return row
+
+
+def _shape(fitted: Fitted) -> dict[str, Any]:
+    return {
+        **asdict(fitted.shape),
+        "rank": _rank(fitted.config),
+        "next_width": fitted.next_width,
+        "next_peak": fitted.next_peak,
+    }
+
+
+def _rank(config: RunConfig) -> Any:
+    """Of the layer, or of the optimizer where the layer has none; None: there is no rank."""
+    ranks = (getattr(section, "rank", None) for section in (config.layer, config.optimizer))
+    return next((rank for rank in ranks if rank is not None), None)
 
 
 # ---- what is shown
@@ -181,6 +251,25 @@ def _list(row: Mapping[str, Any]) -> Table:
         lines.append(("fits", f"{_yes(row)}, in {bytes_(row['device_memory'])}"))
     for name, value in lines:
         table.add_row(name, value)
+    return table
+
+
+def _fits(rows: list[dict[str, Any]]) -> Table:
+    table = _table("method", "width", "layers", "MLP", "rank", "params", "non-emb.", "peak", "next")
+    for row in rows:
+        fit = row["fit"]
+        rank = "–" if fit["rank"] is None else f"{fit['rank']:g}" if is_known(fit["rank"]) else "table"
+        table.add_row(
+            row["method"],
+            str(fit["width"]),
+            str(fit["layers"]),
+            str(fit["mlp"]),
+            rank,
+            si(row["params_total"]),
+            si(row["params_non_embedding"]),
+            bytes_(row["bytes_per_device"]["peak"]),
+            "–" if fit["next_width"] is None else f"{fit['next_width']}: {bytes_(fit['next_peak'])}",
+        )
     return table
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 
+from lowrise.checkpoint import Checkpoint
 from lowrise.config import RunConfig, load
 from lowrise.console import Console
 from lowrise.data import Tokenizer
-from lowrise.errors import LowriseError
+from lowrise.errors import LowriseError, UsageError
 from lowrise.layers import LowRankLayer
 from lowrise.model import Llama
 from lowrise.runs.build import model_from
@@ -50,13 +51,27 @@ class TrainedRun:
         return told(self.weights) if self.has_average else ""
 
 
-def load_run(folder: str | Path, device: str, console: Console, *, weights: Weights = "raw") -> TrainedRun:
-    """The newest whole checkpoint of a run; a sentence if it has none, or no average where that is asked."""
+def load_run(
+    folder: str | Path,
+    device: str,
+    console: Console,
+    *,
+    weights: Weights = "raw",
+    step: int | None = None,
+) -> TrainedRun:
+    """The newest whole checkpoint of a run, or that of a step; a sentence if it has none, or no average where
+    that is asked."""
     run = open_run(folder)
     config = load(run.config)
     chosen = choose_device(device)
     tokenizer = Tokenizer.load(run.tokenizer, separator_token=config.data.separator_token)
-    checkpoint = run.checkpoints.newest(warn=lambda text: console.print(text, style="yellow"))
+    if step is not None and step not in run.checkpoints.steps():
+        there = ", ".join(map(str, run.checkpoints.steps())) or "none"
+        raise UsageError(f"{folder} has no checkpoint of step {step}; it has {there}.")
+    if step is not None:
+        checkpoint: Checkpoint | None = run.checkpoints.load(step)
+    else:
+        checkpoint = run.checkpoints.newest(warn=lambda text: console.print(text, style="yellow"))
     if checkpoint is None:
         raise LowriseError(f"{folder} has no checkpoint yet: train it first.")
     require_recipe(checkpoint, config)

@@ -30,6 +30,7 @@ from lowrise.distributed.sharding import whole_parameters
 from lowrise.errors import UsageError
 from lowrise.layers.base import LowRankLayer
 from lowrise.linalg import product_singular_values, singular_values
+from lowrise.linalg.spectrum import effective_rank, stable_rank
 
 Factors = tuple[Tensor, Tensor | None]
 
@@ -53,7 +54,7 @@ class Snapshot:
     matrices: dict[str, Factors]
 
 
-def _matrices(model: nn.Module, dense: set[str]) -> Iterator[tuple[str, nn.Module, Factors]]:
+def matrices_of(model: nn.Module, dense: set[str]) -> Iterator[tuple[str, nn.Module, Factors]]:
     """Every measured matrix with its module. Where ranks share its parameters by rows, they are whole until
     the next is asked for; all ranks must go through them together.
     """
@@ -81,7 +82,7 @@ def _dense_form(layer: LowRankLayer) -> Tensor | None:
 def snapshot(model: nn.Module, dense: set[str], world: World) -> Snapshot:
     """Copy this rank's matrices before an update; `dense` names the weights that are matrices as they are."""
     matrices: dict[str, Factors] = {}
-    for i, (name, _, (left, right)) in enumerate(_matrices(model, dense)):
+    for i, (name, _, (left, right)) in enumerate(matrices_of(model, dense)):
         if i % world.size == world.rank:
             matrices[name] = (left.detach().clone(), None if right is None else right.detach().clone())
     return Snapshot(dense, matrices)
@@ -92,7 +93,7 @@ def measure(model: nn.Module, before: Snapshot, world: World) -> dict[str, dict[
     """Measurements of every matrix, by its module's name, now that the model was updated."""
     names: list[str] = []
     numbers: list[float] = []
-    for name, module, now in _matrices(model, before.dense):
+    for name, module, now in matrices_of(model, before.dense):
         names.append(name)
         if name not in before.matrices:
             numbers += [0.0] * len(KEYS)  # another rank's; what does not apply is NaN below
@@ -127,16 +128,9 @@ def _measure(now: Factors, before: Factors) -> dict[str, float]:
             update_left, update_right = torch.cat([left, -left0], dim=1), torch.cat([right, right0], dim=1)
         update = product_singular_values(update_left, update_right)
     values = weight.double().tolist()
-    largest, total = values[0], sum(values)
-    if largest == 0:
-        stable = effective = 0.0
-    else:
-        stable = sum((v / largest) ** 2 for v in values)
-        shares = [v / total for v in values]
-        effective = math.exp(-sum(share * math.log(share) for share in shares if share > 0))
     return {
-        "weight_spectral_norm": largest,
+        "weight_spectral_norm": values[0],
         "update_spectral_norm": float(update[0]),
-        "stable_rank": stable,
-        "effective_rank": effective,
+        "stable_rank": stable_rank(values),
+        "effective_rank": effective_rank(values),
     }

@@ -1,0 +1,1 @@
+"""What the matrices of a model make of their rank: `lowrise inspect`."""
