@@ -184,8 +184,8 @@ def open_stream(spec: str) -> Any:
     datasets = package(spec)
     if not hasattr(datasets.IterableDataset, "state_dict"):  # where to go on later
         raise LowriseError(
-            f"The source {spec!r} is streamed, which needs datasets 2.20 or newer, not {datasets.__version__}: "
-            "pip install 'lowrise[hf]'."
+            f"The source {spec!r} is streamed, which needs datasets 2.20 or newer, not "
+            f"{datasets.__version__}: pip install 'lowrise[hf]'."
         )
     name, config, split = parsed(spec)
     try:

@@ -68,9 +68,7 @@ def test_kept_bytes_are_those_that_autograd_keeps(
     if recompute == "latents" and not issubclass(LAYERS.get(layer, nn.Linear), LatentLayer):
         pytest.skip("the layer has no latents")
     if recompute == "none" and "num_kv_heads" in shape and not grouped_heads_are_fused():
-        pytest.skip(
-            f"torch {torch.__version__} has no fused attention of grouped heads on a CPU: it keeps more"
-        )
+        pytest.skip(f"torch {torch.__version__} has no fused attention of grouped heads on a CPU")
     model = built(layer, **shape, recompute=recompute)
     planned = plan_activations(model, L, sequences=B, autocast=autocast)
     assert planned.kept == pytest.approx(kept_bytes(model, autocast), rel=0.01)
