@@ -146,7 +146,8 @@ def test_accumulation_and_clipping_are_those_of_a_plain_loop(tmp_path) -> None:
         optimizer.step()
         optimizer.zero_grad()
     for (name, p), q in zip(model.named_parameters(), twin.parameters(), strict=True):
-        assert torch.allclose(p, q, rtol=0, atol=1e-8), name  # updates are 1e-2 an entry
+        # Updates are 1e-2 an entry; transformers 4.48 takes the loss in float32.
+        assert torch.allclose(p, q, rtol=0, atol=1e-6), name
 
 
 def test_state_follows_a_model_that_was_moved_after_the_optimizer_was_built() -> None:
