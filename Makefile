@@ -1,11 +1,14 @@
 # make demo: environment, then the main job on the built-in corpus. make test: environment, then the tests.
+# make test-oldest, make test-newest: the tests on the oldest and the newest versions that pyproject.toml allows.
 # make docs: generated pages and pictures, then the documentation site into site/.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint docs clean
+TESTS := -m pytest -m "not slow and not gpu" -n 2 --dist loadgroup
+
+.PHONY: demo test test-oldest test-newest lint docs clean
 demo: $(STAMP)
 	$(BIN)/lowrise train
 	@printf '\nNext, with this environment active (. %s/bin/activate):\n' '$(VENV)'
@@ -13,7 +16,13 @@ demo: $(STAMP)
 		'lowrise train --data.source YOUR-TEXTS/ --run runs/mine' 'lowrise export runs/mine'
 
 test: $(STAMP) lint
-	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadgroup
+	$(BIN)/python $(TESTS)
+
+test-oldest: $(VENV)-oldest/.installed
+	$(VENV)-oldest/bin/python $(TESTS)
+
+test-newest: $(VENV)-newest/.installed
+	$(VENV)-newest/bin/python $(TESTS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -28,11 +37,22 @@ docs: $(STAMP)
 
 # torch first and by its pin, so that no later requirement picks another build.
 $(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
-	touch $(STAMP)
+	$(call install,$(VENV),--constraint constraints.txt)
+
+$(VENV)-oldest/.installed: pyproject.toml constraints-oldest.txt
+	$(call install,$(VENV)-oldest,--constraint constraints-oldest.txt)
+
+# What the index has today; torch is upgraded too, since the environment may be there.
+$(VENV)-newest/.installed: pyproject.toml
+	$(call install,$(VENV)-newest,--upgrade --upgrade-strategy eager)
+
+define install
+	$(PYTHON) -m venv $(1)
+	$(1)/bin/python -m pip install --quiet --upgrade pip
+	$(1)/bin/python -m pip install --quiet $(2) torch
+	$(1)/bin/python -m pip install --quiet $(2) --editable ".[dev]"
+	touch $(1)/.installed
+endef
 
 clean:
-	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest build dist site .pytest_cache .mypy_cache .ruff_cache

@@ -20,7 +20,15 @@ from small_runs import config_for, run_training, trainer_for
 from torch import Tensor, nn
 
 from lowrise.config import RunConfig
-from lowrise.distributed import FailedElsewhere, GradientSum, LostRanks, World, check_alike, check_same_work
+from lowrise.distributed import (
+    FailedElsewhere,
+    GradientSum,
+    LostRanks,
+    World,
+    check_alike,
+    check_same_work,
+    fsdp,
+)
 from lowrise.distributed.sharding import whole
 from lowrise.errors import LowriseError, UsageError
 from lowrise.optim.engine import ownership as spread
@@ -151,6 +159,16 @@ SHARED: dict[str, dict[str, Any]] = {
     "hsdp": {"parallel.data": "hsdp", "parallel.replicate_below": 65, "parallel.shard_degree": 2},
 }
 """Settings of each way to share a model."""
+needs_fsdp = pytest.mark.skipif(
+    not fsdp.is_supported(), reason=f"FSDP needs torch 2.8 or newer, not {torch.__version__}"
+)
+KINDS = ["ddp", *(pytest.param(kind, marks=needs_fsdp) for kind in ("fsdp", "hsdp"))]
+"""The keys of `SHARED` as parameters of tests."""
+
+
+def supported(*kinds: str) -> list[str]:
+    """Those of `kinds` that this torch can do."""
+    return [kind for kind in kinds if kind == "ddp" or fsdp.is_supported()]
 
 
 def train_methods(world: World, folder: Path, runs: Path, data: str, methods: list[str]) -> None:

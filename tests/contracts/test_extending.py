@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from processes import SHARED, on_ranks, option_runs, parallel_config
+from processes import SHARED, on_ranks, option_runs, parallel_config, supported
 from small_runs import run_training, saved_weights
 from torch import nn
 
@@ -65,7 +65,7 @@ def test_the_contracts_hold_for_a_plugin(file):
 def test_two_ranks_equal_one(text_folder, tmp_path):
     settings = {"plugin": [str(DION)], "optimizer.rank": 4}
     run_training(parallel_config(text_folder, "dion", **settings), tmp_path / "one")
-    runs = {data: ("dion", settings | SHARED[data]) for data in ("ddp", "fsdp")}
+    runs = {data: ("dion", settings | SHARED[data]) for data in supported("ddp", "fsdp")}
     on_ranks(2, tmp_path, option_runs, text_folder, tmp_path, runs)
     one, *others = (saved_weights(tmp_path / name, 8) for name in ("one", *runs))
     for name, expected in one.items():

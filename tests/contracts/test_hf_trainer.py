@@ -77,6 +77,17 @@ def trainer_of(model: nn.Module, optimizer: Optimizer, folder: Path, **settings:
     )
 
 
+def rates_into(rates: list[float]) -> Any:
+    """A callback that notes the rate of each update: logs give the next one's in some versions."""
+
+    class Rates(transformers.TrainerCallback):
+        def on_step_begin(self, *arguments: Any, optimizer: Any, **others: Any) -> None:
+            optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper
+            rates.append(optimizer.param_groups[0]["lr"])
+
+    return Rates()
+
+
 def state_of(trainer: Any, optimizer: Optimizer) -> dict[str, Tensor]:
     return {
         k: v.detach().clone()
@@ -91,10 +102,11 @@ def test_stopped_and_resumed_is_the_run_that_never_stopped(name, architecture, t
     optimizer = build(name, model)
     start = {k: v.detach().clone() for k, v in model.named_parameters()}
     trainer = trainer_of(model, optimizer, tmp_path)
+    rates: list[float] = []
+    trainer.add_callback(rates_into(rates))
     trainer.train()
     whole = state_of(trainer, optimizer)
     assert all(not torch.equal(v, whole[k]) for k, v in start.items() if model.get_parameter(k).requires_grad)
-    rates = [line["learning_rate"] for line in trainer.state.log_history if "learning_rate" in line]
     assert rates[:3] == pytest.approx([0.0, 0.005, 0.01])  # the group's rate, warmed up over 2 updates
     assert all(line["grad_norm"] > 0 for line in trainer.state.log_history if "grad_norm" in line)
 
@@ -134,7 +146,8 @@ def test_accumulation_and_clipping_are_those_of_a_plain_loop(tmp_path) -> None:
         optimizer.step()
         optimizer.zero_grad()
     for (name, p), q in zip(model.named_parameters(), twin.parameters(), strict=True):
-        assert torch.allclose(p, q, rtol=0, atol=1e-8), name  # updates are 1e-2 an entry
+        # Updates are 1e-2 an entry; transformers 4.48 takes the loss in float32.
+        assert torch.allclose(p, q, rtol=0, atol=1e-6), name
 
 
 def test_state_follows_a_model_that_was_moved_after_the_optimizer_was_built() -> None:

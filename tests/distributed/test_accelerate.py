@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from processes import on_ranks, whole_tensors
+from processes import needs_fsdp, on_ranks, whole_tensors
 from torch import Tensor, nn
 
 import lowrise
@@ -19,7 +19,7 @@ from lowrise.methods import METHODS
 from lowrise.optim import OPTIMIZERS, Optimizer
 
 pytest.importorskip("transformers")
-pytest.importorskip("accelerate", reason="accelerate is what exchanges the parameters")
+pytest.importorskip("accelerate", minversion="1.6", reason="accelerate exchanges the parameters, from 1.6 on")
 
 STEPS = 3
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -93,6 +93,7 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str
     return on_ranks(2, folder, sharded_weights, list(OPTIMIZERS))
 
 
+@needs_fsdp
 @pytest.mark.xdist_group("accelerate")
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_an_optimizer_behind_fsdp2_updates_as_in_one_process(name, sharded):

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import free_port, parallel_config
+from processes import free_port, needs_fsdp, parallel_config
 from small_runs import final_tensors, run_training
 
 FAULTY = Path(__file__).with_name("faulty.py")
@@ -83,7 +83,7 @@ def test_sigterm_to_one_rank_saves_and_stops_all(folder, tmp_path):
         ("raise", 1, "ddp"),
         pytest.param("raise", 0, "ddp", marks=pytest.mark.slow),
         pytest.param("sigkill", 1, "ddp", marks=pytest.mark.slow),
-        ("sigkill", 1, "fsdp"),
+        pytest.param("sigkill", 1, "fsdp", marks=needs_fsdp),
     ],
 )
 def test_a_rank_that_fails_ends_the_run_within_a_minute(fault, rank, data, folder, tmp_path):

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import free_port, parallel_config
+from processes import free_port, needs_fsdp, parallel_config
 from small_runs import run_training
 
 from lowrise.distributed import World
@@ -80,6 +80,7 @@ def test_workers_of_a_killed_torchrun_save_and_end(recipe, tmp_path):
     assert int(saved.name[5:]) >= 5
 
 
+@needs_fsdp
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_with_other_ranks_or_says_why_not(recipe, tmp_path):
     run = tmp_path / "run"

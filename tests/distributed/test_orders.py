@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import on_ranks, parallel_config
+from processes import SHARED, on_ranks, parallel_config, supported
 from small_runs import trainer_for, write_text
 
 from lowrise.distributed import World
@@ -72,9 +72,9 @@ def every_order(world: World, folder: Path, data: str) -> int:
 
 
 def all_kinds(world: World, folder: Path) -> list[int]:
-    return [every_order(world, folder, data) for data in ("ddp", "fsdp", "hsdp")]
+    return [every_order(world, folder, data) for data in supported(*SHARED)]
 
 
 def test_every_order_of_operations_leaves_the_weights(tmp_path: Path) -> None:
     write_text(tmp_path / "text.jsonl")
-    assert on_ranks(2, tmp_path / "ranks", all_kinds, tmp_path) == [[24, 24, 24]] * 2
+    assert on_ranks(2, tmp_path / "ranks", all_kinds, tmp_path) == [[24] * len(supported(*SHARED))] * 2

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import on_ranks, option_runs
+from processes import KINDS, on_ranks, option_runs
 from small_runs import config_for, metrics, run_training, saved_weights
 
 CONSTANT = {"schedule.name": "constant", "schedule.warmup": 2, "eval.every": 0, "log.telemetry_every": 0}
 
 
-@pytest.mark.parametrize("data", ["ddp", "fsdp"])
+@pytest.mark.parametrize("data", KINDS[:2])
 def test_from_one_to_two_and_back(data, text_folder, tmp_path: Path):
     settings = CONSTANT | {"train.grad_clip": 0.5}
     whole = {**settings, "train.steps": 9, "checkpoint.keep": 9}

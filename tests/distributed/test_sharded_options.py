@@ -5,10 +5,10 @@ starts, telemetry.
 import json
 
 import pytest
-from processes import SHARED, on_ranks, option_runs, parallel_config
+from processes import SHARED, needs_fsdp, on_ranks, option_runs, parallel_config
 from small_runs import metrics, run_training
 
-pytestmark = pytest.mark.xdist_group("ranks")
+pytestmark = [pytest.mark.xdist_group("ranks"), needs_fsdp]
 
 OPTIONS = {
     "tied, recomputed": ("spectron", {"model.tie_embeddings": True, "model.recompute": "block"}),

@@ -105,6 +105,7 @@ def test_zero_scale_and_normalization(form) -> None:
 
 def test_auto_takes_the_gram_form_only_where_it_pays_and_products_are_float32() -> None:
     cpu, quintic = torch.device("cpu"), [QUINTIC] * 5
+    torch.set_float32_matmul_precision("highest")  # global up to torch 2.8: another test may have lowered it
 
     def auto(m: int, n: int, dtype: torch.dtype = torch.float32) -> list[int]:
         return chosen_segments((m, n), quintic, cpu, dtype, "auto")

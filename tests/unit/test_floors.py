@@ -24,9 +24,9 @@ FLOORS = (
     ("runs",),
     ("inference", "report", "export"),
     ("pretrained", "serve"),
-    ("evaluation", "train"),
+    ("train", "evaluation"),
     ("compare", "audit"),
-    ("scaling", "sweep", "track"),
+    ("sweep", "scaling", "track"),
     ("cli", "__main__"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

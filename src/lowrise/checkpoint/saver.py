@@ -111,8 +111,8 @@ class Saver:
                 self._warn(f"Besides: {self._failure}")
         self._failure, self._under_way = None, False
         words, self._words = self._words, None
-        if words is not None and words.group is not None and dist.is_initialized():
-            dist.destroy_process_group(words.group)
+        if words is not None:
+            words.end()
 
     def _join(self) -> None:
         if self._thread is not None:

@@ -182,6 +182,11 @@ def _texts(spec: str, stream: Any, text_key: str) -> Iterator[str]:
 def open_stream(spec: str) -> Any:
     """The rows of a split, one after the other (`datasets.IterableDataset`)."""
     datasets = package(spec)
+    if not hasattr(datasets.IterableDataset, "state_dict"):  # where to go on later
+        raise LowriseError(
+            f"The source {spec!r} is streamed, which needs datasets 2.20 or newer, not "
+            f"{datasets.__version__}: pip install 'lowrise[hf]'."
+        )
     name, config, split = parsed(spec)
     try:
         return datasets.load_dataset(name, config, split=split or "train", streaming=True)

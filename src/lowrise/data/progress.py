@@ -22,13 +22,16 @@ def rich_progress(console: Console | None = None) -> Iterator[Callback]:
     The bar disappears when the work is done; nothing is drawn where standard error is no terminal.
     """
     console = console or Console(stderr=True)
+    if not console.is_terminal:  # not left to `disable`: rich before 14 then prints an empty line
+        yield lambda done, total, what: None
+        return
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(binary_units=True),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=None)
         stage = ""
 

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lowrise.distributed.world import World, lost_ranks_explained
+from lowrise.distributed.world import World, last_tensors, lost_ranks_explained
 from lowrise.errors import LowriseError
 
 
@@ -30,6 +30,7 @@ class Words:
     def __init__(self, world: World, group: dist.ProcessGroup | None = None) -> None:
         self.world = world
         self.group = group
+        self._last = last_tensors()
 
     def all(self, value: Any) -> list[Any]:
         """Every rank's value (whatever JSON can say), by rank."""
@@ -37,11 +38,14 @@ class Words:
             return [value]
         own = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         with lost_ranks_explained(self.world):
+            length = torch.tensor([len(own)])
             lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world.size)]
-            dist.all_gather(lengths, torch.tensor([len(own)]), group=self.group)
+            dist.all_gather(lengths, length, group=self.group)
             longest = max(int(length) for length in lengths)
+            text = torch.nn.functional.pad(own, (0, longest - len(own)))
             texts = [torch.zeros(longest, dtype=torch.uint8) for _ in lengths]
-            dist.all_gather(texts, torch.nn.functional.pad(own, (0, longest - len(own))), group=self.group)
+            dist.all_gather(texts, text, group=self.group)
+            self._last.append([length, *lengths, text, *texts])
         return [
             json.loads(text[: int(length)].numpy().tobytes())
             for text, length in zip(texts, lengths, strict=True)
@@ -65,6 +69,12 @@ class Words:
             if "failure" in told:
                 raise FailedTogether(f"Rank {rank}: {told['failure']}")
         return [told["value"] for told in outcomes]
+
+    def end(self) -> None:
+        """End the group, where there is one of our own; its last tensors outlive it."""
+        group, self.group = self.group, None
+        if group is not None and dist.is_initialized():
+            dist.destroy_process_group(group)
 
     def send(self, tensor: Tensor) -> None:
         """The bytes of a tensor on the CPU, to rank 0."""

@@ -54,6 +54,13 @@ class Traffic:
         self.sent_bytes, self.seconds = 0, 0.0
 
 
+def is_supported() -> bool:
+    """Whether this torch lets its gathers and sums be replaced, which came with 2.8."""
+    from torch.distributed.fsdp import FSDPModule
+
+    return hasattr(FSDPModule, "set_custom_all_gather")
+
+
 def shard_model(
     model: nn.Module,
     blocks: Sequence[nn.Module],
@@ -69,7 +76,7 @@ def shard_model(
     """
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-    if not hasattr(FSDPModule, "set_custom_all_gather"):
+    if not is_supported():
         raise UsageError(
             f'parallel.data = "fsdp" and "hsdp" need torch 2.8 or newer, not {torch.__version__}: install '
             'it, or use "ddp".'

@@ -12,9 +12,10 @@ other ranks have gone raises `LostRanks`.
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 import torch
@@ -26,6 +27,15 @@ from lowrise.errors import LowriseError, UsageError
 # How long a rank waits for one that neither answers nor dies. Rank 0 writes checkpoints and the report
 # meanwhile, which may take minutes; a rank that dies is noticed at once, by its closed connections.
 PATIENCE = timedelta(minutes=30)
+
+
+def last_tensors() -> deque[list[Tensor]]:
+    """For what the last collectives were about: to be appended to, and to outlive the process group.
+
+    A thread of gloo lets go of the tensors after the caller has been told. Is it the last to do so while the
+    group is being ended, it waits for Python, which waits for the thread: torch 2.6 stands still.
+    """
+    return deque(maxlen=8)
 
 
 class LostRanks(LowriseError):
@@ -50,6 +60,7 @@ class World:
     size: int = 1
     local_rank: int = 0
     ranks_here: int = 0
+    _last: deque[list[Tensor]] = field(default_factory=last_tensors, init=False, repr=False, compare=False)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> World:
@@ -166,12 +177,14 @@ class World:
     def told_by_rank_0(self, *numbers: int) -> list[int]:
         """Rank 0's numbers, at all ranks."""
         told = torch.tensor(numbers, dtype=torch.int64)
+        self._last.append([told])
         with lost_ranks_explained(self):
             dist.broadcast(told, src=0)
         return told.tolist()
 
     def _reduce(self, tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
         if self.size > 1:
+            self._last.append([tensor])
             with lost_ranks_explained(self):
                 dist.all_reduce(tensor, operation)
         return tensor

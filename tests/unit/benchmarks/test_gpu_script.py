@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import needs_fsdp
 
 ROOT = Path(__file__).resolve().parents[3]
 METHODS = ("adamw", "spectron", "tsvd", "galore")
@@ -34,6 +35,7 @@ def stage(folder: Path, name: str) -> dict:
     return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
 
 
+@needs_fsdp
 def test_every_stage_runs_on_a_cpu(text: Path, tmp_path: Path) -> None:
     ended = gpu(tmp_path, *SMALL, "--seconds", "240", "--text", str(text), "--methods", *METHODS)
     assert ended.returncode == 0, ended.stdout + ended.stderr

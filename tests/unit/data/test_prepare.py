@@ -86,7 +86,7 @@ def test_round_trip(
         write_jsonl(tmp_path / "valid.jsonl", ["held out"], "body")
     else:
         datasets = pytest.importorskip("datasets")
-        datasets.Dataset.from_dict({"text": documents}).save_to_disk(source)
+        datasets.Dataset.from_dict({"text": documents}).save_to_disk(str(source))
         options["source"] = f"hf:{source}"
     corpus = make(**{"source": str(source), **options})
     assert split_documents(corpus.train, corpus.tokenizer) == documents

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend
 
 from lowrise.layers import LAYERS, LatentLayer, LowRankLayer
 from lowrise.ledger.activations import plan_activations
@@ -46,6 +47,13 @@ def kept_bytes(model: Llama, autocast: bool, chunk: int | None = 2048) -> int:
     return sum(kept.values())
 
 
+def grouped_heads_are_fused() -> bool:
+    """Whether this torch's attention on a CPU, as torch itself chooses it, forms no L x L probabilities."""
+    q, k = torch.zeros(B, 4, L, 8), torch.zeros(B, 2, L, 8)
+    chosen = torch._fused_sdp_choice(q, k, k, is_causal=True, enable_gqa=True)
+    return chosen != SDPBackend.MATH.value
+
+
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("recompute", ["none", "block", "latents"])
 @pytest.mark.parametrize("layer", ["dense", *LAYERS])
@@ -59,6 +67,8 @@ def test_kept_bytes_are_those_that_autograd_keeps(
 ) -> None:
     if recompute == "latents" and not issubclass(LAYERS.get(layer, nn.Linear), LatentLayer):
         pytest.skip("the layer has no latents")
+    if recompute == "none" and "num_kv_heads" in shape and not grouped_heads_are_fused():
+        pytest.skip(f"torch {torch.__version__} has no fused attention of grouped heads on a CPU")
     model = built(layer, **shape, recompute=recompute)
     planned = plan_activations(model, L, sequences=B, autocast=autocast)
     assert planned.kept == pytest.approx(kept_bytes(model, autocast), rel=0.01)

@@ -23,7 +23,7 @@ from lowrise.signals import SaveRequest, saving_ends_nothing
 
 WSD = {"schedule.name": "wsd", "schedule.warmup": 2, "schedule.decay": 3}
 # A guide that fades by the length of the run, and events of adaptive ranks at shares of it.
-BOUND_TO_A_LENGTH = ("selfguided", "tsvd")
+BOUND_TO_A_LENGTH = ("selfguided", "stablespam", "tsvd")
 CONSTANT = {"schedule.name": "constant", "schedule.warmup": 2}
 
 
