@@ -28,6 +28,10 @@ class Console(rich.console.Console):
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"markup": False, "highlight": False, "emoji": False} | options)
 
+    def on_broken_pipe(self) -> None:
+        """Leave the reader that has seen enough to the command line; rich would exit with 1 itself."""
+        raise BrokenPipeError
+
     def render(self, renderable: RenderableType, options: Any = None) -> Any:
         """Every piece of text passes here on its way to the screen; rich's own controls are marked."""
         for segment in super().render(renderable, options):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -121,3 +123,16 @@ def test_a_hangup_stops_a_run_unless_it_was_started_under_nohup(before, asked):
         assert signal.getsignal(signal.SIGHUP) == before
     finally:
         signal.signal(signal.SIGHUP, earlier)
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    """`lowrise methods | head -1`, for a table that rich writes."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    words = [sys.executable, "-m", "lowrise", "methods"]
+    try:
+        done = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
+    finally:
+        os.close(writing)
+    assert done.returncode == 128 + signal.SIGPIPE
+    assert done.stderr == ""

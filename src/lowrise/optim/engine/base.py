@@ -45,7 +45,7 @@ from lowrise.distributed.sharding import is_sharded, local
 from lowrise.errors import UsageError
 from lowrise.layers.roles import param_groups
 from lowrise.optim.engine.guard import Guard, usable
-from lowrise.optim.engine.hyperball import check_hyperball, holds_norm, refuse_zero_matrices
+from lowrise.optim.engine.hyperball import RADIUS, check_hyperball, holds_norm, refuse_zero_matrices
 from lowrise.optim.engine.options import (
     UNIT_SIZE,
     check_known_options,
@@ -267,7 +267,7 @@ class Optimizer(Spread):
             matrices = split(shape_of(param), group["view"])
             states = split_state(uncompressed(self.state[param]), len(matrices), group["view"])
             for matrix, state in zip(matrices, states, strict=True):
-                if len(state) > 1:
+                if state.keys() - {"step", RADIUS}:  # what the rule itself keeps
                     self._start_state(group, matrix, index, state)
                 index += 1
 
