@@ -125,7 +125,7 @@ def test_a_hangup_stops_a_run_unless_it_was_started_under_nohup(before, asked):
         signal.signal(signal.SIGHUP, earlier)
 
 
-def test_a_reader_that_has_seen_enough_is_no_error():
+def test_a_closed_pipe_behind_a_table_is_none_either():
     """`lowrise methods | head -1`, for a table that rich writes."""
     reading, writing = os.pipe()
     os.close(reading)
