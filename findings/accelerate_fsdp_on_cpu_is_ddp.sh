@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # accelerate 1.15.0, torch 2.13.0 on two gloo processes of torchrun, CPU (Python 3.11).
-# One would guess: Accelerator(cpu=True, fsdp_plugin=...) shards the model, as fully_shard of torch does on the
+# One would guess: Accelerator(cpu=True, fsdp_plugin=...) shards the model, as torch's fully_shard does on the
 #   same two processes, or says that it does not on a CPU.
-# What happens: the plugin is dropped without an error or a warning. distributed_type is MULTI_CPU, the model is
-#   wrapped in DistributedDataParallel, no parameter is a DTensor and every process holds all weights and all
-#   of AdamW's state; so too with ACCELERATE_USE_FSDP=true. Without cpu=True, where there is no GPU, each
+# What happens: the plugin is dropped without an error or a warning. distributed_type is MULTI_CPU, the model
+#   is wrapped in DistributedDataParallel, no parameter is a DTensor and every process holds all weights and
+#   all of AdamW's state; so too with ACCELERATE_USE_FSDP=true. Without cpu=True, where there is no GPU, each
 #   process trains alone as number 0 of 1.
-# Where it matters: a test of sharded training on CPU tests DDP and passes: nothing of sharded checkpoints,
-#   norms or optimizers is seen by it. Assert distributed_type, or that there is a DTensor, or call
+# Where it matters: a test of sharded training on CPU tests DDP and passes: it sees nothing of sharded
+#   checkpoints, norms or optimizers. Assert distributed_type, or that there is a DTensor, or call
 #   fully_shard.
 set -euo pipefail
 folder=$(mktemp -d)
@@ -61,7 +61,8 @@ with open(f"{path}.{os.environ['RANK']}", "w") as result:
 if dist.is_initialized():
     dist.destroy_process_group()
 PYTHON
-venv/bin/python -c 'import accelerate, torch; print("accelerate", accelerate.__version__, "torch", torch.__version__)'
+versions='print("accelerate", accelerate.__version__, "torch", torch.__version__)'
+venv/bin/python -c "import accelerate, torch; $versions"
 seen() {
     CUDA_VISIBLE_DEVICES="" OMP_NUM_THREADS=1 timeout 120 \
         venv/bin/torchrun --standalone --nproc-per-node 2 sharded.py "$1" part >>said 2>&1
