@@ -67,10 +67,14 @@ RULES = (
     Rule("Spectron, certified", "spectron", {"variant": "certified"}),
     Rule("Spectron, rebalanced at every step", "spectron", {"rebalance_every": 1}),
     Rule("Muon on factors", "muon"),
+    Rule("NorMuon on factors", "normuon"),
+    Rule("Dion2 on factors", "dion2"),
     Rule("AdamW", "adamw"),
+    Rule("Stable-SPAM", "stablespam"),
     Rule("ReLoRA's AdamW", "relora"),
 )
-LR = {"loro": 0.004, "adamw": 0.004, "relora": 0.004, "muon": 0.01}  # else 0.02: steps of W of like size
+# Else 0.02: steps of W of like size.
+LR = {"loro": 0.004, "adamw": 0.004, "relora": 0.004, "muon": 0.01, "normuon": 0.01, "stablespam": 0.004}
 
 
 def gauges(rank: int = RANK) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from lowrise.errors import UsageError
 from lowrise.linalg.polar import QUINTIC
 from lowrise.optim.engine.matrix import MatrixOptimizer
+from lowrise.optim.engine.product_decay import Decay, check_decay
 from lowrise.optim.muon import NsDtype, check_newton_schulz, iteration_dtype
 from lowrise.optim.rules.orthogonal import Ortho, ShapeRate, orthogonal_flops, orthogonalized, shape_rate
 
@@ -50,6 +51,8 @@ class Dion2(MatrixOptimizer):
         shards: Blocks of rows of equal size that choose for themselves, as the released code's ranks do;
             rows then, whatever the shape. 1: the whole matrix chooses.
         weight_decay: Decoupled weight decay wd, with the unadjusted lr; 0 here, 0.01 in the released code.
+        decay: What weight_decay does to factors. entries: A (1 - lr wd), B likewise; product: the Frobenius
+            norm of A B^T decays, A - lr wd A B^T B and B - lr wd B A^T A. Other weights always by entries.
         adjust_lr: The factor of step 7. spectral: sqrt(m/n), the released code's; match_rms_adamw: 0.2
             sqrt(max(m, n)); original: sqrt(max(1, m/n)), Muon's; none: 1.
         ortho: How D is orthogonalized. ns5: the quintic; pe: Polar Express, seven steps; svd: exactly, slow,
@@ -75,6 +78,7 @@ class Dion2(MatrixOptimizer):
         ef_decay: float = 0.95,
         shards: int = 1,
         weight_decay: float = 0.0,
+        decay: Decay = "entries",
         adjust_lr: ShapeRate = "spectral",
         ortho: Ortho = "ns5",
         ns_steps: int = 5,
@@ -85,6 +89,7 @@ class Dion2(MatrixOptimizer):
         super().__init__(params, self.options(locals()))
 
     def _check_options(self, group: Mapping[str, Any]) -> None:
+        check_decay(type(self).__name__, group)
         check_newton_schulz("Dion2", group)
         if not 0.0 < group["fraction"] <= 1.0:
             raise UsageError(

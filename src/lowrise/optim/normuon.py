@@ -11,6 +11,7 @@ from torch import Tensor
 from lowrise.errors import UsageError
 from lowrise.linalg.polar import QUINTIC
 from lowrise.optim.engine.matrix import MatrixOptimizer
+from lowrise.optim.engine.product_decay import Decay, check_decay
 from lowrise.optim.muon import NsDtype, check_newton_schulz, iteration_dtype
 from lowrise.optim.rules.orthogonal import Ortho, ShapeRate, orthogonal_flops, orthogonalized, shape_rate
 
@@ -53,6 +54,8 @@ class NorMuon(MatrixOptimizer):
         accumulate: What the momentum is. average: of gradients, the authors'; sum: of decayed gradients, as
             in microsoft/dion. Without Nesterov the update is the same but for eps.
         weight_decay: Decoupled weight decay wd, with the unadjusted lr; 0 as published.
+        decay: What weight_decay does to factors. entries: A (1 - lr wd), B likewise; product: the Frobenius
+            norm of A B^T decays, A - lr wd A B^T B and B - lr wd B A^T A. Other weights always by entries.
         adjust_lr: c of step 6. match_rms_adamw: 0.2 sqrt(max(m, n)), updates of AdamW's size; original:
             sqrt(max(1, m/n)), the authors'; spectral: sqrt(m/n), microsoft/dion's; none: 1.
         ortho: How D is orthogonalized. ns5: the quintic, as published; pe: Polar Express, seven steps; svd:
@@ -80,6 +83,7 @@ class NorMuon(MatrixOptimizer):
         nesterov: bool = True,
         accumulate: Accumulate = "average",
         weight_decay: float = 0.0,
+        decay: Decay = "entries",
         adjust_lr: ShapeRate = "match_rms_adamw",
         ortho: Ortho = "ns5",
         ns_steps: int = 5,
@@ -91,6 +95,7 @@ class NorMuon(MatrixOptimizer):
         super().__init__(params, self.options(locals()))
 
     def _check_options(self, group: Mapping[str, Any]) -> None:
+        check_decay(type(self).__name__, group)
         check_newton_schulz("NorMuon", group)
         if not 0.0 <= group["beta2"] < 1.0:
             raise UsageError(f"NorMuon has beta2 = {group['beta2']}; it must be at least 0 and below 1.")

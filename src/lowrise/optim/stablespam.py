@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lowrise.errors import UsageError
 from lowrise.optim.engine.base import Optimizer
+from lowrise.optim.engine.product_decay import Decay, check_decay
 from lowrise.optim.engine.units import Layout, Shape, Unit, buckets, stacked, step_of
 from lowrise.optim.rules.adamw import ADAMW_FLOPS_PER_ELEMENT, adamw_layout, adamw_update_
 
@@ -62,6 +63,8 @@ class StableSPAM(Optimizer):
         betas: Decay rates b1, b2 of the two moments; (0.9, 0.999) as released.
         eps: Added to the root of the second moment, and to that of s; 1e-8 as released.
         weight_decay: Decoupled weight decay wd of all parameters; 0 as released.
+        decay: What weight_decay does to factors. entries: A (1 - lr wd), B likewise; product: the Frobenius
+            norm of A B^T decays, A - lr wd A B^T B and B - lr wd B A^T A. Other weights always by entries.
         gamma1: Decay rate g1 of the mean norm p; 0.7 as released, 0.85 in its bfloat16 script.
         gamma2: Decay rate g2 of the mean square s; 0.9 as released, 0.99999 in its bfloat16 script.
         theta: Decay rate of the mean maximum a; 0.999 as released.
@@ -87,6 +90,7 @@ class StableSPAM(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        decay: Decay = "entries",
         gamma1: float = 0.7,
         gamma2: float = 0.9,
         theta: float = 0.999,
@@ -101,6 +105,7 @@ class StableSPAM(Optimizer):
             "betas": betas,
             "eps": eps,
             "weight_decay": weight_decay,
+            "decay": decay,
             "gamma1": gamma1,
             "gamma2": gamma2,
             "theta": theta,
@@ -113,6 +118,7 @@ class StableSPAM(Optimizer):
         super().__init__(params, defaults)
 
     def _check_options(self, group: Mapping[str, Any]) -> None:
+        check_decay(type(self).__name__, group)
         for key in ("gamma1", "gamma2", "theta"):
             if not 0.0 <= group[key] < 1.0:
                 raise UsageError(f"StableSPAM has {key} = {group[key]}; it must be at least 0 and below 1.")

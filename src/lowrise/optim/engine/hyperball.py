@@ -113,11 +113,11 @@ def step_(
     wide = [p.to(u.dtype) for p, u in zip(params, updates, strict=True)]
     sums = torch.stack(
         [
-            torch.stack(torch._foreach_norm(wide)).square_(),
+            torch.stack(torch._foreach_norm(wide)).double().square_(),  # squares of large norms fit
             torch.stack(
                 [torch.dot(w.reshape(-1), u.reshape(-1)) for w, u in zip(wide, updates, strict=True)]
-            ),
-            torch.stack(torch._foreach_norm(list(updates))).square_(),
+            ).double(),
+            torch.stack(torch._foreach_norm(list(updates))).double().square_(),
         ]
     )  # (3, matrices)
     if ranks is not None:
@@ -129,8 +129,9 @@ def step_(
     k = group["lr"] * R / uu.sqrt().clamp_min(LEAST_NORM * group["lr"])
     Y = (ww - 2.0 * k * wu + k * k * uu).clamp_min(0.0).sqrt()
     grown = R / torch.maximum(Y, LEAST_NORM * R)
-    torch._foreach_mul_(list(updates), list((grown * k).unbind()))
-    decay_and_subtract_(list(params), list(updates), list(grown.unbind()))
+    dtype = updates[0].dtype
+    torch._foreach_mul_(list(updates), list((grown * k).to(dtype).unbind()))
+    decay_and_subtract_(list(params), list(updates), list(grown.to(dtype).unbind()))
 
 
 def pairs_step_(group: Mapping[str, Any], units: Iterable[Unit], directions: Iterable[Pair]) -> None:
@@ -162,13 +163,14 @@ def _pairs_of_one_shape_(group: Mapping[str, Any], units: Sequence[Unit], direct
     grown = (R / torch.maximum(Y, LEAST_NORM * R)).sqrt()
     for place in (0, 1):
         updates = [pair[place] for pair in directions]
-        torch._foreach_mul_(updates, list((grown * k).unbind()))
-        decay_and_subtract_([unit.params[place] for unit in units], updates, list(grown.unbind()))
+        dtype = updates[0].dtype
+        torch._foreach_mul_(updates, list((grown * k).to(dtype).unbind()))
+        decay_and_subtract_([unit.params[place] for unit in units], updates, list(grown.to(dtype).unbind()))
 
 
 def _trace(X: Tensor, Y: Tensor) -> Tensor:
     """tr(X^T Y) of each of (pairs, r, r)."""
-    return (X * Y).sum(dim=(-2, -1))
+    return (X.double() * Y.double()).sum(dim=(-2, -1))
 
 
 def _radii(states: Sequence[Mapping[str, Tensor]], norms: Tensor) -> Tensor:
@@ -178,7 +180,7 @@ def _radii(states: Sequence[Mapping[str, Tensor]], norms: Tensor) -> Tensor:
     if not any(first):
         return torch.stack(stored)
     now = torch.tensor(first).to(norms.device, non_blocking=True)
-    R = torch.where(now, norms, torch.stack(stored))
+    R = torch.where(now, norms.to(stored[0].dtype), torch.stack(stored))
     torch._foreach_copy_(stored, list(R.unbind()))
     return R
 
@@ -192,7 +194,7 @@ def refuse_zero_matrices(
     has no radius. Reads the device, for units before their first update alone; of several ranks all must
     call it.
     """
-    new = [(g, u) for g, u in units if holds_norm(g) and not float(states[u[0]]["step"])]
+    new = [(g, u) for g, u in units if holds_norm(g) and not step_of(states[u[0]])]
     if not new:
         return
     found = [[_found(local(p), g.get("view")) for p in u] for g, u in new]
