@@ -55,6 +55,9 @@ class RandomText:
         draw = np.random.default_rng((seed, number))
         return draw.integers(self.vocab_size, size=(sequences, seq_len + 1), dtype=np.int64)[rows]
 
+    def predicted(self, number: int, *, sequences: int, seq_len: int, seed: int) -> int:
+        return sequences * seq_len
+
 
 def random_corpus(vocab_size: int) -> Corpus:
     parts = SimpleNamespace(
