@@ -93,11 +93,6 @@ def _of_product(weight: Weight, options: Mapping[str, Any]) -> float:
     return 1.0
 
 
-def _of_product_by_norm(weight: Weight, options: Mapping[str, Any]) -> float:
-    """The same, already times sqrt(m/n) where the optimizer's scale is "spectral"."""
-    return weight.norm if options["scale"] == "spectral" else 1.0
-
-
 ENTRYWISE = _of_matrices(_entrywise)
 CHANGES: dict[str, Change] = {
     "adamw": ENTRYWISE,
@@ -106,7 +101,6 @@ CHANGES: dict[str, Change] = {
     "dion2": _of_matrices(Dion2.step_scale),
     "stablespam": ENTRYWISE,
     "spectron": _of_product,
-    "loramuon": _of_product_by_norm,
 }
 """Optimizer -> how the change of a weight depends on its shape. A further optimizer is a further row."""
 
@@ -120,6 +114,11 @@ def check_transfer(config: RunConfig) -> None:
     if name not in CHANGES:
         known = told.format(f"the optimizers {', '.join(CHANGES)}, not for {name}")
         raise UsageError(f"transfer.base = {base!r} cannot be: the multipliers {known}")
+    if config.optimizer.hyperball:
+        raise UsageError(
+            f"transfer.base = {base!r} cannot be with optimizer.hyperball = true, where the rate is an angle "
+            "and no multipliers are derived. Leave one of them out."
+        )
     if layer.name not in (DENSE, "lowrank"):
         known = told.format(f"the layers {DENSE} and lowrank, not for {layer.name}")
         raise UsageError(f"transfer.base = {base!r} cannot be: the multipliers {known}")

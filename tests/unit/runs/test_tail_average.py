@@ -13,7 +13,7 @@ from lowrise.config import advice, load
 from lowrise.config.sections import EmaSection
 from lowrise.distributed import World
 from lowrise.errors import UsageError
-from lowrise.inference.evaluate import evaluate_run
+from lowrise.evaluation.measure import evaluate_run
 from lowrise.layers import LowRankLinear
 from lowrise.methods import METHODS
 from lowrise.optim import LORO, Spectron

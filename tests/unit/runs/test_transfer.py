@@ -21,7 +21,11 @@ VOCAB, BASE, BASE_RANK = 256, 64, 16
 META = torch.device("meta")
 # Every method whose optimizer and layer have multipliers: a new row in CHANGES needs no line here.
 TRANSFERRED = [
-    row.name for row in METHODS.values() if row.optimizer in CHANGES and row.layer in ("dense", "lowrank")
+    row.name
+    for row in METHODS.values()
+    if row.optimizer in CHANGES
+    and row.layer in ("dense", "lowrank")
+    and not row.defaults.get("optimizer.hyperball")
 ]
 FACTORED = [name for name in TRANSFERRED if METHODS[name].layer == "lowrank"]
 
@@ -262,6 +266,7 @@ def test_plan_shows_the_table(tmp_path, capsys):
         ({"transfer.base": 0}, "transfer.base = 0 cannot be"),
         ({"transfer.rank": 4}, "it is the rank at transfer.base"),
         ({"transfer.base": "tiny", "method": "galore"}, "not for galore"),
+        ({"transfer.base": "tiny", "method": "muonh"}, "optimizer.hyperball"),
         ({"transfer.base": "tiny", "method": "cola", "optimizer.name": "adamw"}, "not for cola"),
         ({"transfer.base": "tiny", "layer.init": "xavier"}, "layer.init = 'xavier' cannot be"),
         ({"transfer.base": "tiny", "model.tie_embeddings": True}, "model.tie_embeddings"),

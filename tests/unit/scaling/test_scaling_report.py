@@ -49,7 +49,7 @@ def test_the_page_is_whole_escaped_and_of_one_file() -> None:
     tags.feed(page)
     assert not tags.open
     assert "<b>new" not in page
-    assert "http" not in "".join(str(attrs) for _, attrs in tags.seen)
+    assert "://" not in "".join(str(attrs) for _, attrs in tags.seen)
     assert [tag for tag, _ in tags.seen].count("svg") == 7  # 2 curves, 2 optima, losses, exponents, shares
     for text in ("0.479", "0.521", "needs 0.7", "of lowrank&#x27;s FLOPs", "one: diverged."):
         assert text in page, text
