@@ -171,16 +171,16 @@ def default_slots() -> tuple[int, tuple[str, ...]]:
 
 @contextmanager
 def hold_directory(directory: Path) -> Iterator[int]:
-    """Hold `directory` for one comparison; yields the lock's file descriptor, for the workers to inherit.
+    """Hold `directory` for one command; yields the lock's file descriptor, for the workers to inherit.
 
-    Workers that outlive a killed comparison hold the lock too, so a run directory never has two writers.
+    Workers that outlive a killed command hold the lock too, so a run directory never has two writers.
     Raises `LowriseError` if it is held.
     """
 
     def refuse(lock: IO[str]) -> None:
         lock.seek(0)
         raise LowriseError(
-            f"Another comparison (process {lock.read().strip() or 'unknown'}), or a worker that it left "
+            f"Another command (process {lock.read().strip() or 'unknown'}), or a worker that it left "
             f"behind, still runs in {directory}. Wait until it ends, or end it, and start again."
         )
 

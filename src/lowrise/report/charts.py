@@ -93,8 +93,9 @@ def chart(
         return f'<p class="empty">No values of {escape(y_label)} were recorded.</p>'
     named = sum(bool(one.name) for one in drawn)
     key, top = _legend(drawn, width) if legend and named > 1 else ("", float(_TOP))
+    margin = 0.05 if all(one.kind == "points" for one in drawn) else 0.0  # no dot on the edge
     x_scale = _Scale(
-        *(x_range or _extent([one.x for one in drawn], log_x, 0.0)), _LEFT, width - _RIGHT, log_x
+        *(x_range or _extent([one.x for one in drawn], log_x, margin)), _LEFT, width - _RIGHT, log_x
     )
     ys = [values for one in drawn for values in (one.y, one.low, one.high) if values is not None]
     y_scale = _Scale(*(y_range or _extent(ys, log_y, 0.05)), height - _BOTTOM, top, log_y)

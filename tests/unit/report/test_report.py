@@ -153,3 +153,14 @@ def test_any_values_give_a_drawing_or_a_sentence(y: list[float], log: bool) -> N
     assert "<a>" not in drawing
     root = ET.fromstring(drawing)
     assert "nan" not in ET.tostring(root, encoding="unicode").lower()
+
+
+def test_dots_lie_inside_of_the_plot_and_curves_fill_it() -> None:
+    def places(kind: str) -> list[float]:
+        series = [Series(str(i), [float(i)], [float(i)], i, kind) for i in (1, 2, 3)]  # type: ignore[arg-type]
+        (svg,) = svgs(chart(series, x_label="x", y_label="y", width=400))
+        return [float(dot.get("cx", "nan")) for dot in svg.iter("circle")][-3:]
+
+    assert min(places("points")) > 62 + 5
+    assert max(places("points")) < 400 - 14 - 5
+    assert (min(places("both")), max(places("both"))) == (62, 400 - 14)
