@@ -182,7 +182,7 @@ def test_columns_sort_by_number_with_units_and_dashes_last(tmp_path):
 
 
 def test_names_from_outside_are_text_and_nothing_is_fetched(tmp_path):
-    name = "</script><img src=x onerror=document.title='run'>"
+    name = "</script ><img src=x onerror=document.title='run'>"
     said = in_browser(
         [chart([Series(name, [1, 2], [1, 2]), Series("b", [1, 2], [2, 1])], x_label=name, y_label="loss")],
         'key("ArrowRight"); return [tip(), document.title, document.images.length, '
