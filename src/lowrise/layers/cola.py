@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -11,13 +10,14 @@ from torch import Tensor, nn
 
 from lowrise.errors import UsageError
 from lowrise.layers.base import FactoredForm, LatentLayer, LedgerEntry
-from lowrise.layers.inits import INITS, balanced_factors, check_init, normal
+from lowrise.layers.factor_pair import FactorPair
+from lowrise.layers.inits import balanced_factors
 from lowrise.linalg.rank import Above
 
 Activation = Literal["silu", "none"]
 
 
-class CoLALinear(LatentLayer):
+class CoLALinear(FactorPair, LatentLayer):
     """Map in_features -> out_features through `rank` activated latents (CoLA, Liu et al. 2025, arXiv
     2502.10940; authors' `ColaLayer`, alvin-zyl/CoLA).
 
@@ -76,24 +76,10 @@ class CoLALinear(LatentLayer):
         super().__init__(in_features, out_features, rank)
         if activation not in ("silu", "none"):
             raise UsageError(f"Unknown activation {activation!r} for a CoLA layer; choose silu or none.")
-        check_init(init, init_std)
         self.activation = activation
-        self.init = init
-        self.init_std = init_std
-        self.A = nn.Parameter(torch.empty(out_features, rank, device=device, dtype=dtype))
-        self.B = nn.Parameter(torch.empty(in_features, rank, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
-        if not self.A.is_meta:
-            self.reset_parameters()
-
-    @torch.no_grad()
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        draw = partial(normal, generator=generator, device=self.A.device)
-        A, B = INITS[self.init](self.out_features, self.in_features, self.rank, self.init_std, draw)
-        self.A.copy_(A)
-        self.B.copy_(B)
-        if self.bias is not None:
-            self.bias.zero_()
+        self._make_factors(init, init_std, device, dtype)
+        self._make_bias(bias, device, dtype)
+        self._draw()
 
     @classmethod
     def from_dense(cls, weight: Tensor, rank: int, *, bias: Tensor | None = None, **options: Any) -> Self:
@@ -105,9 +91,7 @@ class CoLALinear(LatentLayer):
         layer = cls._empty_for(weight, rank, bias, options)
         A, B = balanced_factors(weight, rank)
         scale = 2**0.5 if layer.activation == "silu" else 1.0
-        with torch.no_grad():
-            layer.A.copy_(A * scale)
-            layer.B.copy_(B * scale)
+        layer._set_factors(A * scale, B * scale)
         return layer
 
     def encode(self, x: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -13,13 +12,14 @@ from torch import Tensor, nn
 
 from lowrise.errors import UsageError
 from lowrise.layers.base import FactoredForm, LatentLayer, LedgerEntry
-from lowrise.layers.inits import INITS, balanced_factors, check_init, normal
+from lowrise.layers.factor_pair import FactorPair
+from lowrise.layers.inits import balanced_factors
 from lowrise.linalg.rank import Above
 
 Activation = Literal["silu", "none"]
 
 
-class DLRLinear(LatentLayer):
+class DLRLinear(FactorPair, LatentLayer):
     """Map in_features -> out_features through `rank` latents that also go straight to the output (DLR, arXiv
     2606.28932; authors' code, nanguoyu/DLR).
 
@@ -89,21 +89,16 @@ class DLRLinear(LatentLayer):
             raise UsageError(f"Unknown activation {activation!r} for a DLR layer; choose silu or none.")
         if not math.isfinite(alpha):
             raise UsageError(f"alpha = {alpha!r} cannot be for a DLR layer: it must be a finite number.")
-        check_init(init, init_std)
         self.activation = activation
         self.alpha = float(alpha)
         self.train_alpha = train_alpha
-        self.init = init
-        self.init_std = init_std
-        self.A = nn.Parameter(torch.empty(out_features, rank, device=device, dtype=dtype))
-        self.B = nn.Parameter(torch.empty(in_features, rank, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
+        self._make_factors(init, init_std, device, dtype)
+        self._make_bias(bias, device, dtype)
         number = nn.Parameter(torch.empty(1, device=device, dtype=dtype)) if train_alpha else None
         self.trained_alpha = number
         self.register_buffer("folded", torch.zeros(1, device=device, dtype=torch.uint8))
         self._is_folded = False  # the buffer's value, which a forward pass could not read without waiting
-        if not self.A.is_meta:
-            self.reset_parameters()
+        self._draw()
 
     @property
     def block(self) -> int:
@@ -119,12 +114,7 @@ class DLRLinear(LatentLayer):
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        draw = partial(normal, generator=generator, device=self.A.device)
-        A, B = INITS[self.init](self.out_features, self.in_features, self.rank, self.init_std, draw)
-        self.A.copy_(A)
-        self.B.copy_(B)
-        if self.bias is not None:
-            self.bias.zero_()
+        super().reset_parameters(generator)
         self._start()
 
     @torch.no_grad()

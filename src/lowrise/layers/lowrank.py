@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
@@ -10,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowrise.layers.base import FactoredForm, LatentLayer, LedgerEntry
-from lowrise.layers.inits import INITS, balanced_factors, check_init, normal
+from lowrise.layers.factor_pair import FactorPair
+from lowrise.layers.inits import balanced_factors
 
 
-class LowRankLinear(LatentLayer):
+class LowRankLinear(FactorPair, LatentLayer):
     """Linear map in_features -> out_features of rank at most `rank`: W = A @ B.T, never formed.
 
     1. z = x @ B          (tokens x n) (n x r) -> tokens x r
@@ -55,32 +55,15 @@ class LowRankLinear(LatentLayer):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_features, out_features, rank)
-        check_init(init, init_std)
-        self.init = init
-        self.init_std = init_std
-        self.A = nn.Parameter(torch.empty(out_features, rank, device=device, dtype=dtype))
-        self.B = nn.Parameter(torch.empty(in_features, rank, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
-        if not self.A.is_meta:
-            self.reset_parameters()
-
-    @torch.no_grad()
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        draw = partial(normal, generator=generator, device=self.A.device)
-        A, B = INITS[self.init](self.out_features, self.in_features, self.rank, self.init_std, draw)
-        self.A.copy_(A)
-        self.B.copy_(B)
-        if self.bias is not None:
-            self.bias.zero_()
+        self._make_factors(init, init_std, device, dtype)
+        self._make_bias(bias, device, dtype)
+        self._draw()
 
     @classmethod
     def from_dense(cls, weight: Tensor, rank: int, *, bias: Tensor | None = None, **options: Any) -> Self:
         """The best rank-r approximation of `weight` (out x in), its singular values split evenly."""
         layer = cls._empty_for(weight, rank, bias, options)
-        A, B = balanced_factors(weight, rank)
-        with torch.no_grad():
-            layer.A.copy_(A)
-            layer.B.copy_(B)
+        layer._set_factors(*balanced_factors(weight, rank))
         return layer
 
     def encode(self, x: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
@@ -11,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowrise.errors import UsageError
-from lowrise.layers.base import FactoredForm, LedgerEntry, LowRankLayer
-from lowrise.layers.inits import INITS, balanced_factors, check_init, normal
+from lowrise.layers.base import FactoredForm, LedgerEntry
+from lowrise.layers.factor_pair import FactorPair
+from lowrise.layers.inits import balanced_factors
 
 
-class SelfGuidedLinear(LowRankLayer):
+class SelfGuidedLinear(FactorPair):
     """Linear map in_features -> out_features of rank at most `rank`, with a dense guide in the first half of
     training (Wei et al. 2024, arXiv 2406.16450; authors' CLAIRE-Labo/StructuredFFN; the baseline of
     Spectron's paper).
@@ -73,30 +73,20 @@ class SelfGuidedLinear(LowRankLayer):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_features, out_features, rank)
-        check_init(init, init_std)
-        self.init = init
-        self.init_std = init_std
-        self.A = nn.Parameter(torch.empty(out_features, rank, device=device, dtype=dtype))
-        self.B = nn.Parameter(torch.empty(in_features, rank, device=device, dtype=dtype))
+        self._make_factors(init, init_std, device, dtype)
         self.guide = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
+        self._make_bias(bias, device, dtype)
         # alpha and 1 - alpha: a tensor, so that a compiled block is not compiled anew at every update; two
         # numbers, because in bfloat16 the difference from 1 would round to 0 near either end.
         self.register_buffer("mix", torch.zeros(2, device=device, dtype=torch.float32), persistent=False)
         self.guided = False
-        if not self.A.is_meta:
-            self.reset_parameters()
+        self._draw()
 
     @torch.no_grad()
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        draw = partial(normal, generator=generator, device=self.A.device)
-        A, B = INITS[self.init](self.out_features, self.in_features, self.rank, self.init_std, draw)
-        self.A.copy_(A)
-        self.B.copy_(B)
+    def _set_factors(self, A: Tensor, B: Tensor) -> None:
+        super()._set_factors(A, B)
         if self.guide is not None:
             self.guide.copy_(A @ B.T)
-        if self.bias is not None:
-            self.bias.zero_()
 
     @classmethod
     def from_dense(cls, weight: Tensor, rank: int, *, bias: Tensor | None = None, **options: Any) -> Self:
@@ -104,12 +94,7 @@ class SelfGuidedLinear(LowRankLayer):
         same.
         """
         layer = cls._empty_for(weight, rank, bias, options)
-        A, B = balanced_factors(weight, rank)
-        with torch.no_grad():
-            layer.A.copy_(A)
-            layer.B.copy_(B)
-            assert layer.guide is not None
-            layer.guide.copy_(A @ B.T)
+        layer._set_factors(*balanced_factors(weight, rank))
         return layer
 
     def before_update(self, number: int, total: int) -> None:

@@ -1,0 +1,56 @@
+"""What layers with two drawn factors have in common: A, B, a bias, and how they start."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from lowrise.layers.base import LowRankLayer
+from lowrise.layers.inits import INITS, check_init, normal
+
+Device = torch.device | str | None
+
+
+class FactorPair(LowRankLayer):
+    """A layer with factors `A` (m x r) and `B` (n x r), drawn by an entry of `INITS`, and a `bias` (m) or
+    None that starts at 0. A class makes its parameters in its own order and then calls `_draw`.
+    """
+
+    A: nn.Parameter
+    B: nn.Parameter
+    bias: nn.Parameter | None
+    init: str
+    init_std: float
+
+    def _make_factors(self, init: str, init_std: float, device: Device, dtype: torch.dtype | None) -> None:
+        """Raises `UsageError` for an unknown init."""
+        check_init(init, init_std)
+        self.init, self.init_std = init, init_std
+        self.A = nn.Parameter(torch.empty(self.out_features, self.rank, device=device, dtype=dtype))
+        self.B = nn.Parameter(torch.empty(self.in_features, self.rank, device=device, dtype=dtype))
+
+    def _make_bias(self, bias: bool, device: Device, dtype: torch.dtype | None) -> None:
+        made = torch.empty(self.out_features, device=device, dtype=dtype) if bias else None
+        self.bias = None if made is None else nn.Parameter(made)
+
+    def _draw(self) -> None:
+        """First values, but on "meta"."""
+        if not self.A.is_meta:
+            self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        draw = partial(normal, generator=generator, device=self.A.device)
+        self._set_factors(
+            *INITS[self.init](self.out_features, self.in_features, self.rank, self.init_std, draw)
+        )
+        if self.bias is not None:
+            self.bias.zero_()
+
+    @torch.no_grad()
+    def _set_factors(self, A: Tensor, B: Tensor) -> None:
+        """Take values for the factors, and with them for whatever starts from both."""
+        self.A.copy_(A)
+        self.B.copy_(B)
