@@ -16,6 +16,10 @@ OPTIONS = {
     "telemetry": ("lora", {"log.telemetry_every": 4, "log.every": 4}),
     "8-bit state": ("galore", {"optimizer.state_format": "8bit"}),
     "one pass": ("tsvd", {"train.micro_batch_size": 0}),
+    "stopped early": (
+        "spectron",
+        {"eval.every": 2, "eval.patience": 1, "eval.min_delta": 5.0, "ema.start": 0.1},
+    ),
     "product decay": ("lowrank", {"optimizer.decay": "product", "optimizer.weight_decay": 0.1}),
 }
 # Rounding of weights to bfloat16 before they travel: the arithmetic of one rank rounds the same matrices, but
@@ -47,6 +51,12 @@ def test_the_same_as_on_one_rank(name, runs):
     # there.
     bar = 1e-4 if name == "8-bit state" else 1e-5
     assert two["val_loss"] == pytest.approx(one["val_loss"], rel=bar)
+
+
+def test_ranks_stop_early_alike_with_the_average_of_the_best_step(runs):
+    one, two = (metrics(runs / k / "stopped early")[-1] for k in ("one", "two"))
+    assert (one["step"], one["weights_of_step"]) == (two["step"], two["weights_of_step"]) == (4, 2)
+    assert two["ema_val_loss"] == pytest.approx(one["ema_val_loss"], rel=1e-5)
 
 
 def test_narrow_gathers_round_weights_and_send_half(runs):
