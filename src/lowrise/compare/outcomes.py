@@ -72,8 +72,19 @@ def read_outcome(spec: RunSpec[Any], directory: Path, ended: Ended) -> Outcome:
     return Outcome("failed", None, summary, f"{reason}.\n{ended.stderr_tail}".strip())
 
 
+def judged(summary: dict[str, Any]) -> dict[str, Any]:
+    """The summary with the numbers that decide as `val_loss`, `val_perplexity` and so on: those of the
+    averaged weights where the recipe keeps an average (`[ema]`), since that is what such a run is for.
+    The last weights' numbers are then under `raw_val_loss`, ...
+    """
+    averaged = {key.removeprefix("ema_"): n for key, n in summary.items() if key.startswith("ema_val_")}
+    raw = {f"raw_{key}": summary.get(key) for key in averaged}
+    return summary | raw | averaged
+
+
 def _judge(spec: RunSpec[Any], directory: Path, summary: dict[str, Any]) -> Outcome:
     """Completed, diverged or failed, from a final summary alone."""
+    summary = judged(summary)
     error = str(summary.get("error") or "")
     recorded, planned = str(summary.get("config_hash") or ""), spec.config_hash
     if recorded and not (planned.startswith(recorded) or recorded.startswith(planned)):

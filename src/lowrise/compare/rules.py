@@ -65,6 +65,7 @@ def rules(plan: Plan) -> dict[str, str]:
         "selection": "The learning rate of a recipe (with what else is tuned) is the grid point with the "
         "lowest final validation loss; each point is run once, with the first seed, at the full budget. "
         "Diverged and failed runs cannot be chosen. The same factors apply to every recipe.",
+        "average": "A recipe that keeps an average of its weights ([ema]) is judged by the average.",
         "edge": "A chosen point is marked as an edge where no run of its grid beyond it completed or "
         "diverged: a better one may lie outside.",
         "statistics": "Validation loss is the mean over the seeds at the chosen point, with the sample "
