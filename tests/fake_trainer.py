@@ -4,7 +4,7 @@ milliseconds.
 The recipe decides what happens: `fake.base` is the loss's minimum, `fake.best_lr` where it lies,
 `fake.seconds` the time, `fake.step_ms` what it says that a step takes, `fake.diverges_above` the learning
 rate from which it diverges, `fake.crash_seeds` the seeds that crash while the file `fake.crash_while` is
-there.
+there; `fake.average_best_lr` where the loss of averaged weights lies lowest, in a run that keeps them.
 """
 
 from __future__ import annotations
@@ -90,6 +90,9 @@ def main(arguments: list[str]) -> int:
         "val_perplexity": math.exp(loss),
         "train_flops": steps * 1e6,
     }
+    if best := fake.get("average_best_lr"):
+        averaged = fake["base"] - 0.2 + math.log(lr / best) ** 2 + 0.001 * seed
+        summary |= {"ema_val_loss": averaged, "ema_val_perplexity": math.exp(averaged)}
     (run / "summary.json").write_text(json.dumps(summary))
     return 0
 

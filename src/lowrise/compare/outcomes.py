@@ -9,7 +9,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from lowrise.compare.workers import Ended
 from lowrise.files import is_known
-from lowrise.runs.history import last_metrics, read_summary
+from lowrise.runs.history import judged, last_metrics, read_summary
 
 Key = TypeVar("Key")
 
@@ -70,16 +70,6 @@ def read_outcome(spec: RunSpec[Any], directory: Path, ended: Ended) -> Outcome:
     else:
         reason = f"The worker exited with status {ended.returncode}"
     return Outcome("failed", None, summary, f"{reason}.\n{ended.stderr_tail}".strip())
-
-
-def judged(summary: dict[str, Any]) -> dict[str, Any]:
-    """The summary with the numbers that decide as `val_loss`, `val_perplexity` and so on: those of the
-    averaged weights where the recipe keeps an average (`[ema]`), since that is what such a run is for.
-    The last weights' numbers are then under `raw_val_loss`, ...
-    """
-    averaged = {key.removeprefix("ema_"): n for key, n in summary.items() if key.startswith("ema_val_")}
-    raw = {f"raw_{key}": summary.get(key) for key in averaged}
-    return summary | raw | averaged
 
 
 def _judge(spec: RunSpec[Any], directory: Path, summary: dict[str, Any]) -> Outcome:

@@ -61,6 +61,16 @@ def read_summary(run_dir: Path) -> dict[str, Any] | None:
     return None if problems else summary
 
 
+def judged(summary: dict[str, Any]) -> dict[str, Any]:
+    """The summary with the numbers that decide as `val_loss`, `val_perplexity` and so on: those of the
+    averaged weights where the recipe keeps an average (`[ema]`), since that is what such a run is for.
+    The last weights' numbers are then under `raw_val_loss`, ...
+    """
+    averaged = {key.removeprefix("ema_"): n for key, n in summary.items() if key.startswith("ema_val_")}
+    raw = {f"raw_{key}": summary.get(key) for key in averaged}
+    return summary | raw | averaged
+
+
 def last_metrics(path: Path) -> dict[str, Any]:
     """The keys of the last lines of a growing `metrics.jsonl`, newest value of each; reads its end only."""
     if not path.is_file():

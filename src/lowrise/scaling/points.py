@@ -26,7 +26,7 @@ import numpy as np
 
 from lowrise.errors import UsageError
 from lowrise.files import is_known, read_json
-from lowrise.runs.history import read_summary
+from lowrise.runs.history import judged, read_summary
 
 FLOPS_PER_PARAMETER_AND_TOKEN = 6.0  # Kaplan et al. 2020, section 2.1, where a table has no FLOPs
 NEIGHBOURS = 1.2
@@ -166,7 +166,7 @@ def _of_json(path: Path, params: str) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def _of_run(path: Path, params: str) -> Mapping[str, Any]:
-    summary = read_summary(path) or {}
+    summary = judged(read_summary(path) or {})
     return {
         "method": summary.get("method"),
         "flops": summary.get("train_flops"),

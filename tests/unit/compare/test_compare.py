@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -106,6 +107,18 @@ def test_divergence_is_a_result_and_not_repeated(tmp_path: Path) -> None:
     before = starts(tmp_path / "out")
     run(request(tmp_path, recipe))
     assert starts(tmp_path / "out") == before
+
+
+def test_a_recipe_that_keeps_an_average_is_tuned_and_judged_by_it(tmp_path: Path) -> None:
+    plain = write_recipe(tmp_path, "plain", base=3.0)
+    averaged = write_recipe(tmp_path, "averaged", base=3.0, average_best_lr=0.02)
+    _, result, _ = run(request(tmp_path, plain, averaged, lr_factors="0.5,1,2,4"))
+    first, second = result["rows"]
+    assert (first["best"]["lr"], first["val_loss"]["values"]) == (0.01, pytest.approx([3.0, 3.001]))
+    assert (second["best"]["lr"], second["val_loss"]["values"]) == (0.02, pytest.approx([2.8, 2.801]))
+    assert second["val_perplexity"]["values"] == pytest.approx([math.exp(2.8), math.exp(2.801)])
+    chosen = next(r for r in result["runs"] if r["recipe"] == "averaged" and r["chosen"])
+    assert chosen["summary"]["raw_val_loss"] == pytest.approx(3.0 + math.log(2) ** 2 + 0.001 * chosen["seed"])
 
 
 def test_a_grid_grows_where_its_best_lies_at_an_end(tmp_path: Path) -> None:
