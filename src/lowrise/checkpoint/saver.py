@@ -19,9 +19,9 @@ from typing import Any, Self
 
 import torch.distributed as dist
 
-from lowrise.checkpoint.plan import Parts, agree
+from lowrise.checkpoint.layout import Parts, agree
 from lowrise.checkpoint.store import CheckpointStore
-from lowrise.checkpoint.writing import copied
+from lowrise.checkpoint.writer import copied
 from lowrise.distributed import World
 from lowrise.distributed.collectives import Words
 from lowrise.distributed.world import PATIENCE
