@@ -135,7 +135,7 @@ class Planned:
         optimizer = build_optimizer(self.config, self.model)
         optimizer.share_work(ShardGroup(cast(dist.ProcessGroup, None), self.devices, 0))
         units = (unit for group in optimizer.param_groups for unit in units_of(group))
-        return {unit[0]: owner for unit in units if (owner := optimizer.owner(unit)) is not None}
+        return {unit[0]: owner for unit in units if (owner := optimizer.ownership.owner(unit)) is not None}
 
     def _state(self, owners: dict[Tensor, int], rows: set[Tensor]) -> int:
         """Bytes at the device that has most."""

@@ -316,6 +316,6 @@ class TrainStep:
         """Of the last update: gradients, weights shared by rows, matrices on their way to owners and back."""
         gradients, weights, optimizer = self.gradients, self.shared.traffic, self.optimizer
         return Traffic(
-            gradients.sent_bytes + weights.sent_bytes + optimizer.sent_bytes,
-            gradients.wait_seconds + weights.seconds + optimizer.wait_seconds,
+            gradients.sent_bytes + weights.sent_bytes + optimizer.ownership.sent_bytes,
+            gradients.wait_seconds + weights.seconds + optimizer.ownership.wait_seconds,
         )
