@@ -71,7 +71,7 @@ class SparseLowRankLinear(AddedPair):
     ) -> None:
         super().__init__(in_features, out_features, rank)
         if not 0 <= delta <= 1:
-            raise UsageError(f"layer.delta = {delta!r} cannot be: it is the share of stored entries, 0 to 1.")
+            raise UsageError(f"layer.delta = {delta!r} cannot be: the fraction of stored entries, 0 to 1.")
         if not alpha > 0:
             raise UsageError(f"layer.alpha = {alpha!r} cannot be: the scale alpha / rank is positive.")
         self.delta = delta

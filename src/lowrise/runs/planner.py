@@ -198,7 +198,7 @@ class Planned:
 
 
 def remedy(planned: Planned, free: int) -> tuple[Layout, DevicePlan] | None:
-    """The layout nearest to the run's own that fits in `free` bytes a device; None where none does."""
+    """The layout nearest to the run's own that fits in `free` bytes per device; None where none does."""
     for layout in _layouts(planned):
         plan = planned.on_device(layout)
         if plan.peak <= free:

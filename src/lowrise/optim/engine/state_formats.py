@@ -3,7 +3,7 @@ base opens the moments of a part of the parameters, calls the rule, and stores t
 
 With x a moment in float32 and u uniform in [0, 1), drawn anew for each element and step:
 
-1. "float32": x itself.                                                                 4 bytes an element
+1. "float32": x itself.                                                                 4 bytes per element
 2. "bfloat16": one of the two bfloat16 numbers around x, a <= |x| <= b, the one away from zero where
    u < (|x| - a) / (b - a).                                                             2 bytes
 3. "8bit": blocks of 256 elements in row-major order, one scale s = max |x| a block, and for x / s one of
