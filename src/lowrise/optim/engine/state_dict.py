@@ -16,6 +16,9 @@ from lowrise.optim.engine.ownership import Ownership
 from lowrise.optim.engine.state_formats import format_of, opened
 from lowrise.optim.engine.units import units_of
 
+# Options that are gone -> the value that holds for good.
+REMOVED_OPTIONS = {"eps_placement": "before"}
+
 
 class Saved(torch.optim.Optimizer):
     """The part of `lowrise.optim.Optimizer` that writes and reads its state."""
@@ -79,6 +82,12 @@ class Saved(torch.optim.Optimizer):
                     raise UsageError(
                         f"parameter group {number} was saved by an optimizer with {flag} = "
                         f"{saved_group[flag]!r}, which {type(self).__name__} does not have."
+                    )
+            for option, always in REMOVED_OPTIONS.items():
+                if saved_group.get(option, always) != always:
+                    raise UsageError(
+                        f"parameter group {number} was saved with {option} = {saved_group[option]!r}, which "
+                        f"is gone: {always!r} holds always."
                     )
             groups.append(_with_own_functions(saved_group, own_group))
             check_numbers(groups[-1], where=f"saved parameter group {number}")

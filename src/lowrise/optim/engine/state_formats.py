@@ -18,7 +18,7 @@ stored as 0 in 8 bits but at least as the map's smallest value, 3.25e-7 s, since
 throw the weight away.
 
 u has 16 bits, a pure function of (place of the parameter, name of the moment, step, element): a 64-bit
-counter through the finalizer of SplitMix64 (`linalg/counter_normal.py`), four lanes a word. No generator is
+counter through the finalizer of SplitMix64 (`rng.py`), four lanes a word. No generator is
 involved, so a resumed run draws the same on any device.
 
 What is compressed: state tensors named in `MOMENTS` with at least 4096 elements, the rule of bitsandbytes.
