@@ -87,7 +87,8 @@ def main() -> None:
         f"{options.preset}: width {d}, MLP {config.intermediate_size}, rank {rank}, sequence "
         f"{options.seq_len}, float32. 2 d + 7 r = {2 * d + 7 * rank:,}."
     )
-    columns = ("layer", "recompute", "elements a token and block", "of none", "of dense none", "time of none")
+    elements = "elements per token and block"
+    columns = ("layer", "recompute", elements, "of none", "of dense none", "time of none")
     record = {
         "options": vars(options),
         "elements": {f"{layer} {recompute}": n for (layer, recompute), n in kept.items()},

@@ -1,4 +1,4 @@
-"""Generation: tokens a second of factored and dense maps in `FrozenDecoder`, beside `transformers`.
+"""Generation: tokens per second of factored and dense maps in `FrozenDecoder`, beside `transformers`.
 
 Random weights of the published shapes, ranks d / 4. The dense model of a size has the same shape as the
 factored one; `transformers.generate` reads the dense model's very weights, with its static cache. All rows of

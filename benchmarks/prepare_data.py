@@ -99,7 +99,7 @@ def _timed(work: Callable[[], Any]) -> tuple[Seconds, Any]:
 
 
 def _rates(calls: dict[str, tuple[float, Callable[[], Any]]], rounds: int) -> dict[str, tuple[float, float]]:
-    """MB a second of each call: medians of rounds in which they take turns."""
+    """MB per second of each call: medians of rounds in which they take turns."""
     seconds: dict[str, list[Seconds]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, (_, call) in calls.items():

@@ -37,7 +37,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--preset", default="60m", choices=RANKS)
-    parser.add_argument("--tokens", type=int, default=16384, help="tokens an update")
+    parser.add_argument("--tokens", type=int, default=16384, help="tokens per update")
     parser.add_argument("--micro", type=int, default=4096, help="tokens a forward pass")
     parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
@@ -139,7 +139,7 @@ def report(options, families, median, times, flops, device) -> None:  # type: ig
         "speed-up of an update",
     )
     title = (
-        f"{options.preset}, {options.tokens} tokens an update, {options.rounds} rounds, medians. "
+        f"{options.preset}, {options.tokens} tokens per update, {options.rounds} rounds, medians. "
         "Low-rank forward + backward: "
         f"{measured:.2f}x dense, FLOPs promise {promised:.2f}x: {100 * measured / promised:.0f}% of it."
     )

@@ -39,7 +39,7 @@ def main() -> None:
     )
     parser.add_argument("--preset", default="60m")
     parser.add_argument("--rank", type=int, default=128)
-    parser.add_argument("--tokens", type=int, default=16384, help="tokens an update")
+    parser.add_argument("--tokens", type=int, default=16384, help="tokens per update")
     parser.add_argument("--micro", type=int, default=4096, help="tokens a forward pass")
     parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
@@ -121,7 +121,7 @@ def report(
         rows.append((name, f"{1e3 * value:.1f}", "" if value == work else f"{100 * share:.2f}%"))
     worst = max(m.orthonormality_error() for m in model.modules() if isinstance(m, SVDLinear))
     title = (
-        f"{options.preset}, rank {options.rank}, {options.tokens} tokens an update, medians of "
+        f"{options.preset}, rank {options.rank}, {options.tokens} tokens per update, medians of "
         f"{options.rounds} rounds on {device.type}. A step's share is of its own update, a retraction's of "
         f"TSVD's. Orthonormality: {worst:.1e}."
     )

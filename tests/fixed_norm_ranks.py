@@ -18,7 +18,7 @@ from lowrise.distributed import World
 from lowrise.distributed.sharding import ShardGroup, whole
 from lowrise.errors import UsageError
 from lowrise.optim import OPTIMIZERS, AdamW, Optimizer
-from lowrise.optim.engine import base
+from lowrise.optim.engine import step
 
 CASES = [
     (name, role, dtype)
@@ -91,7 +91,7 @@ def zeros_are_refused_on_all_ranks(world: World) -> None:
 
 def everything(world: World) -> dict[str, list[Tensor]]:
     zeros_are_refused_on_all_ranks(world)
-    with mock.patch.object(base, "OPEN_ELEMENTS", 1):
+    with mock.patch.object(step, "OPEN_ELEMENTS", 1):
         return {
             f"{name} {role} {dtype} {way}": several(world, name, role, dtype, way)
             for name, role, dtype in CASES

@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from lowrise.checkpoint import CheckpointStore, Saver, writing
-from lowrise.checkpoint.newest import newest_checkpoint
+from lowrise.checkpoint import CheckpointStore, Saver, writer
+from lowrise.checkpoint.store import newest_checkpoint
 from lowrise.distributed import World
 from lowrise.distributed.collectives import FailedTogether, Words
 from lowrise.errors import LowriseError
@@ -163,7 +163,7 @@ def collected(world: World, folder: Path) -> None:
 
 @contextmanager
 def flush_takes(seconds: float) -> Iterator[None]:
-    with mock.patch.object(writing, "flush", side_effect=lambda path: time.sleep(seconds)):
+    with mock.patch.object(writer, "flush", side_effect=lambda path: time.sleep(seconds)):
         yield
 
 
@@ -178,7 +178,7 @@ def full_disk(here: bool) -> Iterator[None]:
         if here:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with mock.patch.object(writing, "flush", full):
+    with mock.patch.object(writer, "flush", full):
         yield
 
 

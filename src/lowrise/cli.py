@@ -5,126 +5,31 @@ Exit codes: 0 done, 1 failure, 2 usage, 128 + N stopped by signal N with everyth
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.table import Table
-from tyro.conf import Positional
 
 from lowrise import __version__
 from lowrise.allocator import keep_freed_memory
 from lowrise.console import Console, plain_warnings, survive_any_encoding
-from lowrise.errors import LowriseError, UsageError
-from lowrise.files import strict_json, write_whole
+from lowrise.errors import LowriseError, UsageError, disk_error
+from lowrise.files import strict_json
 from lowrise.flags import parse
 from lowrise.methods import METHODS
 from lowrise.names import lookup
 from lowrise.plugins import load_plugins
-from lowrise.runs.chosen_weights import Weights
 from lowrise.signals import saving_ends_nothing, speaks, told
-
-if TYPE_CHECKING:
-    pass
 
 # What needs torch is imported by the commands that do: help, tables and usage errors come at once.
 
 Arguments = Sequence[str]
-_REMEDIES = {
-    errno.ENOSPC: "no space left on the device, free some and start again",
-    errno.EACCES: "change its rights, or choose another place",
-    errno.EPERM: "change its rights, or choose another place",
-    errno.EROFS: "the disk is read-only, choose another place",
-    errno.ENOTDIR: "a part of this path is a file, choose another place",
-    errno.EEXIST: "there is a file where a folder belongs, choose another place",
-    errno.EISDIR: "a folder lies where a file belongs, name the file",
-    errno.ENOENT: "create it, or correct the path",
-    errno.EMFILE: "too many files are open, raise the limit (ulimit -n)",
-    errno.ENAMETOOLONG: "choose a shorter name",
-}
-
-
-@dataclass(kw_only=True)
-class OtherText:
-    """Text to evaluate on instead of the run's held-out text."""
-
-    source: tuple[str, ...] = ()
-    """Files, directories, globs, "hf:NAME...": all of it, with the model's tokenizer."""
-
-
-@dataclass(kw_only=True)
-class Eval:
-    """Exact validation loss, perplexity and bits per byte of the newest checkpoints of runs and of exported
-    or imported models; tasks of lm-eval too."""
-
-    runs: Positional[tuple[Path, ...]]
-    """Folders of runs, or models in another form: what lowrise export wrote, a Hugging Face Llama, a GGUF
-    file. Several are shown in one table."""
-    data: OtherText = field(default_factory=OtherText)
-    seq_len: int = 0
-    """Tokens a window; 0: each as it was trained, another form 128."""
-    tasks: tuple[str, ...] = ()
-    """Tasks of lm-eval to measure too (the extra eval)."""
-    task_path: Path | None = None
-    """Folder with tasks of your own, in lm-eval's YAML."""
-    shots: int | None = None
-    """Examples before each question; none: as the task says."""
-    limit: int | None = None
-    """Questions of each task; none: all."""
-    trust: bool = False
-    """Read the files that a run of somebody else's names in its config.toml."""
-    weights: Weights = "raw"
-    """raw: the last weights; ema: with the average that the recipe's [ema] kept."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    json: bool = False
-    """Print a JSON object for every run, one a line."""
-
-
-@dataclass(kw_only=True)
-class Report:
-    """Write the report of a run again, also of one that goes on; of several runs, one page to compare
-    them."""
-
-    folders: Positional[tuple[Path, ...]]
-    """Folders of runs."""
-    out: Path | None = None
-    """HTML file; none: report.html in the folder of one run, ./report.html for several."""
-
-
-@dataclass(kw_only=True)
-class DataInfo:
-    """What a prepared corpus holds: documents, tokens, bytes, tokenizer."""
-
-    folder: Positional[Path]
-    """Folder of a prepared corpus, or of a run."""
-    verify: bool = False
-    """Read every shard and compare it with its checksums."""
-    trust: bool = False
-    """Read the files that a run of somebody else's names in its config.toml."""
-
-
-@dataclass(kw_only=True)
-class Methods:
-    """The table of methods; with a name, the configuration that it starts from, as TOML."""
-
-    name: Positional[str | None] = None
-    """A method."""
-    size: str | None = None
-    """Print its recipe for a published size instead: 60m, 130m, 350m, 1b, 3b or 7b."""
-    write: bool = False
-    """Write that recipe to NAME-SIZE.toml in this folder instead of printing it."""
-    cite: bool = False
-    """Print the BibTeX of its papers instead."""
-    plugin: tuple[str, ...] = ()
-    """Python files, or names of modules, that add methods."""
 
 
 def train(arguments: Arguments, console: Console) -> int:
@@ -180,34 +85,15 @@ def train(arguments: Arguments, console: Console) -> int:
 
 
 def evaluate(arguments: Arguments, console: Console) -> int:
-    command = parse(Eval, arguments, "eval")
-    if not command.runs:
-        raise UsageError("lowrise eval needs a run: give the folder of one, or of several.")
-    for flag, value, least in (
-        ("seq_len", command.seq_len, 0),
-        ("limit", command.limit, 1),
-        ("shots", command.shots, 0),
-    ):
-        if value is not None and value < least:
-            raise UsageError(f"--{flag} {value}: give at least {least}, or leave it out.")
+    from lowrise.evaluation.options import EvalOptions
+
+    options = parse(EvalOptions, arguments, "eval")
+    options.check()
     from lowrise.evaluation.command import evaluate_models, show_all
 
     # Objects alone go to standard output, for the program that reads them.
-    notices = Console(stderr=True) if command.json else console
-    results = evaluate_models(
-        command.runs,
-        command.device,
-        notices,
-        source=command.data.source,
-        trust=command.trust,
-        seq_len=command.seq_len,
-        tasks=command.tasks,
-        task_path=command.task_path,
-        shots=command.shots,
-        limit=command.limit,
-        weights=command.weights,
-    )
-    if command.json:
+    results = evaluate_models(options, Console(stderr=True) if options.json else console)
+    if options.json:
         print("\n".join(map(strict_json, results)))
     else:
         show_all(results, console)
@@ -276,8 +162,9 @@ def data(arguments: Arguments, console: Console) -> int:
             console.print(f"Log: {log}", soft_wrap=True)
         return 0
     if action == "info":
-        command = parse(DataInfo, rest, "data info")
-        console.print(_info(command, console))
+        from lowrise.runs.corpus_info import DataInfo, corpus_info
+
+        console.print(corpus_info(parse(DataInfo, rest, "data info"), console))
         return 0
     if action in ("-h", "--help"):
         console.print("lowrise data prepare: tokenize a corpus\nlowrise data info FOLDER: what it holds")
@@ -286,11 +173,12 @@ def data(arguments: Arguments, console: Console) -> int:
 
 
 def methods(arguments: Arguments, console: Console) -> int:
-    command = parse(Methods, arguments, "methods")
+    from lowrise.runs.method_text import MethodOptions, method_text
+
+    command = parse(MethodOptions, arguments, "methods")
     load_plugins(command.plugin)
     if command.name is not None:
-        row = lookup(METHODS, command.name, "method", "lowrise methods")
-        print(row.bibtex() if command.cite else _method_text(command), end="\n" if command.cite else "")
+        print(method_text(command), end="")
         return 0
     for flag in ("cite", "size", "write"):
         if getattr(command, flag):
@@ -352,7 +240,9 @@ def track(arguments: Arguments, console: Console) -> int:
 
 
 def report(arguments: Arguments, console: Console) -> int:
-    command = parse(Report, arguments, "report")
+    from lowrise.report.options import ReportOptions
+
+    command = parse(ReportOptions, arguments, "report")
     from lowrise.report.run_report import write_report
     from lowrise.report.several import write_several
 
@@ -438,8 +328,8 @@ COMMANDS: dict[str, tuple[Callable[[Arguments, Console], int], str]] = {
     "factorize": (factorize, "split the maps of a dense Hugging Face folder into two factors each"),
     "compare": (compare, "methods side by side at one budget, tuned on one grid, over several seeds"),
     "sweep": (sweep, "one recipe with other settings: a grid, random draws or optuna; the best recipe"),
-    "plan": (plan, "what a run will cost: parameters, FLOPs, bytes a device, time, before it starts"),
-    "bench": (bench, "what this machine does: tokens a second, step time, memory of methods in one run"),
+    "plan": (plan, "what a run will cost: parameters, FLOPs, bytes per device, time, before it starts"),
+    "bench": (bench, "what this machine does: tokens per second, step time, memory of methods in one run"),
     "track": (track, "entries under one budget, decided by a rule written before: run, check, table"),
     "report": (report, "write a run's report again, or one page of several runs"),
     "scaling": (scaling, "isoFLOP sweeps and scaling laws: run, fit, plot"),
@@ -480,7 +370,7 @@ def main(arguments: Arguments | None = None) -> int:
         sys.stdout = None
         return 128 + signal.SIGPIPE
     except OSError as error:
-        complain(_disk_error(error))
+        complain(f"error: {disk_error(error)}")
         return 1
     except KeyboardInterrupt:
         complain(told(signal.SIGINT), "yellow")
@@ -520,14 +410,6 @@ def _require_folder(path: Path, flag: str) -> Path:
     return path
 
 
-def _disk_error(error: OSError) -> str:
-    """A message for what the file system refused, with the file where the system names it."""
-    place = " -> ".join(str(f) for f in (error.filename, error.filename2) if f is not None)
-    what = error.strerror or str(error)
-    remedy = _REMEDIES.get(error.errno or 0, "look at the disk and at the file's rights and start again")
-    return f"error: {place or 'a file'}: {what}: {remedy}. What was written stays."
-
-
 def _print_commands(console: Console) -> None:
     console.print("lowrise: pretrain language models from scratch in low rank\n")
     table = Table(box=None, show_header=False, padding=(0, 2))
@@ -535,47 +417,3 @@ def _print_commands(console: Console) -> None:
         table.add_row(f"lowrise {name}", summary)
     console.print(table)
     console.print("\nlowrise COMMAND --help shows a command's options.")
-
-
-def _method_text(command: Methods) -> str:
-    """The configuration or the recipe that `lowrise methods NAME` prints; with `write`, where it was put."""
-    row = METHODS[str(command.name)]
-    if command.size is None:
-        if command.write:
-            raise UsageError("lowrise methods --write: say which recipe with --size, for example --size 60m.")
-        from lowrise.config import load
-
-        options = {"method": row.name, "plugin": command.plugin}
-        return f"# {row.name}: {row.summary}\n# {row.source}\n\n{load(None, options).to_toml()}"
-    from lowrise.runs.recipes import recipe
-
-    text = recipe(row.name, command.size, command.plugin)
-    if not command.write:
-        return text
-    path = Path(f"{row.name}-{command.size}.toml")
-    if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
-        raise UsageError(f"{path} is there with other content: move it away, or print the recipe instead.")
-    write_whole(path, text)
-    return f"{path}\n"
-
-
-def _info(command: DataInfo, console: Console) -> str:
-    folder = command.folder.expanduser()
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "is not there"
-        raise UsageError(f"{folder} {what}: give the folder of a prepared corpus, or of a run.")
-    from lowrise.config import load
-    from lowrise.data import open_corpus
-    from lowrise.data.progress import prepare_with_progress, verify_with_progress
-    from lowrise.runs.trust import require_known_code, require_trust
-
-    recipe = folder / "config.toml"
-    if recipe.exists():
-        require_known_code(folder)
-        remedy = "look into the corpus itself, lowrise data info CORPUS"
-        require_trust(folder, trust=command.trust, remedy=remedy)
-    corpus = prepare_with_progress(load(recipe).data, console) if recipe.exists() else open_corpus(folder)
-    if command.verify:
-        verify_with_progress(corpus, console)
-        return f"{corpus}\n\nEvery block is as it was written."
-    return str(corpus)

@@ -4,6 +4,7 @@ A message names the value, the place (file and line for data) and the remedy.
 """
 
 import difflib
+import errno
 import unicodedata
 from collections.abc import Iterable
 
@@ -34,3 +35,25 @@ def printable(text: str) -> str:
         c if c in "\n\t" or not (unicodedata.category(c) == "Cc" or c in _TURNING) else ascii(c)[1:-1]
         for c in text
     )
+
+
+_REMEDIES = {
+    errno.ENOSPC: "no space left on the device, free some and start again",
+    errno.EACCES: "change its rights, or choose another place",
+    errno.EPERM: "change its rights, or choose another place",
+    errno.EROFS: "the disk is read-only, choose another place",
+    errno.ENOTDIR: "a part of this path is a file, choose another place",
+    errno.EEXIST: "there is a file where a folder belongs, choose another place",
+    errno.EISDIR: "a folder lies where a file belongs, name the file",
+    errno.ENOENT: "create it, or correct the path",
+    errno.EMFILE: "too many files are open, raise the limit (ulimit -n)",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+
+def disk_error(error: OSError) -> str:
+    """A message for what the file system refused, with the file where the system names it."""
+    place = " -> ".join(str(f) for f in (error.filename, error.filename2) if f is not None)
+    what = error.strerror or str(error)
+    remedy = _REMEDIES.get(error.errno or 0, "look at the disk and at the file's rights and start again")
+    return f"{place or 'a file'}: {what}: {remedy}. What was written stays."

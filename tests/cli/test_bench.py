@@ -41,7 +41,7 @@ def test_methods_are_measured_and_written_down(text_folder, tmp_path, capsys):
     table = out.read_text()
     assert table.startswith("| method | tok/s |")
     assert "| lowrank |" in table
-    assert "nano, 64 tokens an update" in table
+    assert "nano, 64 tokens per update" in table
 
 
 def test_a_method_that_fails_leaves_the_others(text_folder, monkeypatch, capsys):

@@ -49,7 +49,7 @@ def test_a_text_is_the_one_of_the_plain_form(runs, capsys) -> None:
     separator, known = run.tokenizer.separator_id, run.tokenizer.encode("the rank")
     new = generate(run.model, [separator, *known], max_new_tokens=12, stop_token=separator, **options)
     assert shown.out == run.tokenizer.decode([*known, *new]) + "\n"
-    assert re.search(r"\d+ tokens, the first after [\d.]+ s, then [\d.]+ tokens a second\.", shown.err)
+    assert re.search(r"\d+ tokens, the first after [\d.]+ s, then [\d.]+ tokens per second\.", shown.err)
 
 
 def test_explain_shows_both_times_and_the_choice(runs, capsys) -> None:

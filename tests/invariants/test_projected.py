@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrise.errors import UsageError
-from lowrise.linalg.subspace import haar, leading_left
+from lowrise.linalg.subspace import leading_left, uniform_basis
 from lowrise.optim import APOLLO, Fira, GaLore
 from lowrise.optim.engine import projected_adam as projected
 from lowrise.optim.engine.projected_adam import ProjectedAdam
@@ -154,7 +154,7 @@ def test_options_of_a_group_may_change_at_any_time(cls: type[ProjectedAdam]) -> 
 
     def basis(G: Tensor, rank: int, side: str, step: int) -> Tensor:
         calls.append(step)
-        return haar(draw(1, G.shape[0], rank, seed=step))[0]
+        return uniform_basis(draw(1, G.shape[0], rank, seed=step))[0]
 
     W = nn.Parameter(draw(8, 12))
     optimizer = cls([W], lr=0.1, rank=2, update_proj_gap=2, projection=basis)
@@ -174,7 +174,7 @@ def test_staggered_renewals_come_once_a_period_and_not_together() -> None:
 
     def basis(G: Tensor, rank: int, side: str, step: int) -> Tensor:
         calls.append((step, G.shape[-1]))
-        return haar(draw(1, 6, rank))[0]
+        return uniform_basis(draw(1, 6, rank))[0]
 
     weights = [nn.Parameter(draw(6, 10 + k)) for k in range(5)]
     optimizer = GaLore(weights, rank=2, update_proj_gap=10, stagger=True, projection=basis)
@@ -195,7 +195,7 @@ def test_staggered_renewals_come_once_a_period_and_not_together() -> None:
 @pytest.mark.parametrize("cls", FAMILY)
 def test_a_callable_projection_is_not_saved_and_not_lost(cls: type[ProjectedAdam]) -> None:
     def basis(G: Tensor, rank: int, side: str, step: int) -> Tensor:
-        return haar(draw(1, G.shape[0], rank, seed=step))[0]
+        return uniform_basis(draw(1, G.shape[0], rank, seed=step))[0]
 
     grads = sequence(8, 12, 9)
     expected, _, _ = trained(cls, grads, projection=basis, update_proj_gap=3)
@@ -271,7 +271,7 @@ def fira_parts(alpha: float, residual: str, side: str) -> tuple[Tensor, Tensor, 
     """G, R, phi and S diag(phi) of the first step, S from the movement of the weight."""
     shape = (12, 20) if side == "left" else (20, 12)
     G = draw(*shape)
-    P = haar(draw(1, 12, 4, seed=3))[0]
+    P = uniform_basis(draw(1, 12, 4, seed=3))[0]
     _, _, (move,) = trained(Fira, [G], alpha=alpha, residual=residual, limiter="off", projection=lambda *_: P)
     G, move = (G, move) if side == "left" else (G.mT, move.mT)
     R = P.mT @ G
@@ -361,7 +361,7 @@ def test_norms_of_vectors_give_the_norm_of_the_residual(
     side: str, a: float, outside: float, dtype: torch.dtype
 ) -> None:
     """Against the residual itself, for gradients with little outside the subspace."""
-    P = haar(draw(3, 40, 8, seed=1))
+    P = uniform_basis(draw(3, 40, 8, seed=1))
     inside = P @ draw(3, 8, 60, seed=2)
     rest = draw(3, 40, 60, seed=3)
     G = inside + outside * (rest - P @ (P.mT @ rest))
@@ -381,7 +381,7 @@ def test_norms_of_vectors_give_the_norm_of_the_residual(
 
 
 def test_without_the_inner_part_it_is_apollos_channel_rule() -> None:
-    P = haar(draw(1, 12, 4, seed=3))[0]
+    P = uniform_basis(draw(1, 12, 4, seed=3))[0]
     grads = sequence(12, 20, 6)
     options = {"projection": lambda *_: P, "limiter": "safe"}
     fira, _, _ = trained(Fira, grads, alpha=0.0, **options)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lowrise.linalg.subspace import align_signs, haar, leading_left, range_finder
+from lowrise.linalg.subspace import align_signs, leading_left, range_finder, uniform_basis
 from lowrise.rng import counter_normal, key_of
 
 CPU = torch.device("cpu")
@@ -59,7 +59,7 @@ def test_range_finder_is_orthonormal_and_close_where_the_spectrum_falls() -> Non
 
 
 def test_align_signs_makes_the_choice_of_the_solver_irrelevant() -> None:
-    P = haar(torch.randn(3, 20, 5, dtype=torch.float64))
+    P = uniform_basis(torch.randn(3, 20, 5, dtype=torch.float64))
     previous = P + 0.1 * torch.randn_like(P)
     signs = torch.tensor([1.0, -1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
     assert torch.equal(align_signs(P * signs, previous), align_signs(P, previous))

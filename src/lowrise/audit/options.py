@@ -20,7 +20,7 @@ class InspectOptions:
     step: int | None = None
     """Checkpoint of a run; none: the newest."""
     energy: float = 0.99
-    """Share of the squared singular values that a rank is to keep."""
+    """Fraction of the squared singular values that a rank is to keep."""
     out: Path | None = None
     """Write a page with the spectra too, as HTML."""
     json: bool = False
@@ -29,7 +29,7 @@ class InspectOptions:
     def check(self) -> None:
         """`UsageError` for what cannot be."""
         if not 0 < self.energy <= 1:
-            raise UsageError(f"lowrise inspect --energy {self.energy:g}: give a share above 0 and up to 1.")
+            raise UsageError(f"lowrise inspect --energy {self.energy:g}: a fraction above 0, at most 1.")
         if self.step is not None and self.step < 0:
             raise UsageError(f"lowrise inspect --step {self.step}: give the step of a checkpoint, 0 or more.")
         if self.out is not None:

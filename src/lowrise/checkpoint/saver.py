@@ -19,12 +19,12 @@ from typing import Any, Self
 
 import torch.distributed as dist
 
-from lowrise.checkpoint.plan import Parts, agree
+from lowrise.checkpoint.layout import Parts, agree
 from lowrise.checkpoint.store import CheckpointStore
-from lowrise.checkpoint.writing import copied
+from lowrise.checkpoint.writer import copied
 from lowrise.distributed import World
 from lowrise.distributed.collectives import Words
-from lowrise.distributed.world import PATIENCE
+from lowrise.distributed.world import COLLECTIVE_TIMEOUT
 
 
 class Saver:
@@ -123,7 +123,7 @@ class Saver:
         """Words over a group of our own. Collective when called first."""
         if self._words is None:
             several = self.asynchronous and self.world.size > 1
-            group = dist.new_group(backend="gloo", timeout=PATIENCE) if several else None
+            group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT) if several else None
             self._words = Words(self.world, group)
         return self._words
 

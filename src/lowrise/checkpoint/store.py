@@ -21,13 +21,14 @@ from typing import Any
 
 from torch import Tensor
 
-from lowrise.checkpoint.checkpoint import Checkpoint, read_checkpoint
-from lowrise.checkpoint.manifest import MANIFEST, DamagedCheckpoint, manifest_text
-from lowrise.checkpoint.plan import Parts, Plan, agree
-from lowrise.checkpoint.writing import table, write_share
+from lowrise.checkpoint.layout import Parts, Plan, agree
+from lowrise.checkpoint.manifest import MANIFEST, DamagedCheckpoint, manifest_text, read_manifest
+from lowrise.checkpoint.reader import Checkpoint, read_checkpoint
+from lowrise.checkpoint.tensor_file import write_tensors
+from lowrise.checkpoint.writer import table, whole_file, write_share
 from lowrise.distributed import World
 from lowrise.distributed.collectives import Words
-from lowrise.errors import LowriseError
+from lowrise.errors import LowriseError, UsageError
 from lowrise.files import flush, write_whole
 
 _NAME = re.compile(r"step-(\d{8,})")
@@ -202,3 +203,57 @@ def check_file(file: Path, expected: Mapping[str, Any]) -> None:
             raise DamagedCheckpoint(
                 f"{file} does not have the SHA-256 that was recorded when it was written."
             )
+
+
+def newest_checkpoint(store: CheckpointStore, world: World, warn: Callable[[str], None]) -> Checkpoint | None:
+    """As `CheckpointStore.newest`, for the processes that train: rank 0 alone sweeps up what a kill has left,
+    verifies the files and sets damaged ones aside. Every rank then reads what it needs by itself.
+    """
+    found: Checkpoint | None = None
+
+    def look() -> int:
+        nonlocal found
+        store.sweep()
+        found = store.newest(warn)
+        return -1 if found is None else found.step
+
+    step = world.by_rank_0(look)
+    if step < 0 or world.leads:
+        return found
+    if not store.path(step).is_dir():
+        raise LowriseError(
+            f"Rank {world.rank} does not see {store.path(step)}, which rank 0 does: put the run's folder "
+            "(--run) on a file system that all machines share."
+        )
+    return store.load(step, verify=False)
+
+
+def consolidate(checkpoint_folder: str | Path, out_folder: str | Path) -> Path:
+    """Write the checkpoint in `checkpoint_folder` (`.../step-00001000`) in the whole form to `out_folder`,
+    which must not exist: one `PART.safetensors` a part, for any tool that reads safetensors; lowrise reads it
+    too, where it lies among a run's checkpoints under its step's name.
+
+    The files are verified first; raises `DamagedCheckpoint`. No kill leaves half an `out_folder`.
+    """
+    source, out = Path(checkpoint_folder), Path(out_folder)
+    if out.exists():
+        raise UsageError(f"{out} is there already: give a folder that is not.")
+    manifest = read_manifest(source)
+    checkpoint = read_checkpoint(source, manifest["step"], check_file)
+    aside = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        files = {}
+        for part, tensors in checkpoint.parts.items():
+            file = whole_file(part)
+            files[file] = write_tensors(aside / file, checkpoint.described(part), tensors.__getitem__)
+            flush(aside / file)
+        text = manifest_text(manifest["step"], files, manifest["numbers"])
+        write_whole(aside / MANIFEST, text)
+        aside.rename(out)
+        flush(out.parent)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return out

@@ -217,7 +217,7 @@ def _notes(result: dict[str, Any]) -> list[str]:
     where = facts["processor"] if facts["device"] == "cpu" else facts["device"]
     settings = f", {' '.join(result['settings'])}" if result["settings"] else ""
     notes = [
-        f"{result['preset']}, {result['tokens_per_update']:,} tokens an update{settings}; medians of "
+        f"{result['preset']}, {result['tokens_per_update']:,} tokens per update{settings}; medians of "
         f"{result['rounds']} x {result['steps']} updates; {where}, {facts['threads']} threads, "
         f"torch {facts['packages']['torch']}, lowrise {facts['lowrise']}",
         f"speed, promise: by tokens per second and by FLOPs, beside {first}; kept: the one over the other; "

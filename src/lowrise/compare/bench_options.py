@@ -14,7 +14,7 @@ from lowrise.names import lookup
 
 @dataclass(kw_only=True)
 class BenchOptions:
-    """What this machine does: tokens a second, step time and memory of methods side by side, in one run."""
+    """What this machine does: tokens per second, step time and memory of methods side by side, in one run."""
 
     methods: tuple[str, ...] = ()
     """Methods to measure, the first is what the others are compared with; none given: all, beside adamw."""

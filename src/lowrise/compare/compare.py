@@ -125,19 +125,15 @@ def describe_environment(workers: int) -> dict[str, Any]:
     """Versions and hardware, as far as they bear on the numbers in the table."""
     import torch
 
-    processor = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        processor = names[0] if names else processor
+    from lowrise.runs.environment import processor_name
+
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "lowrise": _version("lowrise"),
         "torch": _version("torch"),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": processor,
+        "processor": processor_name(),
         "cores": os.cpu_count(),
         "gpus": gpus,
         "workers at once": workers,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrise.config.derived import layer_section, model_section, optimizer_section
-from lowrise.config.renamed import take_renamed
+from lowrise.config.renamed import drop_removed, take_renamed
 from lowrise.config.rules import validate
 from lowrise.config.sections import DENSE
 from lowrise.config.tree import RunConfig
@@ -48,6 +48,7 @@ def from_dict(values: Mapping[str, Any], *, source: str = "the configuration") -
     one."""
     values = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
     take_renamed(values, source)
+    drop_removed(values, source)
     load_plugins(coerce(values.get("plugin", ()), tuple[str, ...], source, "plugin"))
     method = lookup(METHODS, values.get("method", RunConfig.method), "method", source)
     sections = _sections(values, method, source)

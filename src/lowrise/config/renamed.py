@@ -1,4 +1,5 @@
-"""Keys of recipes under their earlier names, which are read for one release with a warning."""
+"""Keys of recipes under their earlier names, which are read for one release with a warning, and keys that are
+gone, which recorded recipes may have with the value that always holds now."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import warnings
 from typing import Any
 
 from lowrise.errors import UsageError
+from lowrise.optim.engine.state_dict import REMOVED_OPTIONS
 
 RENAMED = {
     "train.sequences": "train.global_batch_size",
@@ -19,6 +21,9 @@ RENAMED = {
     "parallel.share_work": "parallel.distribute_optimizer",
 }
 """Earlier dotted key -> today's."""
+
+REMOVED = {f"optimizer.{name}": value for name, value in REMOVED_OPTIONS.items()}
+"""Dotted key that is gone -> the value that it has for good."""
 
 
 def take_renamed(values: dict[str, Any], source: str) -> None:
@@ -34,6 +39,18 @@ def take_renamed(values: dict[str, Any], source: str) -> None:
             raise UsageError(f"{source}: {old} is the earlier name of {new}, and both are there: keep {new}.")
         table[name] = table.pop(key)
         warn_renamed(old, source)
+
+
+def drop_removed(values: dict[str, Any], source: str) -> None:
+    """Take out keys that are gone, in place. Raises `UsageError` for a value other than the last one."""
+    for key, always in REMOVED.items():
+        section, name = key.split(".")
+        table = values.get(section)
+        if isinstance(table, dict) and table.pop(name, always) != always:
+            raise UsageError(
+                f"{source}: {key} is gone, and {always!r} holds always: leave it out, or use the version of "
+                "lowrise that the run was begun with."
+            )
 
 
 def warn_renamed(old: str, source: str) -> None:

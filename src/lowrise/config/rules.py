@@ -87,7 +87,7 @@ def validate(config: RunConfig) -> None:
         f"a fraction of all updates above 0, or an update of 1 to train.steps = {train.steps}",
     )
     require(ema.horizon is None or ema.horizon >= 1, "ema.horizon", ema.horizon, "at least one update")
-    require(ema.blend is None or 0 < ema.blend <= 1, "ema.blend", ema.blend, "a share above 0, at most 1")
+    require(ema.blend is None or 0 < ema.blend <= 1, "ema.blend", ema.blend, "a fraction above 0, at most 1")
     for key, value in (("ema.horizon", ema.horizon), ("ema.blend", ema.blend)):
         require(value is None or ema.start is not None, key, value, "no average begins, ema.start is not set")
     base = config.transfer.base

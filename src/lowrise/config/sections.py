@@ -107,8 +107,8 @@ class EmaSection:
     """Updates that it reaches back: each adds 1 / horizon of the difference. None: a fifth of those from the
     start to the end."""
     blend: float | None = None
-    """Share of the average in the weights that are evaluated and exported, the rest are the last ones; 1: the
-    average alone. None: 0.6."""
+    """Fraction of the average in the weights that are evaluated and exported, the rest are the last ones; 1:
+    the average alone. None: 0.6."""
 
 
 @dataclass(kw_only=True)
@@ -165,7 +165,7 @@ class ParallelSection:
     """ddp: every rank keeps all weights. fsdp: ranks share weights, gradients and state by rows. hsdp: copies
     of the model, each shared by the ranks of a machine. auto: ddp under torchrun."""
     distribute_optimizer: bool = True
-    """Let one rank move, and keep the state of, each matrix whose rule needs it whole; not all the same."""
+    """Let one rank update, and keep the state of, each matrix whose rule needs it whole; not all the same."""
     shard_degree: int = 0
     """hsdp: ranks that share one copy; 0: the ranks of one machine."""
     replicate_below: int = 8192

@@ -30,13 +30,15 @@ class DataConfig:
     """Where the text is: "builtin", files, globs, directories, "hf:NAME:config:split" (docs/data.md)."""
 
     weights: tuple[float, ...] = ()
-    """Share of the training sequences from each entry of `source`, in any unit; empty: all text in order."""
+    """Fraction of the training sequences from each entry of `source`, in any unit; empty: all text in
+    order."""
 
     valid: tuple[str, ...] = ()
     """Held-out sources; when empty, `valid_fraction` of the documents of `source` are held out."""
 
     valid_fraction: float = 0.02
-    """Share of documents to hold out, by a hash of the text (builtin: of the path). Unused with `valid`."""
+    """Fraction of documents to hold out, by a hash of the text (builtin: of the path). Unused with
+    `valid`."""
 
     split_seed: int = 0
     """Another number holds out other documents."""

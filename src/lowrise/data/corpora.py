@@ -113,7 +113,7 @@ def find_sources(config: DataConfig, kept: Kept | None = None) -> list[SourceFil
         if file.dataset is None and file.paths[0].resolve() in trained_on:
             raise UsageError(
                 f"{file.name} is in data.source and in data.valid, so it would be trained on and held out: "
-                "name sources without it, or leave data.valid out to hold out a share of the documents."
+                "name sources without it, or leave data.valid out to hold out a fraction of the documents."
             )
     return _read_within_limits(train, config) + valid
 

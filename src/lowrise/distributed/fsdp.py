@@ -43,7 +43,7 @@ _sum = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
 
 
 @dataclass
-class Traffic:
+class CommStats:
     """What one rank sent, for gathers and sums since `reset`, and what that took."""
 
     sent_bytes: int = 0
@@ -68,7 +68,7 @@ def shard_model(
     *,
     keep_whole: Collection[nn.Parameter] = (),
     gather_dtype: torch.dtype | None = None,
-) -> Traffic:
+) -> CommStats:
     """Step 2, in place, on the meta device or on real weights, which must be alike at all ranks.
 
     `gather_dtype`: weights are rounded to it before they are gathered, and their gradients summed in float32.
@@ -91,7 +91,7 @@ def shard_model(
     for block in blocks:
         fully_shard(block, reshard_after_forward=True, **options)
     fully_shard(model, reshard_after_forward=False, **options)
-    traffic, copies = Traffic(), mesh.size() // mesh.size(mesh.ndim - 1)
+    traffic, copies = CommStats(), mesh.size() // mesh.size(mesh.ndim - 1)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
@@ -132,7 +132,7 @@ def gathered_root(model: nn.Module) -> Iterator[None]:
 class _Counted:
     """A collective of FSDP2 whose bytes and time are counted."""
 
-    traffic: Traffic
+    traffic: CommStats
 
     def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
         return torch.empty(*size, dtype=dtype, device=device)

@@ -16,7 +16,7 @@ from lowrise.distributed.world import FailedElsewhere, LostRanks, World
 from lowrise.errors import LowriseError, UsageError, printable
 
 # The rank that failed is first on the screen and in torchrun's table, whose clock counts seconds.
-HEAD_START_SECONDS = 2.0
+TORCHRUN_REPORT_DELAY = 2.0
 
 # A worker whose torchrun has gone notices it within the first, is asked to save and stop, and ends by itself
 # after the second at the latest: others that have already gone may leave it waiting for them.
@@ -56,7 +56,7 @@ def _told_to_torchrun() -> Iterator[None]:
         yield
     except Exception as error:
         if isinstance(error, LostRanks):
-            time.sleep(HEAD_START_SECONDS)
+            time.sleep(TORCHRUN_REPORT_DELAY)
         file = os.environ.get("TORCHELASTIC_ERROR_FILE")
         if file and isinstance(error, LowriseError) and not isinstance(error, FailedElsewhere):
             _record(file, printable(str(error)))

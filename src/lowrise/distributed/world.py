@@ -26,7 +26,7 @@ from lowrise.errors import LowriseError, UsageError
 
 # How long a rank waits for one that neither answers nor dies. Rank 0 writes checkpoints and the report
 # meanwhile, which may take minutes; a rank that dies is noticed at once, by its closed connections.
-PATIENCE = timedelta(minutes=30)
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 
 def last_tensors() -> deque[list[Tensor]]:
@@ -104,7 +104,7 @@ class World:
         return torch.device("cuda", self.local_rank)
 
     @contextmanager
-    def joined(self, device: torch.device, patience: timedelta = PATIENCE) -> Iterator[World]:
+    def joined(self, device: torch.device, patience: timedelta = COLLECTIVE_TIMEOUT) -> Iterator[World]:
         """Meet the other ranks; inside the block they can be talked to."""
         if self.size == 1:
             yield self

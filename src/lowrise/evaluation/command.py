@@ -3,48 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from lowrise.console import Console
-from lowrise.errors import UsageError
 from lowrise.evaluation.harness import Tasks, show_tasks
 from lowrise.evaluation.measure import Subject, check_subjects, measure, show
+from lowrise.evaluation.options import EvalOptions
 from lowrise.pretrained.load import load_model
-from lowrise.runs.chosen_weights import Weights
 
 
-def evaluate_models(
-    places: Sequence[Path],
-    device: str,
-    console: Console,
-    *,
-    source: Sequence[str] = (),
-    trust: bool = False,
-    seq_len: int = 0,
-    tasks: Sequence[str] = (),
-    task_path: Path | None = None,
-    shots: int | None = None,
-    limit: int | None = None,
-    weights: Weights = "raw",
-) -> list[dict[str, Any]]:
+def evaluate_models(options: EvalOptions, console: Console) -> list[dict[str, Any]]:
     """Numbers of every model: `run`, `step`, those of `measure` where there is a text, and `tasks` where they
     were asked for. All that can be wrong with the request is said before the first model is loaded.
     """
-    for flag, value in (("task_path", task_path), ("shots", shots), ("limit", limit)):
-        if value is not None and not tasks:
-            raise UsageError(f"--{flag} is of tasks, and none is named: add --tasks NAME, or leave it out.")
-    expanded = [place.expanduser() for place in places]
-    check_subjects(expanded, source=source, trust=trust, tasks=bool(tasks))
+    places = [place.expanduser() for place in options.runs]
+    source, tasks, task_path = options.data.source, options.tasks, options.task_path
+    check_subjects(places, source=source, trust=options.trust, tasks=bool(tasks))
     harness = Tasks(tasks, task_path and task_path.expanduser()) if tasks else None
     results = []
-    for place in expanded:
-        subject = Subject(place, load_model(place, device, console, weights=weights))
+    for place in places:
+        subject = Subject(place, load_model(place, options.device, console, weights=options.weights))
         result: dict[str, Any] = {"run": str(place), "step": subject.loaded.step}
         if source or subject.is_run:
-            result |= measure(subject, console, source=source, seq_len=seq_len)
+            result |= measure(subject, console, source=source, seq_len=options.seq_len)
         if harness is not None:
-            result["tasks"] = harness.measure(subject.loaded, shots=shots, limit=limit)
+            result["tasks"] = harness.measure(subject.loaded, shots=options.shots, limit=options.limit)
         results.append(result)
     return results
 

@@ -127,7 +127,7 @@ class Rate:
         first, before = self._first or (now, 0)
         text = f"{tokens} tokens, the first after {first - self._started:.2f} s"
         if tokens > before and now > first:
-            text += f", then {(tokens - before) / (now - first):.1f} tokens a second"
+            text += f", then {(tokens - before) / (now - first):.1f} tokens per second"
         return text
 
 
@@ -194,5 +194,5 @@ def _continue_all(
             total += last[row].tokens
     rate = total / (time.perf_counter() - started)
     messages.print(
-        f"{len(prompts)} prompts, {total} tokens, {rate:.1f} tokens a second.", style="dim", highlight=False
+        f"{len(prompts)} prompts, {total} tokens, {rate:.1f} tokens per second.", style="dim", highlight=False
     )

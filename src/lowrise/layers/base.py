@@ -28,8 +28,8 @@ class LedgerEntry:
     forward_flops: int
     """FLOPs of the forward pass for one token."""
     saved_elements: int
-    """Activation elements a token that the map keeps for its backward pass, besides its input (neighbours may
-    share that).
+    """Activation elements per token that the map keeps for its backward pass, besides its input (neighbours
+    may share that).
     """
     guide_flops: int = 0
     """Forward FLOPs of one token that a temporary guide adds in the first half of a training run."""

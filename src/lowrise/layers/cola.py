@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lowrise.errors import UsageError
 from lowrise.layers.base import FactoredForm, LatentLayer, LedgerEntry
@@ -57,7 +57,6 @@ class CoLALinear(FactorPair, LatentLayer):
         UsageError: An impossible rank or option.
     """
 
-    role: ClassVar[str] = "factors"
     rank_above: ClassVar[Above] = "keep"  # with an activation between the factors it adds something
 
     def __init__(
@@ -109,9 +108,6 @@ class CoLALinear(FactorPair, LatentLayer):
             "with an activation between its factors it is not a linear map. Keep it factored."
         )
 
-    def role_parameters(self) -> tuple[nn.Parameter, ...]:
-        return self.A, self.B
-
     def is_gauge_free(self) -> bool:
         return self.activation == "none"
 
@@ -122,9 +118,9 @@ class CoLALinear(FactorPair, LatentLayer):
         return FactoredForm(down=self.B.T, up=self.A, activation=self.activation)
 
     def ledger(self) -> LedgerEntry:
-        factors = self.rank * (self.out_features + self.in_features)
+        factors = self._factor_elements
         return LedgerEntry(
-            parameters=factors + (self.out_features if self.bias is not None else 0),
+            parameters=factors + self._bias_elements,
             forward_flops=2 * factors,
             saved_elements=2 * self.rank if self.activation == "silu" else self.rank,  # z and h, or h = z
         )

@@ -65,7 +65,6 @@ class DLRLinear(FactorPair, LatentLayer):
         UsageError: An impossible rank or option.
     """
 
-    role: ClassVar[str] = "factors"
     rank_above: ClassVar[Above] = "keep"
     folded: Tensor
 
@@ -206,9 +205,6 @@ class DLRLinear(FactorPair, LatentLayer):
             'with activation = "none".'
         )
 
-    def role_parameters(self) -> tuple[nn.Parameter, ...]:
-        return self.A, self.B
-
     def is_gauge_free(self) -> bool:
         return self._is_folded and self.activation == "none"
 
@@ -225,10 +221,9 @@ class DLRLinear(FactorPair, LatentLayer):
         return FactoredForm(down=self.B.T, up=self.folded_factor(), activation=self.activation)
 
     def ledger(self) -> LedgerEntry:
-        factors = self.rank * (self.out_features + self.in_features)
-        biases = self.out_features if self.bias is not None else 0
+        factors = self._factor_elements
         return LedgerEntry(
-            parameters=factors + biases + (0 if self.trained_alpha is None else 1),
+            parameters=factors + self._bias_elements + (0 if self.trained_alpha is None else 1),
             forward_flops=2 * factors,  # products alone; the residual adds m numbers
             saved_elements=2 * self.rank if self.activation == "silu" else self.rank,  # z and silu(z), or z
         )

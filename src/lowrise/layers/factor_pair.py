@@ -1,14 +1,16 @@
-"""What layers with two drawn factors have in common: A, B, a bias, and how they start."""
+"""What layers with two factors have in common: A, B, a bias, and how they start."""
 
 from __future__ import annotations
 
+import math
 from functools import partial
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from lowrise.layers.base import LowRankLayer
-from lowrise.layers.inits import INITS, check_init, normal
+from lowrise.layers.inits import INITS, check_init, normal, uniform
 
 Device = torch.device | str | None
 
@@ -18,6 +20,7 @@ class FactorPair(LowRankLayer):
     None that starts at 0. A class makes its parameters in its own order and then calls `_draw`.
     """
 
+    role: ClassVar[str] = "factors"
     A: nn.Parameter
     B: nn.Parameter
     bias: nn.Parameter | None
@@ -28,6 +31,9 @@ class FactorPair(LowRankLayer):
         """Raises `UsageError` for an unknown init."""
         check_init(init, init_std)
         self.init, self.init_std = init, init_std
+        self._make_pair(device, dtype)
+
+    def _make_pair(self, device: Device, dtype: torch.dtype | None) -> None:
         self.A = nn.Parameter(torch.empty(self.out_features, self.rank, device=device, dtype=dtype))
         self.B = nn.Parameter(torch.empty(self.in_features, self.rank, device=device, dtype=dtype))
 
@@ -54,3 +60,44 @@ class FactorPair(LowRankLayer):
         """Take values for the factors, and with them for whatever starts from both."""
         self.A.copy_(A)
         self.B.copy_(B)
+
+    def role_parameters(self) -> tuple[nn.Parameter, ...]:
+        return self.A, self.B
+
+    @property
+    def _factor_elements(self) -> int:
+        return self.rank * (self.out_features + self.in_features)
+
+    @property
+    def _bias_elements(self) -> int:
+        return 0 if self.bias is None else self.out_features
+
+
+class AddedPair(FactorPair):
+    """A layer whose product s A @ B.T, s = `alpha` / r, is added to another part of its weight. The product
+    starts at 0: A = 0, B uniform in +-1/sqrt(n).
+    """
+
+    alpha: float
+
+    @property
+    def scale(self) -> float:
+        """s = alpha / r."""
+        return self.alpha / self.rank
+
+    def _draw_pair(self, generator: torch.Generator | None) -> None:
+        n = self.in_features
+        self.A.zero_()
+        self.B.copy_(uniform(n, self.rank, 1 / math.sqrt(n), generator, self.B.device))
+
+    @classmethod
+    def from_dense(cls, weight: Tensor, rank: int, *, bias: Tensor | None = None, **options: Any) -> Self:
+        """A new layer that then takes over `weight` (out x in) as `load_dense_` says."""
+        layer = cls._empty_for(weight, rank, bias, options)
+        layer.reset_parameters()
+        layer.load_dense_(weight, bias)
+        return layer
+
+    def spectral_factors(self) -> tuple[Tensor, Tensor] | None:
+        """None: the weight is no such product."""
+        return None

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lowrise.errors import UsageError
+from lowrise.linalg.orthonormal import qf
 from lowrise.linalg.solvers import eigh, power_of_four
 
 
@@ -150,8 +151,7 @@ def cola(m: int, n: int, r: int, std: float, draw: Draw) -> tuple[Tensor, Tensor
 
 def _orthonormal_columns(X: Tensor) -> Tensor:
     """Q of X = QR with a positive diagonal of R: Haar distributed if X is Gaussian (Mezzadri 2007)."""
-    Q, R = torch.linalg.qr(X.to(torch.float64))
-    return Q * torch.where(R.diagonal() < 0, -1.0, 1.0)
+    return qf(X.to(torch.float64))
 
 
 INITS: dict[str, FactorInit] = {

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowrise.errors import UsageError
-from lowrise.layers.base import LedgerEntry, LowRankLayer, check_rank
-from lowrise.layers.inits import normal, uniform
+from lowrise.layers.base import LedgerEntry
+from lowrise.layers.factor_pair import AddedPair
+from lowrise.layers.inits import normal
 from lowrise.linalg.precision import full_precision_matmul
 from lowrise.rng import name_seed
 
 
-class LoRALinear(LowRankLayer):
+class LoRALinear(AddedPair):
     """Linear map in_features -> out_features: a frozen dense weight and a trained product of rank `rank`,
     W = W0 + s A @ B.T, and ReLoRA's merge of the product into W0.
 
@@ -61,7 +61,6 @@ class LoRALinear(LowRankLayer):
         UsageError: An impossible rank or option.
     """
 
-    role: ClassVar[str] = "factors"
     keeps_base_frozen: ClassVar[bool] = True
     merge_seed: Tensor
 
@@ -90,49 +89,24 @@ class LoRALinear(LowRankLayer):
         self.init_std = init_std
         frozen = torch.empty(out_features, in_features, device=device, dtype=dtype)
         self.W0 = nn.Parameter(frozen, requires_grad=False)
-        self.A = nn.Parameter(torch.empty(out_features, rank, device=device, dtype=dtype))
-        self.B = nn.Parameter(torch.empty(in_features, rank, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
+        self._make_pair(device, dtype)
+        self._make_bias(bias, device, dtype)
         self.register_buffer("merge_seed", torch.zeros((), dtype=torch.int64, device=device))
-        if not self.A.is_meta:
-            self.reset_parameters()
-
-    @property
-    def scale(self) -> float:
-        """s = alpha / r."""
-        return self.alpha / self.rank
+        self._draw()
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         m, n = self.out_features, self.in_features
         self.W0.copy_(normal(m, n, self.init_std, generator, self.W0.device))
-        self._reset_factors(generator)
+        self._draw_pair(generator)
         source = "cpu" if generator is None else generator.device
         self.merge_seed.copy_(torch.randint(2**62, (), generator=generator, device=source))
         if self.bias is not None:
             self.bias.zero_()
 
-    def _reset_factors(self, generator: torch.Generator | None) -> None:
-        n = self.in_features
-        self.A.zero_()
-        self.B.copy_(uniform(n, self.rank, 1 / math.sqrt(n), generator, self.B.device))
-
-    @classmethod
-    def from_dense(cls, weight: Tensor, rank: int, *, bias: Tensor | None = None, **options: Any) -> Self:
-        """W0 is `weight` (out x in), the product starts at 0: exact at any rank."""
-        out_features, in_features = weight.shape
-        rank = check_rank(rank, out_features, in_features)
-        has_bias = bias is not None
-        made_on: dict[str, Any] = {"device": "meta", "dtype": weight.dtype}
-        layer = cls(in_features, out_features, rank, bias=has_bias, **made_on, **options)
-        layer.to_empty(device=weight.device)
-        layer.reset_parameters()
-        layer.load_dense_(weight, bias)
-        return layer
-
     @torch.no_grad()
     def load_dense_(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        """W0 <- weight, A <- 0; B and the seed of the merges stay."""
+        """W0 <- weight (out x in), A <- 0; B and the seed of the merges stay. Exact at any rank."""
         self.W0.copy_(weight)
         self.A.zero_()
         if self.bias is not None and bias is not None:
@@ -160,22 +134,16 @@ class LoRALinear(LowRankLayer):
             merged = torch.addmm(self.W0.to(wide), self.A.to(wide), self.B.to(wide).T, alpha=self.scale)
         self.W0.copy_(merged)
         seed = name_seed(int(self.merge_seed), str(number))
-        self._reset_factors(torch.Generator().manual_seed(seed))
+        self._draw_pair(torch.Generator().manual_seed(seed))
 
     def dense(self) -> Tensor:
         return self.W0 + self.scale * (self.A @ self.B.T)
 
-    def role_parameters(self) -> tuple[nn.Parameter, ...]:
-        return self.A, self.B
-
-    def spectral_factors(self) -> tuple[Tensor, Tensor] | None:
-        return None
-
     def ledger(self) -> LedgerEntry:
         dense = self.out_features * self.in_features
-        factors = self.rank * (self.out_features + self.in_features)
+        factors = self._factor_elements
         return LedgerEntry(
-            parameters=dense + factors + (self.out_features if self.bias is not None else 0),
+            parameters=dense + factors + self._bias_elements,
             forward_flops=2 * dense + 2 * factors,
             saved_elements=self.rank,
             training_flops=4 * dense + 6 * factors,  # no gradient of W0

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lowrise.layers.base import FactoredForm, LatentLayer, LedgerEntry
 from lowrise.layers.factor_pair import FactorPair
@@ -39,8 +39,6 @@ class LowRankLinear(FactorPair, LatentLayer):
     Raises:
         UsageError: An impossible rank or option.
     """
-
-    role: ClassVar[str] = "factors"
 
     def __init__(
         self,
@@ -75,9 +73,6 @@ class LowRankLinear(FactorPair, LatentLayer):
     def dense(self) -> Tensor:
         return self.A @ self.B.T
 
-    def role_parameters(self) -> tuple[nn.Parameter, ...]:
-        return self.A, self.B
-
     def spectral_factors(self) -> tuple[Tensor, Tensor] | None:
         return self.A, self.B
 
@@ -85,9 +80,9 @@ class LowRankLinear(FactorPair, LatentLayer):
         return FactoredForm(down=self.B.T, up=self.A)
 
     def ledger(self) -> LedgerEntry:
-        factors = self.rank * (self.out_features + self.in_features)
+        factors = self._factor_elements
         return LedgerEntry(
-            parameters=factors + (self.out_features if self.bias is not None else 0),
+            parameters=factors + self._bias_elements,
             forward_flops=2 * factors,
             saved_elements=self.rank,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -56,7 +56,6 @@ class SelfGuidedLinear(FactorPair):
         UsageError: An impossible rank or option.
     """
 
-    role: ClassVar[str] = "factors"
     guide: nn.Parameter | None
     mix: Tensor
 
@@ -132,9 +131,6 @@ class SelfGuidedLinear(FactorPair):
         alpha, rest = self.mix.unbind()
         return alpha * self.guide + rest * W
 
-    def role_parameters(self) -> tuple[nn.Parameter, ...]:
-        return self.A, self.B
-
     def guide_parameters(self) -> tuple[nn.Parameter, ...]:
         return () if self.guide is None else (self.guide,)
 
@@ -147,10 +143,10 @@ class SelfGuidedLinear(FactorPair):
         return None if self.guide is not None and self.guided else FactoredForm(down=self.B.T, up=self.A)
 
     def ledger(self) -> LedgerEntry:
-        factors = self.rank * (self.out_features + self.in_features)
+        factors = self._factor_elements
         guide = 0 if self.guide is None else self.guide.numel()
         return LedgerEntry(
-            parameters=factors + guide + (self.out_features if self.bias is not None else 0),
+            parameters=factors + guide + self._bias_elements,
             forward_flops=2 * factors,
             saved_elements=self.rank,
             guide_flops=2 * guide,

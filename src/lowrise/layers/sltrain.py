@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lowrise.errors import UsageError
-from lowrise.layers.base import FactoredForm, LedgerEntry, LowRankLayer, check_rank
+from lowrise.layers.base import FactoredForm, LedgerEntry
+from lowrise.layers.factor_pair import AddedPair
 from lowrise.layers.inits import balanced_factors, uniform
 
 
-class SparseLowRankLinear(LowRankLayer):
+class SparseLowRankLinear(AddedPair):
     """Linear map in_features -> out_features: a product of rank `rank` plus a fraction `delta` of entries,
     W = s A @ B.T + S with a random fixed support of S (SLTrain).
 
@@ -54,7 +55,6 @@ class SparseLowRankLinear(LowRankLayer):
         UsageError: An impossible rank or option.
     """
 
-    role: ClassVar[str] = "factors"
     index: Tensor
 
     def __init__(
@@ -71,58 +71,35 @@ class SparseLowRankLinear(LowRankLayer):
     ) -> None:
         super().__init__(in_features, out_features, rank)
         if not 0 <= delta <= 1:
-            raise UsageError(f"layer.delta = {delta!r} cannot be: it is the share of stored entries, 0 to 1.")
+            raise UsageError(f"layer.delta = {delta!r} cannot be: the fraction of stored entries, 0 to 1.")
         if not alpha > 0:
             raise UsageError(f"layer.alpha = {alpha!r} cannot be: the scale alpha / rank is positive.")
         self.delta = delta
         self.alpha = alpha
         entries = math.floor(delta * out_features * in_features)
-        self.A = nn.Parameter(torch.empty(out_features, rank, device=device, dtype=dtype))
-        self.B = nn.Parameter(torch.empty(in_features, rank, device=device, dtype=dtype))
+        self._make_pair(device, dtype)
         self.values = nn.Parameter(torch.empty(entries, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
+        self._make_bias(bias, device, dtype)
         positions = torch.zeros(entries, dtype=index_dtype(out_features * in_features), device=device)
         self.register_buffer("index", positions)
-        if not self.A.is_meta:
-            self.reset_parameters()
-
-    @property
-    def scale(self) -> float:
-        """s = alpha / r."""
-        return self.alpha / self.rank
+        self._draw()
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         m, n, z = self.out_features, self.in_features, self.values.numel()
-        bound = 1 / math.sqrt(n)
-        self.A.zero_()
-        self.B.copy_(uniform(n, self.rank, bound, generator, self.B.device))
-        self.values.copy_(uniform(1, z, bound, generator, self.values.device)[0])
+        self._draw_pair(generator)
+        self.values.copy_(uniform(1, z, 1 / math.sqrt(n), generator, self.values.device)[0])
         source = "cpu" if generator is None else generator.device
         drawn = torch.randperm(m * n, generator=generator, device=source)[:z]
         self.index.copy_(drawn.sort().values)
         if self.bias is not None:
             self.bias.zero_()
 
-    @classmethod
-    def from_dense(cls, weight: Tensor, rank: int, *, bias: Tensor | None = None, **options: Any) -> Self:
-        """Truncated SVD of `weight` (out x in), and on a random support what that leaves.
-
-        The best values for this product and support; a joint search would come nearer.
-        """
-        out_features, in_features = weight.shape
-        rank = check_rank(rank, out_features, in_features)
-        has_bias = bias is not None
-        made_on: dict[str, Any] = {"device": "meta", "dtype": weight.dtype}
-        layer = cls(in_features, out_features, rank, bias=has_bias, **made_on, **options)
-        layer.to_empty(device=weight.device)
-        layer.reset_parameters()
-        layer.load_dense_(weight, bias)
-        return layer
-
     @torch.no_grad()
     def load_dense_(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        """As `from_dense`, on the support that the layer has."""
+        """Truncated SVD of `weight` (out x in), and on the layer's support what that leaves: the best values
+        for this product and support; a joint search would come nearer.
+        """
         A, B = balanced_factors(weight, self.rank)  # float64
         rest = weight.to(A.dtype) - A @ B.T
         self.A.copy_(A / math.sqrt(self.scale))
@@ -142,20 +119,13 @@ class SparseLowRankLinear(LowRankLayer):
     def dense(self) -> Tensor:
         return form_weight(self.A, self.B, self.values, self.index, self.scale)
 
-    def role_parameters(self) -> tuple[nn.Parameter, ...]:
-        return self.A, self.B
-
-    def spectral_factors(self) -> tuple[Tensor, Tensor] | None:
-        return None
-
     def factored_form(self) -> FactoredForm | None:
         return FactoredForm(down=(self.B * self.scale).T, up=self.A, values=self.values, index=self.index)
 
     def ledger(self) -> LedgerEntry:
         dense = self.out_features * self.in_features
-        factors = self.rank * (self.out_features + self.in_features)
         return LedgerEntry(
-            parameters=factors + self.values.numel() + (self.out_features if self.bias is not None else 0),
+            parameters=self._factor_elements + self.values.numel() + self._bias_elements,
             forward_flops=2 * dense,
             saved_elements=0,
             pass_flops=2 * dense * self.rank,

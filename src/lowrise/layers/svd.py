@@ -314,7 +314,7 @@ def _check(
         raise UsageError(f"Unknown init {init!r} for an SVD layer; choose one of {', '.join(INITS)}.")
     for holds, sentence in (
         (init_std > 0, f"init_std must be positive, not {init_std!r}"),
-        (0 <= energy <= 1, f"energy must be a share between 0 (fixed rank) and 1, not {energy!r}"),
+        (0 <= energy <= 1, f"energy must be a fraction between 0 (fixed rank) and 1, not {energy!r}"),
         (
             all(0 < share < 1 for share in rank_events),
             f"rank_events must be shares of all updates between 0 and 1, not {rank_events!r}",
@@ -322,7 +322,7 @@ def _check(
         (rank_multiple >= 1, f"rank_multiple must be 1 or more, not {rank_multiple!r}"),
         (min_rank >= 0, f"min_rank must be 0 (automatic) or more, not {min_rank!r}"),
         (max_rank >= 0, f"max_rank must be 0 (no growth) or more, not {max_rank!r}"),
-        (0 <= max_drop <= 1, f"max_drop must be a share between 0 and 1, not {max_drop!r}"),
+        (0 <= max_drop <= 1, f"max_drop must be a fraction between 0 and 1, not {max_drop!r}"),
     ):
         if not holds:
             raise UsageError(f"{sentence}.")

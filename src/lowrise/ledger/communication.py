@@ -49,7 +49,7 @@ def planned_communication(
         by_rows = {p for p in model.parameters() if is_sharded(p)}
     if owned is None:
         units = (unit for group in optimizer.param_groups for unit in units_of(group))
-        owned = {unit[0] for unit in units if optimizer.ranks() and optimizer.owner(unit) is not None}
+        owned = {unit[0] for unit in units if optimizer.ownership.owner(unit) is not None}
     rows = [p for p in model.parameters() if p in by_rows]
     copies = [p for p in model.parameters() if p not in by_rows and p.requires_grad]
     sent = 2 * sum(map(_bytes, copies)) * (ranks - 1) / ranks

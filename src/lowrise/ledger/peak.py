@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# Dense matrix products (no sparsity), floating-point operations a second: bfloat16 and TF32 ("float32" at
+# Dense matrix products (no sparsity), floating-point operations per second: bfloat16 and TF32 ("float32" at
 # torch's precision "high"). From NVIDIA's datasheets of the H100, H200, A100, L40S, L4 and the Ada white
 # paper (RTX 4090, accumulation in float32). The first part that a device's name contains counts.
 PEAK_FLOPS: dict[str, tuple[float, float]] = {

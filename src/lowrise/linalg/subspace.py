@@ -5,7 +5,7 @@
 | `leading_left` | the r leading left singular vectors | the optimum, to rounding: 1e-6 of it in float32 |
 | `range_finder` | from random test vectors and power steps | close to it where singular values fall fast |
 | `followed` | one block power step from a basis before | see there: 99.95% of the optimum on gradients |
-| `haar` | uniformly random, whatever G is | r / m on average |
+| `uniform_basis` | uniformly random, whatever G is | r / m on average |
 
 `leading_left` diagonalizes the smaller Gram matrix: 2 to 5 times cheaper on a CPU than the thin SVD of G.
 Squaring loses the directions of singular values below 3e-4 sigma_1 (float32), which hold 1e-7 of the energy;
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from lowrise.linalg.norms import largest_entry
+from lowrise.linalg.orthonormal import qf
 from lowrise.linalg.solvers import eigh
 
 
@@ -67,10 +68,9 @@ def followed(G: Tensor, previous: Tensor, *, power: int = 1) -> Tensor:
     return P
 
 
-def haar(normal: Tensor) -> Tensor:
-    """A uniformly distributed basis (..., m, r) from normal numbers of that shape, r <= m."""
-    Q, R = torch.linalg.qr(normal)
-    return Q * torch.where(R.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).unsqueeze(-2)
+def uniform_basis(normal: Tensor) -> Tensor:
+    """A uniformly (Haar) distributed basis (..., m, r) from normal numbers of that shape, r <= m."""
+    return qf(normal)
 
 
 def align_signs(P: Tensor, previous: Tensor) -> Tensor:

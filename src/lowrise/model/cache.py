@@ -9,7 +9,7 @@ from lowrise.errors import UsageError
 
 
 class KVCache:
-    """Room for the keys and values of `max_tokens` tokens a sequence in every layer.
+    """Room for the keys and values of `max_tokens` tokens per sequence in every layer.
 
     Storage is allocated at the first use of a layer, in the keys' own dtype and device (so it is right under
     autocast). `length` counts the tokens whose keys are stored in all layers; `Llama.hidden` moves it.

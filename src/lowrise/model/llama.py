@@ -317,7 +317,7 @@ class Llama(nn.Module):
         return self.model.norm(x)
 
     def new_cache(self, max_tokens: int | None = None) -> KVCache:
-        """An empty KV cache for `max_tokens` (None: `max_seq_len`) tokens a sequence."""
+        """An empty KV cache for `max_tokens` (None: `max_seq_len`) tokens per sequence."""
         return KVCache(self.config.num_layers, max_tokens or self.config.max_seq_len)
 
     def init_weights(self, seed: int | None = None) -> None:

@@ -81,7 +81,7 @@ class AdamW(Optimizer):
             update_by_adamw(group, units)
             return
         # Ranks that have other rows must meet with the same matrices, so theirs are not parted by size.
-        ranks = self.ranks() if is_sharded(group["params"][0]) else None
+        ranks = self.ownership.ranks if is_sharded(group["params"][0]) else None
         most = BATCH_ELEMENTS if ranks is None else math.inf
         for part in chunked(units, lambda unit: sum(p.numel() for p in unit.params), most):
             moved = _changes(group, part)

@@ -27,7 +27,6 @@ from lowrise.optim.engine.units import (
 )
 from lowrise.optim.rules.adamw import adamw_layout, adamw_update_
 from lowrise.optim.rules.loro import (
-    EpsPlacement,
     adam_denominators,
     adam_moments_,
     adam_step_,
@@ -44,7 +43,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "exact_direction": ("authors", "consistent"),
     "retraction": ("svd", "orthographic"),
     "reset": ("all", "factors", "other", "none"),
-    "eps_placement": ("before", "after"),
     "decay": ("entries", "product"),
 }
 
@@ -120,9 +118,8 @@ class LORO(Optimizer):
         lr: Learning rate of exact steps and of other parameters; lazy steps have c times it. Defaults are
             those of the published runs (scripts/loro_c4).
         betas: Decay rates b1, b2 of the two moments.
-        eps: Added to the root of the second moment.
-        eps_placement: before: on the root before its bias correction, as in the authors' code; after: as in
-            Adam's paper and torch.
+        eps: Added to the root of the second moment before its bias correction, as in the authors' code (torch
+            adds it after).
         weight_decay: Decoupled weight decay wd, after the step; an exact step has none.
         decay: What weight_decay does to factors. entries: A (1 - lr wd), B likewise; product: the Frobenius
             norm of A B^T decays, A - lr wd A B^T B and B - lr wd B A^T A. Other weights always by
@@ -157,7 +154,6 @@ class LORO(Optimizer):
         *,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-6,
-        eps_placement: EpsPlacement = "before",
         weight_decay: float = 0.0,
         decay: Decay = "entries",
         exact_every: int = 500,
@@ -176,7 +172,6 @@ class LORO(Optimizer):
             "lr": lr,
             "betas": betas,
             "eps": eps,
-            "eps_placement": eps_placement,
             "weight_decay": weight_decay,
             "decay": decay,
             "exact_every": exact_every,
@@ -349,7 +344,7 @@ def _fused_lazy_steps(group: Mapping[str, Any], members: Sequence[Member]) -> No
                 betas=tuple(group["betas"]),
                 eps=group["eps"],
                 weight_decay=0.0,
-                form="hf" if group["eps_placement"] == "before" else "torch",
+                form="hf",
             )
 
 
@@ -367,13 +362,7 @@ def _lazy_steps(group: Mapping[str, Any], members: Sequence[Member]) -> None:
         decays = [
             (s if factors else c.lr) * group["weight_decay"] for s, c in zip(sizes, clocks, strict=True)
         ]
-        denominators = adam_denominators(
-            [s["exp_avg_sq"] for s in states],
-            [c.t for c in clocks],
-            betas,
-            group["eps"],
-            group["eps_placement"],
-        )
+        denominators = adam_denominators([s["exp_avg_sq"] for s in states], group["eps"])
         if factors:
             sizes = [size * _lazy_scale(group, p.shape[1]) for size, p in zip(sizes, params, strict=True)]
         moments = [s["exp_avg"] for s in states]
@@ -400,7 +389,7 @@ def _exact_steps(group: Mapping[str, Any], members: Sequence[Member]) -> list[Me
                 A, B, D_A, D_B, step, core="mean", retraction=group["retraction"], length=length
             )
         else:
-            v_A, v_B = adam_denominators([v_A, v_B], [t, t], betas, group["eps"], group["eps_placement"])
+            v_A, v_B = adam_denominators([v_A, v_B], group["eps"])
             step = A.new_tensor([step_size(m.clock.lr, t, betas) for m in bucket])
             moved = tangent_step(A, B, m_A / v_A, m_B / v_B, step, retraction=group["retraction"])
         _write(group, bucket, moved.A, moved.B, moved.T_A, moved.T_B)

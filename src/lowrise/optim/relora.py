@@ -96,7 +96,7 @@ class ReLoRAAdamW(AdamW):
                 f"ReLoRAAdamW has reset_every = {group['reset_every']}; 0 (never) or more updates."
             )
         if not 0 <= group["prune"] <= 1:
-            raise UsageError(f"ReLoRAAdamW has prune = {group['prune']}; a share between 0 and 1.")
+            raise UsageError(f"ReLoRAAdamW has prune = {group['prune']}; a fraction between 0 and 1.")
 
     def resets(self, total_steps: int, skipped: int = 0) -> tuple[int, ...]:
         """Updates after which factors lose their moments, by the loop's count, whatever was skipped."""

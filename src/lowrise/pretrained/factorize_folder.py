@@ -56,9 +56,9 @@ class FactorizeOptions:
     out: Path
     """Folder to write, in factored form."""
     rank: int | float | None = None
-    """Rank of every map (1 or more), or the share of min(rows, columns) (up to 1.0)."""
+    """Rank of every map (1 or more), or the fraction of min(rows, columns) (up to 1.0)."""
     energy: float | None = None
-    """Instead of a rank: the share of the squared singular values that every map keeps."""
+    """Instead of a rank: the fraction of the squared singular values that every map keeps."""
     spread: Literal["alike", "energy"] = "alike"
     """alike: the rank as given. energy: as many parameters, shared out where they keep most."""
     calibrate: tuple[str, ...] = ()
@@ -138,7 +138,7 @@ def _check(options: FactorizeOptions) -> None:
     if (options.rank is None) == (options.energy is None):
         raise UsageError("Say how small: --rank N, --rank RATIO or --energy SHARE, one of them.")
     if options.energy is not None and not 0 < options.energy <= 1:
-        raise UsageError(f"--energy {options.energy!r} cannot be: it is a share above 0 and up to 1.")
+        raise UsageError(f"--energy {options.energy!r} cannot be: it is a fraction above 0 and up to 1.")
     if options.tokens < 1:
         raise UsageError(f"--tokens {options.tokens} cannot be: at least one is needed.")
 

@@ -38,7 +38,7 @@ class Fitted:
 def largest_fit(
     config: RunConfig, room: int, *, devices: int, autocast: bool, hold_rank: bool = False
 ) -> Fitted:
-    """The largest member whose planned peak is at most `room` bytes a device.
+    """The largest member whose planned peak is at most `room` bytes per device.
 
     Raises `UsageError` where even the smallest member that the configuration accepts takes more.
     """

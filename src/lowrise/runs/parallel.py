@@ -16,7 +16,7 @@ from torch import nn
 
 from lowrise.config import RunConfig
 from lowrise.distributed import World
-from lowrise.distributed.fsdp import Traffic, mesh_of, shard_model
+from lowrise.distributed.fsdp import CommStats, mesh_of, shard_model
 from lowrise.distributed.sharding import ShardGroup
 from lowrise.errors import UsageError
 from lowrise.layers import LowRankLayer
@@ -32,7 +32,7 @@ class Shared:
     model: Llama
     ranks: ShardGroup | None = None
     """Those that have one copy between them, or whose copies are alike; None for one rank."""
-    traffic: Traffic = field(default_factory=Traffic)
+    traffic: CommStats = field(default_factory=CommStats)
 
 
 def shares_rows(config: RunConfig, world: World) -> bool:

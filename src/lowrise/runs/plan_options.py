@@ -18,7 +18,7 @@ _UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 
 @dataclass(kw_only=True)
 class PlanOptions:
-    """What a run will cost, before anything is built: parameters, FLOPs, bytes a device, time."""
+    """What a run will cost, before anything is built: parameters, FLOPs, bytes per device, time."""
 
     recipe: Positional[Path | None] = None
     """TOML file, or a run's folder, instead of --model."""
@@ -39,8 +39,8 @@ class PlanOptions:
     rate: Path | None = None
     """Measured rates instead: the JSON of lowrise bench --out (each method its own), or a run's folder."""
     fit: str | None = None
-    """Ask the other way round: the largest model that each method trains in these bytes a device, for example
-    24GB. What is not its shape is the recipe's or, without one, that of 1b."""
+    """Ask the other way round: the largest model that each method trains in these bytes per device, for
+    example 24GB. What is not its shape is the recipe's or, without one, that of 1b."""
     micro_batch_size: int | None = None
     """Sequences a pass at one device; none: the recipe's."""
     recompute: Literal["none", "block", "latents"] | None = None

@@ -135,7 +135,7 @@ class Planned:
         optimizer = build_optimizer(self.config, self.model)
         optimizer.share_work(ShardGroup(cast(dist.ProcessGroup, None), self.devices, 0))
         units = (unit for group in optimizer.param_groups for unit in units_of(group))
-        return {unit[0]: owner for unit in units if (owner := optimizer.owner(unit)) is not None}
+        return {unit[0]: owner for unit in units if (owner := optimizer.ownership.owner(unit)) is not None}
 
     def _state(self, owners: dict[Tensor, int], rows: set[Tensor]) -> int:
         """Bytes at the device that has most."""
@@ -198,7 +198,7 @@ class Planned:
 
 
 def remedy(planned: Planned, free: int) -> tuple[Layout, DevicePlan] | None:
-    """The layout nearest to the run's own that fits in `free` bytes a device; None where none does."""
+    """The layout nearest to the run's own that fits in `free` bytes per device; None where none does."""
     for layout in _layouts(planned):
         plan = planned.on_device(layout)
         if plan.peak <= free:

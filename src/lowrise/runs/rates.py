@@ -1,4 +1,4 @@
-"""Rates that were measured: FLOPs a second that one device keeps up in training, by method.
+"""Rates that were measured: FLOPs per second that one device keeps up in training, by method.
 
 From the JSON of `lowrise bench --out`, or from the folder of a run:
 
@@ -21,7 +21,7 @@ _REMEDY = "give the JSON that lowrise bench --out TABLE.md writes beside the tab
 
 
 def measured_rates(path: Path) -> dict[str, float]:
-    """Method -> FLOPs a second of one device. Raises `UsageError` for what holds no rate."""
+    """Method -> FLOPs per second of one device. Raises `UsageError` for what holds no rate."""
     path = path.expanduser()
     rates = _of_run(path) if path.is_dir() else _of_bench(path)
     if not rates:

@@ -68,7 +68,7 @@ class Study:
 def check_rules(rules: FitRules) -> None:
     """Raise `UsageError` for rules by which nothing can be fitted."""
     if not 0 < rules.level < 1:
-        raise UsageError(f"--level {rules.level:g}: give a share between 0 and 1, for example 0.9.")
+        raise UsageError(f"--level {rules.level:g}: give a fraction between 0 and 1, for example 0.9.")
     if rules.draws < 100:
         raise UsageError(f"--draws {rules.draws}: at least 100 are needed for the ends of an interval.")
     if not (math.isfinite(rules.huber) and rules.huber > 0):

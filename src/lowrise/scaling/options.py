@@ -13,7 +13,7 @@ class FitRules:
     """How points become numbers."""
 
     level: float = 0.9
-    """Share of the draws within an interval."""
+    """Fraction of the draws within an interval."""
     draws: int = 2000
     """Bootstrap draws of every number."""
     bootstrap_seed: int = 0

@@ -95,7 +95,7 @@ def read_track(folder: Path) -> Track:
         for table, name in ((budget, "inference_bytes"), (budget, "train_flops"), (rule, "alpha"))
     }
     if not 0 < numbers["alpha"] < 1:
-        raise UsageError(f"{source}: rule.alpha = {numbers['alpha']} is a share between 0 and 1.")
+        raise UsageError(f"{source}: rule.alpha = {numbers['alpha']} is a fraction between 0 and 1.")
     seeds = rule.get("seeds")
     if (
         not isinstance(seeds, list)

@@ -128,7 +128,7 @@ def _way(before: Course, now: Course, update: int, done: int) -> str:
         warm = share_or_count(before.schedule.warmup, before.steps)
         if schedule.warmup < 1 and share_or_count(schedule.warmup, now.steps) != warm:
             return (
-                f"schedule.warmup = {schedule.warmup:g} is a share of all updates: say the number that it "
+                f"schedule.warmup = {schedule.warmup:g} is a fraction of all updates: say the number that it "
                 f"was, --schedule.warmup {warm}."
                 if warm
                 else f"Set schedule.warmup to {before.schedule.warmup:g}, as it was."

@@ -12,7 +12,7 @@ from typing import Any
 
 from lowrise.checkpoint import Checkpoint
 from lowrise.checkpoint.manifest import MANIFEST
-from lowrise.checkpoint.newest import newest_checkpoint
+from lowrise.checkpoint.store import newest_checkpoint
 from lowrise.config import RunConfig, load, resolved
 from lowrise.config.identity import Changes, Kind, differences, told
 from lowrise.config.sections import InitSection

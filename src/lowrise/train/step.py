@@ -36,7 +36,7 @@ from lowrise.checkpoint import Checkpoint
 from lowrise.config import RunConfig
 from lowrise.data import Corpus
 from lowrise.distributed import GradientSum, World, clip_gradients_
-from lowrise.distributed.fsdp import Traffic
+from lowrise.distributed.fsdp import CommStats
 from lowrise.distributed.sharding import whole_parameters
 from lowrise.layers.base import LowRankLayer
 from lowrise.model import next_token_loss
@@ -312,10 +312,10 @@ class TrainStep:
         progress.state_bytes_planned = max(progress.state_bytes_planned, self.plan.state_bytes)
         progress.state_bytes_measured = max(progress.state_bytes_measured, self.optimizer.state_bytes())
 
-    def communication(self) -> Traffic:
+    def communication(self) -> CommStats:
         """Of the last update: gradients, weights shared by rows, matrices on their way to owners and back."""
         gradients, weights, optimizer = self.gradients, self.shared.traffic, self.optimizer
-        return Traffic(
-            gradients.sent_bytes + weights.sent_bytes + optimizer.sent_bytes,
-            gradients.wait_seconds + weights.seconds + optimizer.wait_seconds,
+        return CommStats(
+            gradients.sent_bytes + weights.sent_bytes + optimizer.ownership.sent_bytes,
+            gradients.wait_seconds + weights.seconds + optimizer.ownership.wait_seconds,
         )

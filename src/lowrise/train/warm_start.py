@@ -32,7 +32,7 @@ from lowrise.runs.plan import plan_run
 
 
 @dataclass(frozen=True)
-class Head:
+class PriorCost:
     """What was spent on the weights that a run starts from, in the runs before it."""
 
     tokens: int
@@ -58,7 +58,7 @@ def warm_start(
     checkpoint: Checkpoint,
     tokenizer: Tokenizer,
     say: Callable[[str], None],
-) -> Head:
+) -> PriorCost:
     """Load the weights of a checkpoint of the run that `config.init` names into the model. Raises
     `UsageError` for what does not fit.
     """
@@ -75,7 +75,9 @@ def warm_start(
         )
     numbers = checkpoint.numbers
     own_flops = checkpoint.step * plan_run(before, tokenizer.vocab_size).flops_per_step
-    return Head(numbers["tokens"] + numbers.get("init_tokens", 0), own_flops + numbers.get("init_flops", 0))
+    return PriorCost(
+        numbers["tokens"] + numbers.get("init_tokens", 0), own_flops + numbers.get("init_flops", 0)
+    )
 
 
 def require_same_tokenizer(run: RunDirectory, before: RunConfig, tokenizer: Tokenizer) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from lowrise import files
 from lowrise.checkpoint import CheckpointStore, Saver, consolidate
-from lowrise.checkpoint.newest import newest_checkpoint
+from lowrise.checkpoint.store import newest_checkpoint
 from lowrise.distributed import World
 from lowrise.errors import LowriseError
 
@@ -122,20 +122,20 @@ def test_a_failure_of_the_run_waits_for_the_save_and_stays_the_failure(store, ga
 KILLED = """
 import sys, time, torch
 from pathlib import Path
-from lowrise.checkpoint import CheckpointStore, Saver, writing
+from lowrise.checkpoint import CheckpointStore, Saver, writer
 from lowrise.distributed import World
 
 saver = Saver(CheckpointStore(Path(sys.argv[1])), World(), keep=2)
 saver.save(1, {"model": {"w": torch.ones(4)}, "optimizer": {"m": torch.ones(4)}}, {})
 saver.finish()
-flush = writing.flush
+flush = writer.flush
 
 def slow(path):
     flush(path)
     print("written", path.name, flush=True)
     time.sleep(60)
 
-writing.flush = slow
+writer.flush = slow
 saver.save(2, {"model": {"w": torch.ones(4)}, "optimizer": {"m": torch.ones(4)}}, {})
 print("training", flush=True)
 time.sleep(60)

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from lowrise.cli import Eval
+from lowrise.evaluation.options import EvalOptions
 from lowrise.inference.options import GenerateConfig
 from lowrise.serve.requests import IGNORED, NEUTRAL, SHARED
 from lowrise.serve.server import ServeConfig
 
 DOCS = Path(__file__).parents[3] / "docs" / "commands"
-PAGES = {"generate": GenerateConfig, "eval": Eval, "serve": ServeConfig}
+PAGES = {"generate": GenerateConfig, "eval": EvalOptions, "serve": ServeConfig}
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -203,7 +203,7 @@ def test_few_bfloat16_gradients_are_widened_at_once(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(build, "_update", watched)
     ends = []
     for limit in (1 << 24, 3 * 24):
-        monkeypatch.setattr("lowrise.optim.engine.base.OPEN_ELEMENTS", limit)
+        monkeypatch.setattr("lowrise.optim.engine.step.OPEN_ELEMENTS", limit)
         ends.append(moved_by(build, 7, torch.bfloat16))
     assert seen == [(n, {torch.float32}) for n in (7, 3, 3, 1)]
     torch.testing.assert_close(*ends, rtol=2**-7, atol=0)  # batched products may round another way

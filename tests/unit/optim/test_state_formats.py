@@ -249,7 +249,7 @@ def test_one_step_from_zero_is_the_step_of_float32(state_format: str, shape: tup
 def test_chunks_do_not_change_the_result(state_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
     results = []
     for open_elements, round_elements in ((1 << 24, 1 << 22), (1, 3 * F.BLOCK), (11_000, 16 * F.BLOCK)):
-        monkeypatch.setattr("lowrise.optim.engine.base.OPEN_ELEMENTS", open_elements)
+        monkeypatch.setattr("lowrise.optim.engine.step.OPEN_ELEMENTS", open_elements)
         monkeypatch.setattr(F, "ROUND_ELEMENTS_CPU", round_elements)
         torch.manual_seed(2)
         params = [nn.Parameter(torch.randn(64 + i, 71)) for i in range(5)]
@@ -266,7 +266,7 @@ def test_chunks_do_not_change_the_result(state_format: str, monkeypatch: pytest.
 
 @pytest.mark.parametrize("state_format", COMPACT)
 def test_few_moments_are_open_at_once(state_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lowrise.optim.engine.base.OPEN_ELEMENTS", 3 * 2 * 5120)
+    monkeypatch.setattr("lowrise.optim.engine.step.OPEN_ELEMENTS", 3 * 2 * 5120)
     params = [nn.Parameter(torch.zeros(SHAPE)) for _ in range(7)]
     optimizer = built(AdamW, state_format, *params)
     seen = []

@@ -151,7 +151,7 @@ def test_a_name_a_title_or_another_place_are_not_the_identity(track, tmp_path):
 @pytest.mark.parametrize(
     ("was", "now", "message"),
     [
-        ("alpha = 0.05", "alpha = 2", "a share between 0 and 1"),
+        ("alpha = 0.05", "alpha = 2", "a fraction between 0 and 1"),
         ("[budget]", "[bugdet]", r"the table \[budget\] is missing"),
         ("inference_bytes = 400000", "inference_bytes = true", "give a number above 0"),
         ('title = "test"', "title = ", "is not valid TOML"),

@@ -1,9 +1,11 @@
-"""The part that all optimizers share: groups, roles and the step. It contains no update rule of its own, and
-has what every optimizer knows of ranks from `ownership.py`, of costs from `cost.py`, of saving from
-`state_dict.py`.
+"""The part that all optimizers share: groups, roles and the step. It contains no update rule of its own.
 
-A **unit** is what a rule moves at once: a pair (A, B) for the role "factors", a triple (U, s, V) for "svd",
-one parameter for every other role. A step is:
+What it knows of other ranks is an object, `ownership` (`ownership.py`); what it has of saving
+(`state_dict.py`), of costs (`cost.py`) and of a loop's count (`scheduled.py`) stands in base classes; the
+rest are functions.
+
+A **unit** is what a rule updates in one go: a pair (A, B) for the role "factors", a triple (U, s, V) for
+"svd", one parameter for every other role. A step is:
 
 1. call the closure, if there is one;
 2. per group, collect the units that have a gradient. A unit without any is left alone and its counter stands
@@ -31,63 +33,40 @@ construction on.
 
 from __future__ import annotations
 
-import inspect
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lowrise.distributed.sharding import is_sharded, local
+from lowrise.distributed.sharding import ShardGroup, local
 from lowrise.errors import UsageError
-from lowrise.layers.roles import param_groups
+from lowrise.optim.engine.cost import Counted
+from lowrise.optim.engine.exchange import retain, was_exchanged_outside
+from lowrise.optim.engine.from_model import FromModel
 from lowrise.optim.engine.guard import Guard, usable
 from lowrise.optim.engine.hyperball import RADIUS, check_hyperball, holds_norm, refuse_zero_matrices
 from lowrise.optim.engine.options import (
-    UNIT_SIZE,
-    check_known_options,
     check_numbers,
     check_params,
     parameter_name,
+    refuse_changed,
+    settle_role,
 )
 from lowrise.optim.engine.other import update_by_adamw
-from lowrise.optim.engine.ownership import Spread, here, seen_group, shape_of
-from lowrise.optim.engine.product_decay import check_product, product_decayed
-from lowrise.optim.engine.state_formats import (
-    OPEN_ELEMENTS,
-    Stored,
-    check_format,
-    compressed_elements,
-    format_of,
-    opened,
-    uncompressed,
-)
-from lowrise.optim.engine.units import (
-    Unit,
-    chunked,
-    narrow_elements,
-    state_dtype,
-    units_of,
-    units_of_matrices,
-    widened,
-    with_states,
-)
-from lowrise.optim.engine.views import (
-    CHOICE,
-    as_matrices,
-    check_view,
-    matrices_of,
-    split,
-    split_state,
-    write_back,
-)
+from lowrise.optim.engine.ownership import Ownership, here, seen_group, shape_of, zero_state
+from lowrise.optim.engine.product_decay import check_product, decays_product, product_decayed
+from lowrise.optim.engine.scheduled import Scheduled
+from lowrise.optim.engine.state_formats import check_format, format_of, uncompressed
+from lowrise.optim.engine.step import no_autocast, parts, viewed
+from lowrise.optim.engine.units import Unit, state_dtype, units_of, widened, with_states
+from lowrise.optim.engine.views import as_matrices, check_view, matrices_of, split, split_state
 from lowrise.optim.rules.adamw import ADAMW_DEFAULTS, Form
 
 
-class Optimizer(Spread):
+class Optimizer(FromModel, Scheduled, Counted):
     """A torch optimizer whose groups carry a `role`: base class of all methods.
 
     A step, for every group:
@@ -117,63 +96,26 @@ class Optimizer(Spread):
     adamw_form: ClassVar[Form] = "torch"  # of the built-in AdamW
     ball_roles: ClassVar[frozenset[str]] = frozenset()  # whose rule can fix norms (`hyperball.py`)
 
+    by_rows: ClassVar[frozenset[str]] = frozenset()
+    """Those of `roles` whose rule moves every row of a parameter by itself."""
+    ball_by_rows: ClassVar[frozenset[str]] = frozenset()
+    """Those whose rule does so, and sums over ranks, where the group fixes norms (`hyperball.py`)."""
+
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
-        self._guard = Guard()
+        self._guard, self.ownership = Guard(), Ownership()
+        self._built = {}
         of_groups: dict[str, Any] = {"state_format": "float32", "view": None, "hyperball": False}
         of_groups |= {"fixed_gauge": False, "residual_norm": 0.0}
         super().__init__(params, {**ADAMW_DEFAULTS, **of_groups, **defaults})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy, which has none of what follows: its owners are appointed anew."""
         self.__dict__.setdefault("_guard", Guard())
+        self.__dict__.setdefault("ownership", Ownership())
         super().__setstate__(state)
-
-    @classmethod
-    def from_model(
-        cls,
-        model: nn.Module,
-        lr: float | None = None,
-        *,
-        other_lr: float | None = None,
-        other_weight_decay: float | None = None,
-        other_betas: tuple[float, float] | None = None,
-        other_eps: float | None = None,
-        roles: Collection[str] | None = None,
-        targets: str | Iterable[str] | None = None,
-        skip: str | Iterable[str] | None = None,
-        state_format: str | None = None,
-        other_state_format: str | None = None,
-        views: Mapping[str, str] | None = None,
-        hyperball: bool = False,
-        **options: Any,
-    ) -> Self:
-        """The optimizer over every trainable parameter of a model, each in the group of its role.
-
-        Equal to `cls(param_groups(model, roles=cls.roles, ...), lr=lr, **options)`: `lr` (None: the class's
-        default), `weight_decay`, `betas` and all other `options` of the constructor hold for every
-        parameter; `other_*` say what differs for those that the built-in AdamW moves (norms, biases,
-        embeddings, head, where the class does not take them itself). The rest is as in
-        `lowrise.param_groups`. Raises `UsageError`.
-        """
-        own = inspect.signature(cls).parameters.keys() - {"params"}
-        check_known_options(
-            options, {*own, *inspect.signature(param_groups).parameters} - {"model"}, own, cls
-        )
-        groups = param_groups(
-            model,
-            other_lr=other_lr,
-            other_weight_decay=other_weight_decay,
-            other_betas=other_betas,
-            other_eps=other_eps,
-            roles=cls.roles if roles is None else roles,
-            targets=targets,
-            skip=skip,
-            state_format=state_format,
-            other_state_format=other_state_format,
-            views=views,
-            hyperball=hyperball,
-        )
-        construct: Callable[..., Self] = cls
-        return construct(groups, **({} if lr is None else {"lr": lr}), **options)
+        self._built = {p: (p.shape, p.dtype) for group in self.param_groups for p in group["params"]}
+        for group in self.param_groups:
+            self._appoint(group)
 
     # ---- what a subclass writes
 
@@ -211,7 +153,7 @@ class Optimizer(Spread):
         super().add_param_group(group)
         try:
             where = f"parameter group {len(self.param_groups) - 1}"
-            self._settle_role(group, stated="role" in param_group)
+            settle_role(group, len(self.param_groups) - 1, self.roles, type(self).__name__)
             check_numbers(group, where=where)
             check_view(group, where=where)
             check_params(group)
@@ -229,36 +171,12 @@ class Optimizer(Spread):
         """Owners and state, with its start values, of the parameters of one group."""
         self._appoint(group)
         for unit in units_of(group):
+            elsewhere, owned = self.ownership.is_elsewhere(unit), self.ownership.owner(unit) is not None
             for param, layout in zip(unit, self._layouts(group, unit), strict=True):
-                stored = {} if self.is_elsewhere(unit) else layout
-                self.state[param] = _zero_state(param, stored, whole=self.owner(unit) is not None)
+                self.state[param] = zero_state(param, {} if elsewhere else layout, whole=owned)
                 self._built[param] = (param.shape, param.dtype)
         if group["role"] in self.roles:
             self._start_group(group)
-
-    def _adopt_exchanged(self) -> None:
-        """Make the state anew if groups hold other Parameter objects than at construction, as after
-        accelerate's FSDP2 has sharded the model. Raises `UsageError` if a step has been taken.
-        """
-        unknown = [
-            parameter_name(g, i)
-            for g in self.param_groups
-            for i, p in enumerate(g["params"])
-            if p not in self.state
-        ]
-        if not unknown:
-            return
-        if any(float(state["step"]) for state in self.state.values() if "step" in state):
-            raise UsageError(
-                f"{unknown[0]} ({len(unknown)} in all) was exchanged for another Parameter after steps had "
-                "been taken, so its moments cannot be found: build the optimizer after the model has been "
-                "sharded or converted, and load its state with load_state_dict."
-            )
-        self.state.clear()
-        self._forget_owners()
-        for group in self.param_groups:
-            check_params(group)
-            self._create_state(group)
 
     def _start_group(self, group: dict[str, Any]) -> None:
         """Start values of every matrix of the group, which is the last one."""
@@ -271,41 +189,49 @@ class Optimizer(Spread):
                     self._start_state(group, matrix, index, state)
                 index += 1
 
-    def _settle_role(self, group: dict[str, Any], *, stated: bool) -> None:
-        """A group without a role is "matrix" if all its parameters are 2-D; else "other", where the class
-        moves that itself.
+    def _adopt_exchanged(self) -> None:
+        """Make the state anew if groups hold other Parameter objects than at construction, as after
+        accelerate's FSDP2 has sharded the model. Raises `UsageError` if a step has been taken.
         """
-        if stated:
-            if group["role"] not in UNIT_SIZE:
-                raise UsageError(
-                    f"parameter group {len(self.param_groups) - 1} has the role {group['role']!r}; "
-                    f"choose one of {', '.join(UNIT_SIZE)}."
-                )
-            return
-        seen_as_matrices = group.get("view") is not None
-        not_2d = next(
-            (i for i, p in enumerate(group["params"]) if p.ndim != 2 and not seen_as_matrices), None
-        )
-        group["role"] = "matrix" if not_2d is None or "other" not in self.roles else "other"
-        own = " and ".join(sorted(self.roles))
-        if group["role"] not in self.roles:
-            raise UsageError(
-                f"{type(self).__name__} moves the roles {own}, and parameters given without a role are taken "
-                'as dense matrices; give groups with a role, for example {"params": [A0, B0, A1, B1], '
-                '"role": "factors"}, or use lowrise.param_groups(model, lr=...).'
-            )
-        if not_2d is not None and group["role"] == "matrix":
-            raise UsageError(
-                f"{parameter_name(group, not_2d)} has shape {tuple(group['params'][not_2d].shape)} but was "
-                f"given to {type(self).__name__} without a role, where only 2-D matrices may be; put it into "
-                f'a group with role="other" or with a view ({CHOICE}), or use '
-                "lowrise.param_groups(model, lr=...)."
-            )
+        if was_exchanged_outside(self):
+            shared_with, self.ownership, self._built = self.ownership.shared_with, Ownership(), {}
+            self.ownership.shared_with = shared_with
+            self.state.clear()
+            for group in self.param_groups:
+                check_params(group)
+                self._create_state(group)
 
-    def _layouts(self, group: Mapping[str, Any], unit: Sequence[Tensor]) -> tuple[Stored, ...]:
-        """What is stored for the parameters of one unit of a group."""
-        shapes = tuple(tuple(p.shape) for p in unit)
-        return self._stored_layouts(group["role"], shapes, group, state_dtype(unit[0]))
+    def retain(self, parameters: Iterable[Tensor]) -> None:
+        """Forget every parameter that is not among these, and its state: for layers that drop some in
+        mid-training.
+
+        Groups keep their places, if need be without parameters. Raises `UsageError`, changing nothing, if a
+        unit would be torn apart.
+        """
+        retain(self, parameters)
+
+    # ---- several ranks
+
+    def share_work(self, ranks: ShardGroup) -> None:
+        """Give each unit of which every rank has a copy, and whose rule needs it whole, to one rank.
+
+        Call it before the first step, and sum gradients over ranks as before. The state of units that other
+        ranks own is dropped here.
+        """
+        self.ownership.shared_with = ranks
+        for group in self.param_groups:
+            self._appoint(group)
+            for unit in units_of(group):
+                if self.ownership.is_elsewhere(unit):
+                    for p in unit:
+                        self.state[p] = {"step": self.state[p]["step"]}
+
+    def _appoint(self, group: dict[str, Any]) -> None:
+        """Owners for a group, unless its rule takes each row by itself and nothing else needs whole ones."""
+        rows = self.ball_by_rows if holds_norm(group) else self.by_rows
+        by_itself = group["role"] not in self.roles or group["role"] in rows
+        whole = format_of(group) != "float32" or group.get("view") is not None or decays_product(group)
+        self.ownership.appoint(group, by_rows=by_itself and not whole, cost_of=partial(self._flops_of, group))
 
     # ---- the step
 
@@ -321,7 +247,7 @@ class Optimizer(Spread):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self.sent_bytes, self.wait_seconds = 0, 0.0
+        self.ownership.begin()
         self.settle()
         self._adopt_exchanged()
         ready = [
@@ -333,8 +259,9 @@ class Optimizer(Spread):
         try:
             for group, units in zip(self.param_groups, ready, strict=True):
                 units = [unit for unit in units if id(unit[0]) not in left_out]
-                self._move(group, [self._unit(unit) for unit in units if self.owner(unit) is None])
-                self._move_owned(group, [unit for unit in units if self.owner(unit) is not None])
+                owned = [unit for unit in units if self.ownership.owner(unit) is not None]
+                self._move(group, [self._unit(u) for u in units if self.ownership.owner(u) is None])
+                self.ownership.update(owned, self.state, partial(self._move, group))
         finally:
             self._guard.end()
         return loss
@@ -342,14 +269,14 @@ class Optimizer(Spread):
     def _check_start(self, group: dict[str, Any], units: Sequence[tuple[Tensor, ...]]) -> None:
         """Raise `UsageError` for units whose first update this is and that it cannot begin with."""
         if holds_norm(group):
-            refuse_zero_matrices([(group, unit) for unit in units], self.state, self.ranks())
+            refuse_zero_matrices([(group, unit) for unit in units], self.state, self.ownership.ranks)
 
     def _unusable(self) -> set[int]:
         """Ids of the first parameters of units that this step leaves out for their gradients; others may be
         masked (`guard.py`).
         """
         units = [unit for group in self.param_groups for unit in units_of(group)]
-        return self._guard.sift(units, self.state, self.ranks())
+        return self._guard.sift(units, self.state, self.ownership.ranks)
 
     def skipped_updates(self) -> int:
         """Updates of single units that were skipped so far, as their gradients were not finite or too large;
@@ -373,14 +300,14 @@ class Optimizer(Spread):
         rule = self._update if own else partial(update_by_adamw, form=self.adamw_form)
         seen = seen_group(group, wholes)
         torch._foreach_add_([s["step"] for unit in units for s in unit.states], 1.0)
-        with _no_autocast():
+        with no_autocast():
             # A bounded number of elements at a time, as moments and gradients are widened.
             for safe in self._guard.protected(units, wholes):
-                for part in _parts(group, safe):
+                for part in parts(group, safe):
                     wide = widened(part)
                     with self._opened(group, [p for unit in part for p in unit.params]) as states:
                         whole = [here(unit, wholes) for unit in with_states(wide, states)]
-                        with _viewed(seen, whole) as (viewed_group, matrices):
+                        with viewed(seen, whole) as (viewed_group, matrices):
                             self._apply(rule, viewed_group, matrices)
 
     def _apply(
@@ -401,29 +328,8 @@ class Optimizer(Spread):
         for other in self.param_groups:
             if other is given:
                 break
-            first += sum(_num_matrices(p, other) for p in other["params"])
+            first += sum(matrices_of(tuple(p.shape), other.get("view"))[0] for p in other["params"])
         return first
-
-    def opened_state(
-        self, group: dict[str, Any], params: Sequence[Tensor]
-    ) -> AbstractContextManager[list[dict[str, Tensor]]]:
-        """The state of some parameters of a group, with moments in float32 whatever their format; what is
-        written into them in place is stored at the end. For use between two steps.
-        """
-        self.settle()
-        return self._opened(group, params)
-
-    @contextmanager
-    def _opened(self, group: dict[str, Any], params: Sequence[Tensor]) -> Iterator[list[dict[str, Tensor]]]:
-        """The same within a step."""
-        states = [self.state[p] for p in params]
-        if format_of(group) == "float32":
-            yield states
-            return
-        number = next(i for i, g in enumerate(self.param_groups) if g is group)
-        place = {id(p): f"{number}/{i}" for i, p in enumerate(group["params"])}
-        with opened(states, [place[id(p)] for p in params]) as floats:
-            yield floats
 
     def _has_gradient(self, params: tuple[Tensor, ...]) -> bool:
         if any(p.grad is not None and p.grad.is_sparse for p in params):
@@ -434,37 +340,18 @@ class Optimizer(Spread):
         for p in params:
             grad = p.grad
             if self._built.get(p) != (p.shape, p.dtype) or (grad is not None and grad.shape != p.shape):
-                self._refuse_changed(p)
+                self._check_unchanged(p)
         return any(p.grad is not None for p in params)
 
-    def _refuse_changed(self, param: Tensor) -> None:
+    def _check_unchanged(self, param: Tensor) -> None:
         """Raise `UsageError` for a parameter that is not what its state was made for."""
-        name = next(
-            parameter_name(g, i) for g in self.param_groups for i, p in enumerate(g["params"]) if p is param
-        )
-        shape, dtype = self._built.get(param, (None, None))
-        if shape is None:
+        if param not in self._built:
             self._adopt_exchanged()
             return
-        if shape != param.shape:
-            raise UsageError(
-                f"{name} had shape {tuple(shape)} when the optimizer was built and has {tuple(param.shape)} "
-                "now, so its moments do not fit: build the optimizer after resizing the model "
-                "(resize_token_embeddings and the like)."
-            )
-        if dtype != param.dtype:
-            if state_dtype(param) == (torch.float64 if dtype == torch.float64 else torch.float32):
-                self._built[param] = (param.shape, param.dtype)  # bfloat16 weights over float32 moments
-                return
-            raise UsageError(
-                f"{name} had dtype {dtype} when the optimizer was built and has {param.dtype} now, so its "
-                "moments have another precision: build the optimizer after converting the model."
-            )
-        assert param.grad is not None
-        raise UsageError(
-            f"the gradient of {name} has shape {tuple(param.grad.shape)} and the parameter "
-            f"{tuple(param.shape)}: it is left from before a change; call zero_grad() and compute it again."
-        )
+        groups = self.param_groups
+        name = next(parameter_name(g, i) for g in groups for i, p in enumerate(g["params"]) if p is param)
+        refuse_changed(name, param, *self._built[param])
+        self._built[param] = (param.shape, param.dtype)
 
     def _ready_unit(self, params: tuple[Tensor, ...]) -> Unit | None:
         """Step 2 for one unit, with this rank's rows of its gradients; None where it has none."""
@@ -477,124 +364,3 @@ class Optimizer(Spread):
             for p in params
         )
         return Unit(params, grads, tuple(self.state[p] for p in params))
-
-    def after_update(self, number: int, total: int) -> None:
-        """Called by a training loop after the step of update `number` (1 to `total`) and the layers' own
-        `after_update`, for what goes by the loop's count. Must depend on its arguments, groups and state
-        alone.
-        """
-
-    def timed(self, number: int, total: int) -> object:
-        """What `after_update` does at update `number` of `total` because of the time alone; a run may be
-        made longer where this is equal for both lengths.
-        """
-        return None
-
-    def resets(self, total_steps: int, skipped: int = 0) -> tuple[int, ...]:
-        """Updates of a training loop, 1 to `total_steps`, after which this optimizer drops its moments, so
-        that a schedule may dip there. None by default.
-
-        `skipped`: updates so far for which the loop did not call `step`. A rule that counts its own steps
-        comes that many updates later from then on.
-        """
-        return ()
-
-    def rewritten(self) -> list[Tensor]:
-        """Parameters that the last step left in another basis than they were in, besides moving them: a mean
-        of them from before and after would be of nothing. Counters alone say it: nothing waits for the
-        device.
-        """
-        return []
-
-    def _pairs_where(self, due: Callable[[Mapping[str, Any], Mapping[str, Tensor]], bool]) -> list[Tensor]:
-        """Parameters of this class's units whose group and first state are `due`, for `rewritten`."""
-        return [
-            p
-            for group in self.param_groups
-            if group["role"] in self.roles
-            for unit in units_of(group)
-            if due(group, self.state[unit[0]])
-            for p in unit
-        ]
-
-    def retain(self, parameters: Iterable[Tensor]) -> None:
-        """Forget every parameter that is not among these, and its state: for layers that drop some in
-        mid-training.
-
-        Groups keep their places, if need be without parameters. Raises `UsageError`, changing nothing, if a
-        unit would be torn apart.
-        """
-        kept = {id(p) for p in parameters}
-        for group in self.param_groups:
-            for unit in units_of(group):
-                if len({id(p) in kept for p in unit}) > 1:
-                    raise UsageError(
-                        f"a unit of the role {group['role']!r} cannot lose a part of its parameters; drop "
-                        "all of them or none."
-                    )
-        for group in self.param_groups:
-            keep = [id(p) in kept for p in group["params"]]
-            if all(keep):
-                continue
-            for param, stays in zip(group["params"], keep, strict=True):
-                if not stays:
-                    del self.state[param]
-                    self._owners.pop(param, None)
-                    self._built.pop(param, None)
-            for key in ("params", "param_names"):
-                if key in group:
-                    group[key] = [x for x, stays in zip(group[key], keep, strict=True) if stays]
-
-
-def _no_autocast() -> AbstractContextManager[Any]:
-    """Rules choose their own precision: a step within `torch.autocast` has the bits of one outside."""
-    enabled = [device for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
-    if not enabled:
-        return nullcontext()  # which `torch.compile` follows
-    stack = ExitStack()
-    for device in enabled:
-        stack.enter_context(torch.autocast(device, enabled=False))
-    return stack
-
-
-@contextmanager
-def _viewed(group: dict[str, Any], units: list[Unit]) -> Iterator[tuple[dict[str, Any], list[Unit]]]:
-    """Step 5: the group and its units with the matrices of the group's view in the place of tensors; what is
-    written into copies is written back at the end.
-    """
-    view = group.get("view")
-    if view is None:
-        yield group, units
-        return
-    matrices = {id(p): split(p.detach(), view) for p in group["params"]}
-    parts = [units_of_matrices(unit, matrices[id(unit.params[0])], view) for unit in units]
-    yield as_matrices(group, matrices), [unit for part in parts for unit in part]
-    for unit in units:
-        write_back(unit.params[0], matrices[id(unit.params[0])])
-
-
-def _num_matrices(param: Tensor, group: Mapping[str, Any]) -> int:
-    return matrices_of(tuple(param.shape), group.get("view"))[0]
-
-
-def _parts(group: Mapping[str, Any], units: list[Unit]) -> Iterable[list[Unit]]:
-    """Units whose moments and gradients may be in float32 at the same time, where they are not always."""
-    compressed = format_of(group) != "float32"
-
-    def elements(unit: Unit) -> int:
-        if holds_norm(group):  # ranks that share rows meet in the rule, and so make the same parts
-            return sum(p.numel() for p in unit.params)
-        return narrow_elements(unit) + (compressed_elements(unit.states) if compressed else 0)
-
-    return chunked(units, elements, OPEN_ELEMENTS)
-
-
-def _zero_state(param: Tensor, stored: Stored, *, whole: bool = False) -> dict[str, Tensor]:
-    """Zeros for each tensor; one of a shared parameter's shape is shared like it, unless it is kept whole."""
-    state = {"step": torch.zeros((), dtype=torch.float32)}
-    for key, (shape, dtype) in stored.items():
-        if shape == tuple(param.shape) and not (whole and is_sharded(param)):
-            state[key] = torch.zeros_like(param, dtype=dtype, requires_grad=False)
-        else:
-            state[key] = torch.zeros(shape, dtype=dtype, device=param.device)
-    return state

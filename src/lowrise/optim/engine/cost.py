@@ -17,7 +17,7 @@ from lowrise.optim.engine.options import unit_size
 from lowrise.optim.engine.product_decay import decays_product, product_decay_flops
 from lowrise.optim.engine.state_dict import Saved
 from lowrise.optim.engine.state_formats import Stored, format_of, stored_layout
-from lowrise.optim.engine.units import Layout, Shape, units_of
+from lowrise.optim.engine.units import Layout, Shape, state_dtype, units_of
 from lowrise.optim.engine.views import matrices_of
 from lowrise.optim.rules.adamw import ADAMW_FLOPS_PER_ELEMENT, adamw_layout
 
@@ -64,6 +64,11 @@ class Counted(Saved):
                 for (count, _), layout in zip(counted, layouts, strict=True)
             )
         return tuple(stored_layout(layout, format_of(options), dtype) for layout in layouts)
+
+    def _layouts(self, group: Mapping[str, Any], unit: Sequence[Tensor]) -> tuple[Stored, ...]:
+        """What is stored for the parameters of one unit of a group."""
+        shapes = tuple(tuple(p.shape) for p in unit)
+        return self._stored_layouts(group["role"], shapes, group, state_dtype(unit[0]))
 
     # ---- counts
 
@@ -116,6 +121,19 @@ class Counted(Saved):
         """Bytes of the storages behind the state (a shared storage once), without the `step` counters."""
         storages = {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in self._counted_state())}
         return sum(storages.values())
+
+    def planned_bytes_here(self) -> int:
+        """Bytes of this rank's state by each class's formula over roles, shapes, options and owners."""
+        total = 0
+        for group in self.param_groups:
+            for unit in units_of(group):
+                if self.ownership.is_elsewhere(unit):
+                    continue
+                owned = self.ownership.owner(unit) is not None
+                held = tuple(tuple(p.shape if owned else local(p).shape) for p in unit)
+                layouts = self._stored_layouts(group["role"], held, group, state_dtype(unit[0]))
+                total += sum(math.prod(shape) * d.itemsize for lay in layouts for shape, d in lay.values())
+        return total
 
     def step_flops(self) -> int:
         """FLOPs of one step over all parameters: the class's formula for its roles, 14 an element for

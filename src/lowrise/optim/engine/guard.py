@@ -4,7 +4,7 @@ A gradient that is not finite, or so large that its square is not, would make a 
 ever, and some rules would carry that to other matrices. So, at each step and for each unit:
 
 1. n = ||all gradients of the unit||_F, in the dtype of the state; of shared rows summed over ranks, so that
-   all decide alike (one all-reduce of 8 bytes, and one of 8 bytes a unit where that does not answer)
+   all decide alike (one all-reduce of 8 bytes, and one of 8 bytes per unit where that does not answer)
 2. n <= limit (2^54 = 1.8e16 in float32, 2^502 = 1.3e151 in float64; NaN is not): the unit is moved. Else it
    is left alone: weights, moments and counter stay, bit by bit. It is counted.
 

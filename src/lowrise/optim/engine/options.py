@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from numbers import Real
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lowrise.errors import UsageError, did_you_mean
@@ -49,6 +50,57 @@ def unit_size(role: str, count: int, *, where: str) -> int:
             f"list them as {order}."
         )
     return size
+
+
+def settle_role(group: dict[str, Any], number: int, roles: Collection[str], who: str) -> None:
+    """Check the role of a group that states one. One without is "matrix" if all its parameters are 2-D; else
+    "other", where the class `who` updates that itself (it has it in `roles`).
+    """
+    if "role" in group:
+        if group["role"] not in UNIT_SIZE:
+            raise UsageError(
+                f"parameter group {number} has the role {group['role']!r}; "
+                f"choose one of {', '.join(UNIT_SIZE)}."
+            )
+        return
+    seen_as_matrices = group.get("view") is not None
+    not_2d = next((i for i, p in enumerate(group["params"]) if p.ndim != 2 and not seen_as_matrices), None)
+    group["role"] = "matrix" if not_2d is None or "other" not in roles else "other"
+    if group["role"] not in roles:
+        raise UsageError(
+            f"{who} moves the roles {' and '.join(sorted(roles))}, and parameters given without a role are "
+            'taken as dense matrices; give groups with a role, for example {"params": [A0, B0, A1, B1], '
+            '"role": "factors"}, or use lowrise.param_groups(model, lr=...).'
+        )
+    if not_2d is not None and group["role"] == "matrix":
+        raise UsageError(
+            f"{parameter_name(group, not_2d)} has shape {tuple(group['params'][not_2d].shape)} but was "
+            f"given to {who} without a role, where only 2-D matrices may be; put it into "
+            f'a group with role="other" or with a view ({CHOICE}), or use '
+            "lowrise.param_groups(model, lr=...)."
+        )
+
+
+def refuse_changed(name: str, param: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Raise for a parameter that is not what its state was made for, of this shape and dtype, or whose
+    gradient does not fit it. Weights that became narrower over float32 moments may be.
+    """
+    if shape != param.shape:
+        raise UsageError(
+            f"{name} had shape {tuple(shape)} when the optimizer was built and has {tuple(param.shape)} "
+            "now, so its moments do not fit: build the optimizer after resizing the model "
+            "(resize_token_embeddings and the like)."
+        )
+    if (param.dtype == torch.float64) != (dtype == torch.float64):
+        raise UsageError(
+            f"{name} had dtype {dtype} when the optimizer was built and has {param.dtype} now, so its "
+            "moments have another precision: build the optimizer after converting the model."
+        )
+    if param.grad is not None and param.grad.shape != param.shape:
+        raise UsageError(
+            f"the gradient of {name} has shape {tuple(param.grad.shape)} and the parameter "
+            f"{tuple(param.shape)}: it is left from before a change; call zero_grad() and compute it again."
+        )
 
 
 def check_params(group: Mapping[str, Any]) -> None:

@@ -22,110 +22,48 @@ run: they are not saved.
 
 from __future__ import annotations
 
-import math
 import time
-from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from lowrise.distributed.sharding import ShardGroup, is_sharded, local, shard_group
 from lowrise.distributed.transfers import Parcel, Transfer, least_loaded
-from lowrise.optim.engine.cost import Counted
-from lowrise.optim.engine.hyperball import holds_norm
-from lowrise.optim.engine.product_decay import decays_product
-from lowrise.optim.engine.state_formats import format_of
-from lowrise.optim.engine.units import Unit, chunked, state_dtype, units_of
+from lowrise.optim.engine.state_formats import Stored
+from lowrise.optim.engine.units import Unit, chunked, units_of
 
 T = TypeVar("T")
+State = Mapping[Tensor, dict[str, Any]]
+Update = Callable[[list[Unit], Mapping[int, Tensor] | None], None]
 
 # Most elements of weights that a rank owns in a transfer (64 MiB in float32); a few are under way at a time.
 TRANSFER_ELEMENTS = 1 << 24
 
 
-class Spread(Counted):
-    """The part of `lowrise.optim.Optimizer` that knows of other ranks."""
+class Ownership:
+    """What one optimizer knows of other ranks: who owns which units, and the way of weights and gradients to
+    an owner and back."""
 
-    by_rows: ClassVar[frozenset[str]] = frozenset()
-    """Those of `roles` whose rule moves every row of a parameter by itself."""
-    ball_by_rows: ClassVar[frozenset[str]] = frozenset()
-    """Those whose rule does so, and sums over ranks, where the group fixes norms (`hyperball.py`)."""
-    shared_with: ShardGroup | None = None
-    """The ranks that own units of which all have copies."""
-    sent_bytes: int = 0
-    """Sent by this rank to owners, and by it as an owner, in the last step."""
-    wait_seconds: float = 0.0
-    """In which the last step waited for that; on a CPU alone."""
-
-    @abstractmethod
-    def _move(
-        self, group: dict[str, Any], units: list[Unit], wholes: Mapping[int, Tensor] | None = None
-    ) -> None: ...
+    def __init__(self) -> None:
+        self.shared_with: ShardGroup | None = None
+        """The ranks that own units of which all have copies."""
+        self.sent_bytes: int = 0
+        """Sent by this rank to owners, and by it as an owner, in the last step."""
+        self.wait_seconds: float = 0.0
+        """In which the last step waited for that; on a CPU alone."""
+        self._sharding: ShardGroup | None = None
+        self._owners: dict[Tensor, int] = {}  # first parameter of a unit -> rank
+        self._loads: list[float] = []
 
     # ---- who
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        self._owners: dict[Tensor, int] = {}  # first parameter of a unit -> rank
-        self._loads: list[float] = []
-        # Parameter -> shape and dtype that its state was made for.
-        self._built: dict[Tensor, tuple[torch.Size, torch.dtype]] = {}
-        super().__init__(*arguments, **options)
-
-    def _forget_owners(self) -> None:
-        """Before all are appointed anew."""
-        self._owners, self._loads, self._built = {}, [], {}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Of a copy: its owners are appointed anew."""
-        super().__setstate__(state)
-        self.__dict__.setdefault("_owners", {})
-        self.__dict__.setdefault("_loads", [])
-        self._built = {p: (p.shape, p.dtype) for group in self.param_groups for p in group["params"]}
-        for group in self.param_groups:
-            self._appoint(group)
-
-    def share_work(self, ranks: ShardGroup) -> None:
-        """Give each unit of which every rank has a copy, and whose rule needs it whole, to one rank.
-
-        Call it before the first step, and sum gradients over ranks as before. The state of units that other
-        ranks own is dropped here.
-        """
-        self.shared_with = ranks
-        for group in self.param_groups:
-            self._appoint(group)
-            for unit in units_of(group):
-                if self.is_elsewhere(unit):
-                    for p in unit:
-                        self.state[p] = {"step": self.state[p]["step"]}
-
-    def moves_rows(self, group: Mapping[str, Any]) -> bool:
-        """Whether each row of the group's parameters is moved by itself."""
-        rows = self.ball_by_rows if holds_norm(group) else self.by_rows
-        by_itself = group["role"] not in self.roles or group["role"] in rows
-        whole = format_of(group) != "float32" or group.get("view") is not None or decays_product(group)
-        return by_itself and not whole
-
+    @property
     def ranks(self) -> ShardGroup | None:
         """The ranks that own units; None where nothing is spread."""
-        shared = next((p for group in self.param_groups for p in group["params"] if is_sharded(p)), None)
-        return self.shared_with if shared is None else shard_group(shared)
-
-    def _appoint(self, group: Mapping[str, Any]) -> None:
-        """Owners for the units of a group that need one and have none. They stay, whatever else changes."""
-        ranks = self.ranks()
-        if ranks is None or self.moves_rows(group):
-            return
-        self._loads = self._loads or [0.0] * ranks.size
-        units = [
-            unit
-            for unit in units_of(group)
-            if unit[0] not in self._owners and (self.shared_with is not None or is_sharded(unit[0]))
-        ]
-        owners = least_loaded([self._flops_of(group, unit) for unit in units], self._loads)
-        self._owners.update((unit[0], owner) for unit, owner in zip(units, owners, strict=True))
+        return self._sharding or self.shared_with
 
     def owner(self, unit: Sequence[Tensor]) -> int | None:
         """The rank that moves a unit; None where each moves its copy or its rows."""
@@ -133,28 +71,53 @@ class Spread(Counted):
 
     def is_elsewhere(self, unit: Sequence[Tensor]) -> bool:
         """Whether another rank has the unit's state."""
-        ranks = self.ranks() if self._owners else None
-        return ranks is not None and self.owner(unit) not in (None, ranks.rank)
+        return self.ranks is not None and self.owner(unit) not in (None, self.ranks.rank)
 
-    def common_state(self) -> dict[str, Tensor]:
-        """Of `named_state`, what every rank has a copy of."""
-        common = {}
-        for group in self.param_groups:
-            names = iter(group["param_names"])
-            for unit in units_of(group):
-                for p, name in zip(unit, names, strict=False):
-                    for key, tensor in self.state[p].items():
-                        if key == "step" or (self.owner(unit) is None and not is_sharded(tensor)):
-                            common[f"{name}.{key}"] = tensor
-        return common
+    def appoint(
+        self, group: Mapping[str, Any], *, by_rows: bool, cost_of: Callable[[tuple[Tensor, ...]], float]
+    ) -> None:
+        """Owners for the units of a group that need one and have none. They stay, whatever else changes.
+
+        `by_rows`: the group's rule moves every row by itself; `cost_of(unit)`: FLOPs of a step.
+        """
+        if self._sharding is None:
+            sharded = next((p for p in group["params"] if is_sharded(p)), None)
+            self._sharding = None if sharded is None else shard_group(sharded)
+        ranks = self.ranks
+        if ranks is None or by_rows:
+            return
+        self._loads = self._loads or [0.0] * ranks.size
+        units = [
+            unit
+            for unit in units_of(group)
+            if unit[0] not in self._owners and (self.shared_with is not None or is_sharded(unit[0]))
+        ]
+        owners = least_loaded([cost_of(unit) for unit in units], self._loads)
+        self._owners.update((unit[0], owner) for unit, owner in zip(units, owners, strict=True))
+
+    def forget(self, param: Tensor) -> None:
+        """A parameter that is no longer there."""
+        self._owners.pop(param, None)
+
+    def rename(self, old: Tensor, new: Tensor) -> None:
+        """`new` in the place of `old`, with the same owner."""
+        if old in self._owners:
+            self._owners[new] = self._owners.pop(old)
 
     # ---- a step
 
-    def _move_owned(self, group: dict[str, Any], units: Sequence[tuple[Tensor, ...]]) -> None:
-        """Move units that have a gradient and an owner. The next chunk arrives while one is worked on, and
-        the one before returns.
+    def begin(self) -> None:
+        """Count anew, for the next step."""
+        self.sent_bytes, self.wait_seconds = 0, 0.0
+
+    def update(self, units: Sequence[tuple[Tensor, ...]], state: State, update: Update) -> None:
+        """Bring units that have a gradient and an owner there, let the owner update them, and bring the
+        weights back. The next chunk arrives while one is worked on, and the one before returns.
+
+        `update(units, wholes)` does the arithmetic for the units that this rank owns; `wholes` has their
+        whole matrices by the id of a parameter, None where the parameters themselves are whole.
         """
-        ranks = self.ranks() if units else None
+        ranks = self.ranks if units else None
         if ranks is None:
             return
         parcels = [Parcel(unit, tuple(p.grad for p in unit), self._owners[unit[0]]) for unit in units]
@@ -163,7 +126,7 @@ class Spread(Counted):
         current = Transfer(ranks, chunks[0])
         for following in [*chunks[1:], None]:
             upcoming = None if following is None else Transfer(ranks, following)
-            self._move_parcels(group, current)
+            self._update_parcels(current, state, update)
             current.give_back()
             for finished in (before, current if upcoming is None else None):
                 if finished is not None:
@@ -172,37 +135,23 @@ class Spread(Counted):
             if upcoming is not None:
                 before, current = current, upcoming
 
-    def _move_parcels(self, group: dict[str, Any], transfer: Transfer) -> None:
+    def _update_parcels(self, transfer: Transfer, state: State, update: Update) -> None:
         """The units of a transfer that this rank owns; the counters of all of them."""
         for parcel in transfer.parcels:
             if parcel.owner != transfer.ranks.rank:
-                torch._foreach_add_([self.state[p]["step"] for p in parcel.params], 1.0)
+                torch._foreach_add_([state[p]["step"] for p in parcel.params], 1.0)
         units, wholes = [], {}
         arrived = self._timed(transfer.whole)
         for parcel, (weights, grads) in zip(transfer.mine, arrived, strict=True):
             wholes.update({id(p): w for p, w in zip(parcel.params, weights, strict=True)})
-            units.append(Unit(parcel.params, tuple(grads), tuple(self.state[p] for p in parcel.params)))
-        self._move(group, units, wholes if transfer.by_rows else None)
+            units.append(Unit(parcel.params, tuple(grads), tuple(state[p] for p in parcel.params)))
+        update(units, wholes if transfer.by_rows else None)
 
     def _timed(self, wait: Callable[[], T]) -> T:
         started = time.perf_counter()
         result = wait()
         self.wait_seconds += time.perf_counter() - started
         return result
-
-    # ---- the ledger
-
-    def planned_bytes_here(self) -> int:
-        """Bytes of this rank's state by each class's formula over roles, shapes, options and owners."""
-        total = 0
-        for group in self.param_groups:
-            for unit in units_of(group):
-                if self.is_elsewhere(unit):
-                    continue
-                held = [tuple(p.shape if self.owner(unit) is not None else local(p).shape) for p in unit]
-                layouts = self._stored_layouts(group["role"], tuple(held), group, state_dtype(unit[0]))
-                total += sum(math.prod(shape) * d.itemsize for lay in layouts for shape, d in lay.values())
-        return total
 
 
 def here(unit: Unit, wholes: Mapping[int, Tensor] | None) -> Unit:
@@ -233,6 +182,17 @@ def seen_group(group: dict[str, Any], wholes: Mapping[int, Tensor] | None) -> di
         return group
     params = [wholes[id(p)] if id(p) in wholes else shape_of(p) for p in group["params"]]
     return {**group, "params": params, "viewed_group": group}
+
+
+def zero_state(param: Tensor, stored: Stored, *, whole: bool = False) -> dict[str, Tensor]:
+    """Zeros for each tensor; one of a shared parameter's shape is shared like it, unless it is kept whole."""
+    state = {"step": torch.zeros((), dtype=torch.float32)}
+    for key, (shape, dtype) in stored.items():
+        if shape == tuple(param.shape) and not (whole and is_sharded(param)):
+            state[key] = torch.zeros_like(param, dtype=dtype, requires_grad=False)
+        else:
+            state[key] = torch.zeros(shape, dtype=dtype, device=param.device)
+    return state
 
 
 def _chunks(parcels: Sequence[Parcel], ranks: int) -> Iterator[list[Parcel]]:

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lowrise.distributed.sharding import copy_whole_
+from lowrise.distributed.sharding import copy_whole_, is_sharded
 from lowrise.errors import UsageError
 from lowrise.optim.engine.options import check_numbers, parameter_name, require_match
-from lowrise.optim.engine.state_formats import format_of
+from lowrise.optim.engine.ownership import Ownership
+from lowrise.optim.engine.state_formats import format_of, opened
+from lowrise.optim.engine.units import units_of
+
+# Options that are gone -> the value that holds for good.
+REMOVED_OPTIONS = {"eps_placement": "before"}
 
 
 class Saved(torch.optim.Optimizer):
     """The part of `lowrise.optim.Optimizer` that writes and reads its state."""
+
+    ownership: Ownership
+    _built: dict[Tensor, tuple[torch.Size, torch.dtype]]
+    """Parameter -> shape and dtype that its state was made for."""
 
     def settle(self) -> None:
         """Bring the state up to what the steps so far have done, before it is read from outside."""
@@ -73,6 +83,12 @@ class Saved(torch.optim.Optimizer):
                         f"parameter group {number} was saved by an optimizer with {flag} = "
                         f"{saved_group[flag]!r}, which {type(self).__name__} does not have."
                     )
+            for option, always in REMOVED_OPTIONS.items():
+                if saved_group.get(option, always) != always:
+                    raise UsageError(
+                        f"parameter group {number} was saved with {option} = {saved_group[option]!r}, which "
+                        f"is gone: {always!r} holds always."
+                    )
             groups.append(_with_own_functions(saved_group, own_group))
             check_numbers(groups[-1], where=f"saved parameter group {number}")
             for i, key in enumerate(saved_group["params"]):
@@ -94,6 +110,27 @@ class Saved(torch.optim.Optimizer):
                     state[key] = torch.empty_like(state[key], device=device)
                 state[key].copy_(source)
 
+    def opened_state(
+        self, group: dict[str, Any], params: Sequence[Tensor]
+    ) -> AbstractContextManager[list[dict[str, Tensor]]]:
+        """The state of some parameters of a group, with moments in float32 whatever their format; what is
+        written into them in place is stored at the end. For use between two steps.
+        """
+        self.settle()
+        return self._opened(group, params)
+
+    @contextmanager
+    def _opened(self, group: dict[str, Any], params: Sequence[Tensor]) -> Iterator[list[dict[str, Tensor]]]:
+        """The same within a step."""
+        states = [self.state[p] for p in params]
+        if format_of(group) == "float32":
+            yield states
+            return
+        number = next(i for i, g in enumerate(self.param_groups) if g is group)
+        place = {id(p): f"{number}/{i}" for i, p in enumerate(group["params"])}
+        with opened(states, [place[id(p)] for p in params]) as floats:
+            yield floats
+
     def named_state(self) -> dict[str, Tensor]:
         """Every state tensor under "{parameter name}.{state name}". Live tensors, not copies.
 
@@ -110,6 +147,19 @@ class Saved(torch.optim.Optimizer):
             for name, param in zip(group["param_names"], group["params"], strict=True):
                 named.update({f"{name}.{key}": tensor for key, tensor in self.state[param].items()})
         return named
+
+    def common_state(self) -> dict[str, Tensor]:
+        """Of `named_state`, what every rank has a copy of."""
+        common = {}
+        for group in self.param_groups:
+            names = iter(group["param_names"])
+            for unit in units_of(group):
+                owned = self.ownership.owner(unit) is not None
+                for p, name in zip(unit, names, strict=False):
+                    for key, tensor in self.state[p].items():
+                        if key == "step" or not (owned or is_sharded(tensor)):
+                            common[f"{name}.{key}"] = tensor
+        return common
 
     def load_named_state(self, named: Mapping[str, Tensor]) -> None:
         """Copy `named` into the state. Raises `UsageError`, changing nothing, unless names, shapes and dtypes

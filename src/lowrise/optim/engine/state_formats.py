@@ -3,7 +3,7 @@ base opens the moments of a part of the parameters, calls the rule, and stores t
 
 With x a moment in float32 and u uniform in [0, 1), drawn anew for each element and step:
 
-1. "float32": x itself.                                                                 4 bytes an element
+1. "float32": x itself.                                                                 4 bytes per element
 2. "bfloat16": one of the two bfloat16 numbers around x, a <= |x| <= b, the one away from zero where
    u < (|x| - a) / (b - a).                                                             2 bytes
 3. "8bit": blocks of 256 elements in row-major order, one scale s = max |x| a block, and for x / s one of
@@ -18,7 +18,7 @@ stored as 0 in 8 bits but at least as the map's smallest value, 3.25e-7 s, since
 throw the weight away.
 
 u has 16 bits, a pure function of (place of the parameter, name of the moment, step, element): a 64-bit
-counter through the finalizer of SplitMix64 (`linalg/counter_normal.py`), four lanes a word. No generator is
+counter through the finalizer of SplitMix64 (`rng.py`), four lanes a word. No generator is
 involved, so a resumed run draws the same on any device.
 
 What is compressed: state tensors named in `MOMENTS` with at least 4096 elements, the rule of bitsandbytes.

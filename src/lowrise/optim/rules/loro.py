@@ -3,9 +3,9 @@
 Per parameter p with gradient g; t = number of this update since its moments were last dropped, from 1:
 
 1. m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g g
-2. s = lr sqrt(1 - b2^t) / (1 - b1^t);  d = m / (sqrt(v) + e)
-   with e = eps ("before" the bias correction, as in the authors' code: it acts like eps / sqrt(1 - b2^t),
-   3e-5 instead of 1e-6 at t = 1) or e = eps sqrt(1 - b2^t) ("after" it, as in Adam's paper and torch.optim)
+2. s = lr sqrt(1 - b2^t) / (1 - b1^t);  d = m / (sqrt(v) + eps)
+   eps comes before the bias correction, as in the authors' code: it acts like eps / sqrt(1 - b2^t) after it
+   (Adam's paper, torch.optim), 3e-5 instead of 1e-6 at t = 1
 3. p <- p - s c d, c a scale of its own per parameter
 4. p <- p (1 - decay), after the step, on the new value
 """
@@ -14,12 +14,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
-
-EpsPlacement = Literal["before", "after"]
 
 
 def adam_moments_(
@@ -37,18 +34,10 @@ def step_size(lr: float, t: int, betas: tuple[float, float]) -> float:
     return lr * math.sqrt(1.0 - betas[1] ** t) / (1.0 - betas[0] ** t)
 
 
-def adam_denominators(
-    exp_avg_sqs: list[Tensor],
-    ts: Sequence[int],
-    betas: tuple[float, float],
-    eps: float,
-    placement: EpsPlacement,
-) -> list[Tensor]:
-    """sqrt(v) + e of step 2, in new tensors."""
+def adam_denominators(exp_avg_sqs: list[Tensor], eps: float) -> list[Tensor]:
+    """sqrt(v) + eps of step 2, in new tensors."""
     denominators = list(torch._foreach_sqrt(exp_avg_sqs))
-    torch._foreach_add_(
-        denominators, [eps if placement == "before" else eps * math.sqrt(1.0 - betas[1] ** t) for t in ts]
-    )
+    torch._foreach_add_(denominators, eps)
     return denominators
 
 

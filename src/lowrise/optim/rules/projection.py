@@ -39,7 +39,7 @@ from torch import Tensor
 
 from lowrise.linalg.norms import largest_entry
 from lowrise.linalg.precision import full_precision_matmul
-from lowrise.linalg.subspace import align_signs, followed, haar, leading_left, range_finder
+from lowrise.linalg.subspace import align_signs, followed, leading_left, range_finder, uniform_basis
 from lowrise.rng import counter_normals, key_of
 
 Projection = Literal["svd", "warm", "random", "range_finder"] | Callable[[Tensor, int, str, int], Tensor]
@@ -140,7 +140,7 @@ def renewed(
         P = torch.stack([basis.to(previous) for basis in bases])
         return torch.where(largest_entry(P).isfinite(), P, previous)
     if projection == "random":
-        return haar(normal(d, rank))
+        return uniform_basis(normal(d, rank))
     facing = G if side == "left" else G.mT
     with full_precision_matmul(G.device):
         if projection == "svd":

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowrise.checkpoint.plan import Plan, Planned
+from lowrise.checkpoint.layout import Plan, Planned
 from lowrise.checkpoint.tensor_file import dtype_name, file_order, write_tensors
 from lowrise.distributed.collectives import Words
 from lowrise.files import flush

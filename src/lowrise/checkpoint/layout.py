@@ -1,7 +1,16 @@
-"""Who writes what: agreed by all ranks before anything is copied or written.
+"""Which rows of a tensor a rank has, and who writes what.
 
-Every rank tells which pieces it has (names, shapes, dtypes, rows: no values). From these, all ranks compute
-the same plan:
+A checkpoint knows three kinds of tensors:
+1. plain, identical at every rank;
+2. a `DTensor` that is sharded by rows, `Shard(0)`: rank k of K has rows [k c, (k + 1) c) of n, c = ceil(n /
+   K), the last ranks fewer or none; with copies of all that, (Replicate(), Shard(0));
+3. plain, at one rank only (with copies: one of each).
+
+To the checkpoint all are the same thing: a **piece**, the rows from `start` on of a tensor of a whole
+`shape`. A tensor without dimensions counts as one row.
+
+Before anything is copied or written, every rank tells which pieces it has (names, shapes, dtypes, rows: no
+values). From these, all ranks compute the same plan:
 1. a piece that several ranks have is written by the one of them that has the fewest bytes to write so far;
 2. if rank 0 has the whole of every tensor (one rank, or copies), it writes all: the **whole** form;
 3. otherwise each rank writes its pieces: the **sharded** form; or, on request, all pieces are collected at
@@ -11,19 +20,57 @@ the same plan:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Shard
 
-from lowrise.checkpoint.pieces import piece_of, row_count
 from lowrise.checkpoint.tensor_file import described, dtype_name
 from lowrise.distributed.collectives import Words
+from lowrise.distributed.sharding import rows_of
 from lowrise.errors import LowriseError
 
 Parts = Mapping[str, Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows [start, start + rows) of a tensor of shape `shape`; `local` are their live values."""
+
+    local: Tensor
+    start: int
+    shape: tuple[int, ...]
+
+    @property
+    def rows(self) -> int:
+        return row_count(self.local.shape)
+
+
+def row_count(shape: Sequence[int]) -> int:
+    """Rows of a shape: its first dimension, or 1 where it has none."""
+    return shape[0] if shape else 1
+
+
+@torch.no_grad()
+def piece_of(name: str, tensor: Tensor) -> Piece:
+    """What this rank has of a tensor. Raises `LowriseError` for a `DTensor` that is laid out in another
+    way."""
+    shape = tuple(tensor.shape)
+    if not isinstance(tensor, DTensor):
+        return Piece(tensor.detach(), 0, shape)
+    sharded = [(axis, p) for axis, p in enumerate(tensor.placements) if not p.is_replicate()]
+    start = 0
+    for axis, placement in sharded:
+        if len(sharded) > 1 or type(placement) is not Shard or placement.dim != 0:
+            raise LowriseError(
+                f"{name} is laid out as {tensor.placements}; a checkpoint takes copies and one Shard(0)."
+            )
+        mesh = tensor.device_mesh
+        start = rows_of(shape[0], mesh.size(axis), mesh.get_local_rank(axis)).start
+    return Piece(tensor.to_local().detach(), start, shape)
 
 
 @dataclass(frozen=True)

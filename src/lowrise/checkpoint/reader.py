@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lowrise.checkpoint.layout import piece_of, row_count
 from lowrise.checkpoint.manifest import DamagedCheckpoint, read_manifest
-from lowrise.checkpoint.pieces import piece_of, row_count
 from lowrise.checkpoint.tensor_file import Readers, described, dtype_name, read_header
 from lowrise.distributed import World
 from lowrise.distributed.collectives import Words
@@ -100,7 +100,7 @@ class Checkpoint:
     def load_into(
         self, part: str, tensors: Mapping[str, Tensor], world: World | None = None, check: Check | None = None
     ) -> None:
-        """Copy the saved values into live tensors of any kind (`checkpoint/pieces.py`), on any number of
+        """Copy the saved values into live tensors of any kind (`checkpoint/layout.py`), on any number of
         ranks, however many wrote them. Collective over the ranks of `world`.
 
         A rank reads the rows that it has, no others. First all that the ranks have together is compared with
