@@ -20,6 +20,7 @@ from lowrise.report import html
 from lowrise.report.charts import Series, chart
 from lowrise.report.formatting import UNKNOWN, number
 from lowrise.report.intervals import Bar, intervals
+from lowrise.report.pareto import Bought, pareto_section
 from lowrise.runs.history import Run, read_run
 
 Curve = tuple[np.ndarray, np.ndarray]  # tokens or FLOPs, validation loss
@@ -39,7 +40,9 @@ def to_html(comparison: Comparison, runs_dir: Path, environment: dict[str, Any])
     body.append(html.section("Result", html.table(*cells(comparison, QUALITY))))
     if len(rows) > 1:
         body.append(_difference_section(comparison))
-    body.append(html.section("Cost", html.table(*cells(comparison, COST))))
+    weights = html.note("weights: bytes of the whole model in bfloat16, as it is when it is used.")
+    body.append(html.section("Cost", html.table(*cells(comparison, COST)), weights))
+    body.append(_pareto(comparison))
     if len(rows) > 1:
         body.append(html.section(f"Ratios to {rows[0].label}", html.table(*cells(comparison, RATIOS))))
     body.append(_curves_section(comparison, runs_dir))
@@ -110,6 +113,26 @@ def _published_section(comparison: Comparison) -> str:
 def _without_result(row: Row) -> str:
     counts = ((row.diverged, "diverged"), (row.failed, "failed"), (row.waiting, "still to do"))
     return ", ".join(f"{count} {what}" for count, what in counts if count)
+
+
+_BOUGHT_WITH = {
+    "params_non_embedding": "parameters (without embedding and head)",
+    "inference_bytes": "weights at inference (bytes in bfloat16)",
+    "train_flops": "training FLOPs",
+    "tokens": "training tokens",
+    "state_bytes_measured": "optimizer state (bytes)",
+    "peak_memory_bytes": "peak memory (bytes)",
+    "train_seconds": "training time (seconds of updates)",
+}
+
+
+def _pareto(comparison: Comparison) -> str:
+    bought = [
+        Bought(row.label, row.val_loss.mean, row.val_loss.sd, row.costs, color)
+        for color, row in enumerate(comparison.rows)
+        if row.val_loss.mean is not None
+    ]
+    return pareto_section("What the loss was bought with", bought, _BOUGHT_WITH, y_label=_LOSS)
 
 
 def _curves_section(comparison: Comparison, runs_dir: Path) -> str:

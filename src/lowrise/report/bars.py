@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from lowrise.report.charts import nice_ticks
+from lowrise.report.ticks import nice_ticks
 from lowrise.report.html import style
 
 _RIGHT, _TOP, _BOTTOM, _BAR, _GAP = 90, 40, 44, 18, 8  # pixels

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from lowrise.report.charts import nice_ticks, tick_label
+from lowrise.report.ticks import nice_ticks, tick_label
 
 _ROW, _TOP, _BOTTOM, _RIGHT, _CHARACTER = 26, 8, 44, 16, 6.8
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from lowrise.report.charts import COLORS, nice_ticks, tick_label
+from lowrise.report.charts import COLORS
+from lowrise.report.ticks import nice_ticks, tick_label
 
 _RIGHT, _ROW, _TOP, _BOTTOM = 20, 30, 12, 44  # pixels
 _CHARACTER = 6.8  # mean width of a letter at 12 px
