@@ -24,13 +24,15 @@ from lowrise.report.pareto import Bought, pareto_section
 from lowrise.runs.history import Run, read_run
 
 Curve = tuple[np.ndarray, np.ndarray]  # tokens or FLOPs, validation loss
+_NAMED = 4  # recipes in the title
 _LOSS = "validation loss (nats per token)"
 
 
 def to_html(comparison: Comparison, runs_dir: Path, environment: dict[str, Any]) -> str:
     """The page, from its title to the environment."""
     rows = comparison.rows
-    title = "Comparison: " + ", ".join(row.label for row in rows)
+    more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
+    title = "Comparison: " + ", ".join(row.label for row in rows[:_NAMED]) + more
     body = [html.heading(title, f"Budget of a run: {comparison.budget}")]
     troubles = [f"{row.label}: {lost}" for row in rows if (lost := _without_result(row))]
     if troubles:

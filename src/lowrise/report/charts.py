@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lowrise.report.html import drawing
 from lowrise.report.tags import place_tags
 from lowrise.report.ticks import log_ticks, nice_ticks, tick_label
 
@@ -34,8 +35,8 @@ Values = Sequence[float] | np.ndarray
 
 @dataclass(frozen=True)
 class Series:
-    """One curve. `kind`: a `line`, a thin `faint` line behind others, `points`, `both`, or a `guide`: a dashed
-    line that is looked at and not read out.
+    """One curve. `kind`: a `line`, a thin `faint` line behind others, `points`, `both`, or a `guide`: a
+    dashed line that is looked at and not read out.
 
     `low` and `high` give a band around a line, or error bars on points. Non-finite y values are gaps.
     `notes`: a text for each point, which the page shows beside its value. `tag`: written beside its dots
@@ -117,14 +118,15 @@ def chart(
         "y": {"label": y_label, "range": [y_scale.low, y_scale.high], "log": log_y},
         "series": [_numbers(one, width) for one in drawn],
     }
-    return (
-        f'<figure class="chart" tabindex="0"><svg viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{escape(y_label)} over {escape(x_label)}">'
+    content = (
         f'<clipPath id="{clip}"><rect x="{_LEFT - 5}" y="{top - 5}" width="{width - _LEFT - _RIGHT + 10}" '
         f'height="{height - top - _BOTTOM + 10}"/></clipPath>'
         f"{_labels(x_label, y_label, width, height, top)}"
         f'<g class="axes">{_axes(x_scale, y_scale, width, height)}</g>{key}'
-        f'<g class="curves" clip-path="url(#{clip})">{body}</g></svg>'
+        f'<g class="curves" clip-path="url(#{clip})">{body}</g>'
+    )
+    return (
+        f'<figure class="chart" tabindex="0">{drawing(width, height, f"{y_label} over {x_label}", content)}'
         f'<script type="application/json">{_as_script(numbers)}</script></figure>'
     )
 
@@ -258,7 +260,7 @@ def _axes(x: _Scale, y: _Scale, width: int, height: int) -> str:
 
 
 def _style(series: Series) -> str:
-    dash = ";stroke-dasharray:6 4" if series.color >= COLORS else ""
+    dash = ";stroke-dasharray:6 4" if series.color >= COLORS and series.kind != "points" else ""
     return f"--c:var(--c{series.color % COLORS}){dash}"
 
 
@@ -318,7 +320,9 @@ def _draw(series: Series, x_scale: _Scale, y_scale: _Scale, width: int) -> str:
 
 def _tags(series: Sequence[Series], x: _Scale, y: _Scale, box: tuple[float, float, float, float]) -> str:
     """The names beside the dots of all series."""
-    tagged = [(one.tag, px, py) for one in series if one.tag for px, py in zip(x(one.x), y(one.y), strict=True)]
+    tagged = [
+        (one.tag, px, py) for one in series if one.tag for px, py in zip(x(one.x), y(one.y), strict=True)
+    ]
     places = place_tags([(px, py) for _, px, py in tagged], [name for name, _, _ in tagged], box)
     return "".join(
         f'<text class="tag" x="{at[0]:.1f}" y="{at[1]:.1f}" text-anchor="{at[2]}">{escape(name)}</text>'
@@ -338,7 +342,7 @@ def _band(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> str:
 
 def _error_bars(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> str:
     return "".join(
-        f'<line class="faint" x1="{a:.1f}" x2="{a:.1f}" y1="{b:.1f}" y2="{c:.1f}"/>'
+        f'<line class="spread" x1="{a:.1f}" x2="{a:.1f}" y1="{b:.1f}" y2="{c:.1f}"/>'
         for a, b, c in zip(x, low, high, strict=True)
         if math.isfinite(b) and math.isfinite(c)
     )

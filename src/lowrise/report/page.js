@@ -16,9 +16,9 @@
 
   const shown = (value) => {
     const size = Math.abs(value);
-    if (size >= 1e15 || (size > 0 && size < 1e-3)) return value.toExponential(3);
-    for (const [unit, factor] of [["T", 1e12], ["G", 1e9], ["M", 1e6], ["k", 1e3]])
-      if (size >= factor * 10) return `${+(value / factor).toPrecision(4)} ${unit}`;
+    if (size >= 1e15 || (size > 0 && size < 1e-3)) return value.toExponential(3).replace(/\.?0*e\+?/, "e");
+    for (const [unit, factor, from] of [["T", 1e12, 1e12], ["G", 1e9, 1e9], ["M", 1e6, 1e6], ["k", 1e3, 1e4]])
+      if (size >= from) return `${+(value / factor).toPrecision(4)} ${unit}`;
     return `${+value.toPrecision(5)}`;
   };
 
@@ -268,7 +268,7 @@
     }
 
     style(one) {
-      return `--c:var(--c${one.color % COLORS})${one.color >= COLORS ? ";stroke-dasharray:6 4" : ""}`;
+      return `--c:var(--c${one.color % COLORS})${one.color >= COLORS && one.kind !== "points" ? ";stroke-dasharray:6 4" : ""}`;
     }
 
     curve(group, one, x, y) {
@@ -276,7 +276,7 @@
       const points = one.x.map((v, i) => fits(v, "x") && fits(one.y[i], "y") ? [x.at(v), y.at(one.y[i])] : null);
       if (one.low && one.kind === "points") {
         one.x.forEach((v, i) => fits(v, "x") && fits(one.low[i], "y") && fits(one.high[i], "y") &&
-          make(group, "line", { class: "faint", x1: x.at(v), x2: x.at(v), y1: y.at(one.low[i]), y2: y.at(one.high[i]) }));
+          make(group, "line", { class: "spread", x1: x.at(v), x2: x.at(v), y1: y.at(one.low[i]), y2: y.at(one.high[i]) }));
       } else if (one.low) {
         const edge = (values) => one.x.map((v, i) => fits(v, "x") && fits(values[i], "y")
           ? `${x.at(v).toFixed(1)} ${y.at(values[i]).toFixed(1)}` : "").filter(Boolean);
@@ -385,10 +385,13 @@
         make(line, "span", {}, `${one.name || this.y.label} ${shown(one.y[i])}${range}${note}`);
       }
       this.tip.hidden = false;
-      const share = at / this.size[0], width = this.svg.getBoundingClientRect().width;
-      this.tip.style.top = `${this.svg.offsetTop + 8}px`;
-      this.tip.style.left = share < 0.5 ? `${share * width + 14}px` : "auto";
-      this.tip.style.right = share < 0.5 ? "auto" : `${(1 - share) * width + 14}px`;
+      // Beside the place, on the side that has more room; a wide drawing may be scrolled.
+      const drawn = this.svg.getBoundingClientRect(), outer = this.figure.getBoundingClientRect();
+      const place = drawn.left - outer.left + (at / this.size[0]) * drawn.width;
+      const onRight = place < outer.width / 2;
+      this.tip.style.top = `${drawn.top - outer.top + 8}px`;
+      this.tip.style.left = onRight ? `${Math.max(place, 0) + 14}px` : "auto";
+      this.tip.style.right = onRight ? "auto" : `${Math.max(outer.width - place, 0) + 14}px`;
     }
   }
 

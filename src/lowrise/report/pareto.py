@@ -45,8 +45,12 @@ def pareto_section(title: str, bought: Sequence[Bought], costs: Mapping[str, str
             same.append(label.split(" (")[0])
         else:
             figures.append(_figure(there, label, y_label))
-    about = "Down and left is better. On the line lie the recipes that no other one beats in both, by their means"
-    about += "; bars are one standard deviation over the seeds, so who is just above the line may belong to it"
+    about = (
+        "Down and left is better. On the line lie the recipes that no other one beats in both, by their means"
+    )
+    about += (
+        "; bars are one standard deviation over the seeds, so who is just above the line may belong to it"
+    )
     about += "." if any(one.sd for one in bought) else " (there are none: one seed)."
     if same:
         about += f" The same for all, so not drawn: {', '.join(same)}."
@@ -70,7 +74,10 @@ def _figure(there: Sequence[tuple[Bought, float]], label: str, y_label: str) -> 
     best = frontier(pairs)
     line = _stairs([pairs[i] for i in best])
     series = [Series("", [x for x, _ in line], [y for _, y in line], _GUIDE, "guide")]
-    for i in [*best, *(i for i in range(len(there)) if i not in best)]:  # names of the frontier find room first
+    for i in [
+        *best,
+        *(i for i in range(len(there)) if i not in best),
+    ]:  # names of the frontier find room first
         one, cost = there[i]
         spread = None if one.sd is None else ([one.loss - one.sd], [one.loss + one.sd])
         low, high = spread or (None, None)

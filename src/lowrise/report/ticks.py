@@ -8,6 +8,8 @@ from itertools import pairwise
 
 from lowrise.report.formatting import scientific, si
 
+_UNITS = {3: "k", 6: "M", 9: "G", 12: "T"}
+
 
 def nice_ticks(low: float, high: float, count: int = 6) -> list[float]:
     """Multiples of 1, 2 or 5 times a power of ten inside [low, high], about `count` of them."""
@@ -45,15 +47,15 @@ def tick_label(value: float, ticks: Sequence[float]) -> str:
     steps = [abs(b - a) for a, b in pairwise(ticks) if b != a]
     smallest = min(steps, default=largest)
     if min(steps, default=1.0) * 1.5 < max(steps, default=1.0):  # unequal steps: logarithmic
-        short = si(value, digits=1) if 1e4 <= value < 1e12 else f"{value:g}" if 1e-4 <= value < 1e4 else ""
+        short = si(value, digits=1) if 1e4 <= value < 1e15 else f"{value:g}" if 1e-4 <= value < 1e4 else ""
         return short or scientific(value, 1)
     if 1e-3 <= largest < 1e4:
         return f"{value:.{_decimals(smallest)}f}"
     exponent = math.floor(math.log10(largest))
     unit = f"e{exponent}"
-    if 1e4 <= largest < 1e12:
+    if largest >= 1e4:
         exponent = exponent // 3 * 3
-        unit = " " + {3: "k", 6: "M", 9: "G"}[exponent]
+        unit = " " + _UNITS[exponent] if exponent in _UNITS else f"e{exponent}"
     return f"{value / 10.0**exponent:.{_decimals(smallest / 10.0**exponent)}f}{unit}"
 
 

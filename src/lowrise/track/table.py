@@ -39,15 +39,16 @@ def table(options: TableOptions, console: Console) -> int:
 
 def _counted(track: Track, entries: dict[str, Entry]) -> tuple[dict[str, Result], list[str]]:
     """The results that count, and in words why the others do not."""
-    results, left = {}, []
+    results: dict[str, Result] = {}
+    left: dict[str, list[str]] = {}
     for name, entry in entries.items():
         result = read_result(track, name)
         faults = ["not run yet"] if result is None else faults_of(track, entry, result)
         if faults or result is None:
-            left.append(f"{name}: {'; '.join(faults)}")
+            left.setdefault("; ".join(faults), []).append(name)
         else:
             results[name] = result
-    return results, left
+    return results, [f"{', '.join(names)}: {why}" for why, names in left.items()]
 
 
 _COLUMNS: tuple[tuple[str, Callable[[Place], str]], ...] = (
