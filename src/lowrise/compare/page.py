@@ -143,10 +143,12 @@ def _curves_section(comparison: Comparison, runs_dir: Path) -> str:
         "runs are short, the points are of a part of the held-out text (eval.tokens), the same for all; the "
         "results above are of all of it."
     )
-    figures = []
+    title, figures = "Validation loss along the way", []
     for x_key, x_label in (("tokens", "training tokens"), ("flops", "training FLOPs")):
         curves = {row.label: _curves(comparison, runs_dir, row.label, x_key) for row in comparison.rows}
         series = [_seed_series(label, found, i) for i, (label, found) in enumerate(curves.items()) if found]
+        if not series:
+            return html.section(title, html.note("No run at a chosen point has completed yet."))
         end = max((float(max(one.x)) for one in series if len(one.x)), default=1.0)
         figures.append(
             chart(
@@ -158,7 +160,7 @@ def _curves_section(comparison: Comparison, runs_dir: Path) -> str:
                 y_range=_focus(series),
             )
         )
-    return html.section("Validation loss along the way", html.note(about), *figures)
+    return html.section(title, html.note(about), *figures)
 
 
 def _curves(comparison: Comparison, runs_dir: Path, label: str, x_key: str) -> list[Curve]:

@@ -308,8 +308,11 @@
       for (const { one: { tag }, px, py } of dots) {
         if (!tag) continue;
         const width = CHARACTER * tag.length;
+        const above = py - AWAY, below = py + AWAY + HEIGHT - 3;
         const spots = [[px + AWAY, py + 4, "start", px + AWAY], [px - AWAY, py + 4, "end", px - AWAY - width],
-          [px, py - AWAY, "middle", px - width / 2], [px, py + AWAY + HEIGHT - 3, "middle", px - width / 2]];
+          [px, above, "middle", px - width / 2], [px, below, "middle", px - width / 2],
+          [px - DOT, above, "start", px - DOT], [px - DOT, below, "start", px - DOT],
+          [px + DOT, above, "end", px + DOT - width], [px + DOT, below, "end", px + DOT - width]];
         for (const [at, baseline, anchor, start] of spots) {
           const room = [start, start + width, baseline - HEIGHT + 3, baseline + 3];
           const inside = room[0] >= left && room[1] <= right && room[2] >= top && room[3] <= base;

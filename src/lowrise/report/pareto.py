@@ -7,14 +7,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from lowrise.files import is_known
 from lowrise.report import html
-from lowrise.report.charts import Series, chart
+from lowrise.report.charts import COLORS, Series, chart
 
 _SAME = 1.02  # largest over smallest cost up to which all have the same
 _LOG_FROM = 8.0
-_GUIDE = 7  # colour of the frontier
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,10 @@ def pareto_section(title: str, bought: Sequence[Bought], costs: Mapping[str, str
         else:
             figures.append(_figure(there, label, y_label))
     about = (
-        "Down and left is better. On the line lie the recipes that no other one beats in both, by their means"
+        "Down and left is better. What lies above the dashed line or right of it is beaten in both by one on "
+        "the line, by their means; bars are one standard deviation over the seeds, so who is just behind "
+        "the line may belong to it."
     )
-    about += (
-        "; bars are one standard deviation over the seeds, so who is just above the line may belong to it"
-    )
-    about += "." if any(one.sd for one in bought) else " (there are none: one seed)."
     if same:
         about += f" The same for all, so not drawn: {', '.join(same)}."
     return html.section(title, html.note(about), html.pair(*figures)) if figures else ""
@@ -71,29 +69,36 @@ def frontier(pairs: Sequence[tuple[float, float]]) -> list[int]:
 
 def _figure(there: Sequence[tuple[Bought, float]], label: str, y_label: str) -> str:
     pairs = [(cost, one.loss) for one, cost in there]
-    best = frontier(pairs)
-    line = _stairs([pairs[i] for i in best])
-    series = [Series("", [x for x, _ in line], [y for _, y in line], _GUIDE, "guide")]
-    for i in [
-        *best,
-        *(i for i in range(len(there)) if i not in best),
-    ]:  # names of the frontier find room first
-        one, cost = there[i]
-        spread = None if one.sd is None else ([one.loss - one.sd], [one.loss + one.sd])
-        low, high = spread or (None, None)
-        notes = ["on the line"] if i in best else []
-        dot = Series(one.name, [cost], [one.loss], one.color, "points", low, high, notes, tag=one.name)
-        series.append(dot)
     costs = [cost for cost, _ in pairs]
+    best = frontier(pairs)
+    line = _stairs([pairs[i] for i in best], max(costs), max(one.loss + (one.sd or 0.0) for one, _ in there))
+    series = [Series("", [x for x, _ in line], [y for _, y in line], kind="guide")]
+    for i in [*best, *(i for i in range(len(there)) if i not in best)]:  # the line's names find room first
+        one, cost = there[i]
+        low, high = (None, None) if one.sd is None else ([one.loss - one.sd], [one.loss + one.sd])
+        notes = ["on the line"] if i in best else []
+        series.append(
+            Series(one.name, [cost], [one.loss], one.color, "points", low, high, notes, tag=one.name)
+        )
     log = min(costs) > 0 and max(costs) >= _LOG_FROM * min(costs)
+    width, height = (450, 280) if len(there) <= COLORS else (560, 400)  # many names need room
     return chart(
-        series, x_label=label, y_label=y_label, width=560, height=320, log_x=log, legend=False, margin=0.08
+        series,
+        x_label=label,
+        y_label=y_label,
+        width=width,
+        height=height,
+        log_x=log,
+        legend=False,
+        margin=0.08,
     )
 
 
-def _stairs(pairs: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The corners of the frontier: what is reached at a cost stays reached at every higher one."""
-    corners = [pairs[0]]
-    for (_, before), (cost, loss) in zip(pairs, pairs[1:], strict=False):
+def _stairs(pairs: Sequence[tuple[float, float]], dearest: float, worst: float) -> list[tuple[float, float]]:
+    """The corners of the frontier: what is reached at a cost stays reached at every higher one, and below the
+    least cost nothing is.
+    """
+    corners = [(pairs[0][0], worst), pairs[0]]
+    for (_, before), (cost, loss) in pairwise(pairs):
         corners += [(cost, before), (cost, loss)]
-    return corners
+    return [*corners, (dearest, pairs[-1][1])]

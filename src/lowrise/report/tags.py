@@ -21,18 +21,23 @@ def place_tags(
     """For each dot (x, y) where its name is written: x, baseline and `text-anchor`; None where it finds no
     room.
 
-    Right of the dot, else left, above or below; within `box`, clear of every dot and of the names before, so
-    that the first ones have the choice.
+    Right of the dot, else left, above or below it, centred or to one side; within `box`, clear of every dot
+    and of the names before, so that the first ones have the choice.
     """
     taken = [(x - DOT, x + DOT, y - DOT, y + DOT) for x, y in dots]
     placed: list[tuple[float, float, str] | None] = []
     for (x, y), name in zip(dots, names, strict=True):
         width = CHARACTER * len(name)
+        above, below = y - AWAY, y + AWAY + HEIGHT - 3
         spots = (
             (x + AWAY, y + 4, "start", x + AWAY),
             (x - AWAY, y + 4, "end", x - AWAY - width),
-            (x, y - AWAY, "middle", x - width / 2),
-            (x, y + AWAY + HEIGHT - 3, "middle", x - width / 2),
+            (x, above, "middle", x - width / 2),
+            (x, below, "middle", x - width / 2),
+            (x - DOT, above, "start", x - DOT),
+            (x - DOT, below, "start", x - DOT),
+            (x + DOT, above, "end", x + DOT - width),
+            (x + DOT, below, "end", x + DOT - width),
         )
         found = None
         for at, baseline, anchor, left in spots:
