@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -35,6 +36,21 @@ def table(options: TableOptions, console: Console) -> int:
         console.print(text, soft_wrap=True)
     console.print(f"Written: {track.folder / 'leaderboard.md'}, leaderboard.html", soft_wrap=True)
     return 0
+
+
+def is_track(folder: Path) -> bool:
+    """Whether this is the folder of a track."""
+    return (folder / "track.toml").is_file()
+
+
+def write_again(folder: Path, target: Path | None = None) -> Path:
+    """Write the page of a track's leaderboard again, there or as `target`, and return its path."""
+    track = read_track(folder)
+    entries = {name: read_entry(track, name) for name in track.entry_names()}
+    results, left = _counted(track, entries)
+    target = target or track.folder / "leaderboard.html"
+    write_whole(target, to_html(track, entries, places(track, results), left))
+    return target
 
 
 def _counted(track: Track, entries: dict[str, Entry]) -> tuple[dict[str, Result], list[str]]:
