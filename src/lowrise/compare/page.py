@@ -18,7 +18,8 @@ from lowrise.compare.rows import Comparison, Row
 from lowrise.files import is_known
 from lowrise.report import html
 from lowrise.report.charts import Series, chart
-from lowrise.report.formatting import UNKNOWN, number
+from lowrise.report.differences import differences
+from lowrise.report.formatting import number
 from lowrise.report.intervals import Bar, intervals
 from lowrise.report.pareto import Bought, pareto_section
 from lowrise.runs.history import Run, read_run
@@ -51,11 +52,8 @@ def to_html(comparison: Comparison, runs_dir: Path, environment: dict[str, Any])
     body += _sensitivity_sections(comparison)
     body.append(_published_section(comparison))
     if comparison.settings:
-        header = ["setting", *(row.label for row in rows)]
-        settings = [
-            [key, *(_setting(by[row.label]) for row in rows)] for key, by in comparison.settings.items()
-        ]
-        body.append(html.section("Settings that differ", html.table(header, settings, text=True)))
+        table = differences(comparison.settings, [row.label for row in rows], key="setting")
+        body.append(html.section("Settings that differ", table))
     notes = "".join(html.note(text) for text in comparison.notes)
     body.append(html.section("How to read this", notes))
     listed = [
@@ -73,10 +71,6 @@ def to_html(comparison: Comparison, runs_dir: Path, environment: dict[str, Any])
     facts = [[key, str(value)] for key, value in environment.items()]
     body.append(html.section("Environment", html.table(("what", "value"), facts, text=True)))
     return html.page(title, body, "lowrise comparison report")
-
-
-def _setting(value: Any) -> str:
-    return UNKNOWN if value is None else str(value)
 
 
 def _difference_section(comparison: Comparison) -> str:
@@ -99,9 +93,11 @@ def _difference_section(comparison: Comparison) -> str:
         empty="There is no interval yet: two seeds on either side are needed.",
     )
     table = html.table(*cells(comparison, DIFFERENCE, others=True))
-    why = [
-        html.note(f"{row.label}: undecided, because {b}.") for row in others if (b := row.difference.because)
-    ]
+    undecided: dict[str, list[str]] = {}
+    for row in others:
+        if row.difference.because:
+            undecided.setdefault(row.difference.because, []).append(row.label)
+    why = [html.note(f"{', '.join(them)}: undecided, because {b}.") for b, them in undecided.items()]
     power = [html.note(line) for line in comparison.power]
     return html.section(f"Difference from {first.label}", figure, table, *why, *power)
 

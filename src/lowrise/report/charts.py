@@ -28,6 +28,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = (
     10,
     40,
 )  # pixels around the plot; the same for all, so that stacked charts align
+_LEGEND = 26.0  # the top of a plot below a legend of one line
 _CHARACTER = 6.8  # mean width of a letter at the legend's 12 px, for its layout
 
 Values = Sequence[float] | np.ndarray
@@ -100,6 +101,7 @@ def chart(
         return f'<p class="empty">No values of {escape(y_label)} were recorded.</p>'
     named = sum(bool(one.name) for one in drawn)
     key, top = _legend(drawn, width) if legend and named > 1 else ("", float(_TOP))
+    height += int(max(0.0, top - _LEGEND))  # a legend of several lines takes nothing from the plot
     free = margin if all(one.kind in ("points", "guide") for one in drawn) else 0.0  # no dot on the edge
     x_scale = _Scale(
         *(x_range or _extent([one.x for one in drawn], log_x, free)), _LEFT, width - _RIGHT, log_x
@@ -239,7 +241,7 @@ def _labels(x_label: str, y_label: str, width: int, height: int, top: float) -> 
 
 def _axes(x: _Scale, y: _Scale, width: int, height: int) -> str:
     parts = []
-    x_ticks, y_ticks = x.ticks(max(2, width // 120)), y.ticks(max(2, height // 50))
+    x_ticks, y_ticks = x.ticks(max(2, width // 95)), y.ticks(max(2, height // 50))
     for tick, place in zip(y_ticks, y(y_ticks), strict=True):
         parts.append(
             f'<line class="grid" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{place:.1f}" y2="{place:.1f}"/>'

@@ -251,7 +251,7 @@
         make(axes, "line", { class: "grid", x1: left, x2: right, y1: at, y2: at });
         make(axes, "text", { class: "tick", x: left - 8, y: +at + 4, "text-anchor": "end" }, shown(tick));
       }
-      const xTicks = this.log.x ? logTicks(...this.view.x) : niceTicks(...this.view.x, (right - left) / 120);
+      const xTicks = this.log.x ? logTicks(...this.view.x) : niceTicks(...this.view.x, (right - left) / 80);
       for (const tick of xTicks) {
         const at = x.at(tick).toFixed(1);
         make(axes, "line", { class: "axis", x1: at, x2: at, y1: base, y2: base + 4 });
