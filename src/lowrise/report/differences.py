@@ -25,9 +25,11 @@ def differences(settings: Mapping[str, Mapping[str, Any]], names: Sequence[str],
         holders: dict[str, list[str]] = {}
         for name, value in zip(names, values, strict=True):
             holders.setdefault(value, []).append(name)
-        order = sorted(holders, key=lambda value: (value == _UNSET, -len(holders[value])))
+        order = sorted(holders, key=lambda value: len(holders[value]))  # what is rare is what one looks for
         for i, value in enumerate(order):
-            lines.append(["" if i else setting, value, ", ".join(holders[value])])
+            is_rest = value == order[-1] and len(holders[value]) > 1
+            who = f"the other {len(holders[value])}" if is_rest else ", ".join(holders[value])
+            lines.append(["" if i else setting, value, who])
     return html.table((key, "value", "recipes"), lines, text=True)
 
 
