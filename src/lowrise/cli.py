@@ -243,20 +243,10 @@ def report(arguments: Arguments, console: Console) -> int:
     from lowrise.report.options import ReportOptions
 
     command = parse(ReportOptions, arguments, "report")
-    from lowrise.report.run_report import write_report
-    from lowrise.report.several import write_several
+    from lowrise.pages import write_pages
 
-    folders = [folder.expanduser() for folder in command.folders]
-    if not folders:
-        raise UsageError("lowrise report needs a run: give the folder of one, or of several.")
-    if len(folders) == 1 and command.out is None:
-        target = write_report(folders[0])
-    else:
-        out = (command.out or Path("report.html")).expanduser()
-        if out.exists() and not out.is_file():
-            raise UsageError(f"lowrise report --out {out} is a folder: name the HTML file.")
-        target = write_several(folders, out)
-    console.print(f"Report: {target}", soft_wrap=True)
+    for target in write_pages(command.folders, command.out):
+        console.print(f"Report: {target}", soft_wrap=True)
     return 0
 
 
@@ -331,7 +321,7 @@ COMMANDS: dict[str, tuple[Callable[[Arguments, Console], int], str]] = {
     "plan": (plan, "what a run will cost: parameters, FLOPs, bytes per device, time, before it starts"),
     "bench": (bench, "what this machine does: tokens per second, step time, memory of methods in one run"),
     "track": (track, "entries under one budget, decided by a rule written before: run, check, table"),
-    "report": (report, "write a run's report again, or one page of several runs"),
+    "report": (report, "write the report of a run, comparison, sweep or track again; of runs one page"),
     "scaling": (scaling, "isoFLOP sweeps and scaling laws: run, fit, plot"),
     "inspect": (inspect, "what the matrices of a run, an export or a folder make of their rank"),
     "data": (data, "prepare a corpus, or look into one"),

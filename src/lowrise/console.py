@@ -5,17 +5,19 @@ from __future__ import annotations
 import io
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 import rich.console
 from rich.console import RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.segment import Segment
 
 from lowrise.errors import printable
 
+T = TypeVar("T")
 _PACKAGE = Path(__file__).parent
 
 
@@ -38,6 +40,27 @@ class Console(rich.console.Console):
             plain = segment.control or (segment.text.isascii() and segment.text.isprintable())
             text = segment.text if plain else printable(segment.text)
             yield segment if text == segment.text else Segment(text, segment.style)
+
+
+def counted(items: Sequence[T], what: str, name: Callable[[T], str], console: Console) -> Iterator[T]:
+    """The items, with a bar that says how many are done and which one it is at: `what` is being done to them.
+    The bar disappears at the end; nothing is drawn for a single item, or where this is no terminal.
+    """
+    if not console.is_terminal or len(items) < 2:
+        yield from items
+        return
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=len(items))
+        for item in items:
+            bar.update(task, description=f"{what} {name(item)}")
+            yield item
+            bar.advance(task)
 
 
 def survive_any_encoding() -> None:

@@ -99,3 +99,9 @@ def test_a_picture_has_a_bar_for_each_method(tmp_path: Path, capsys: pytest.Capt
 def test_wrong_requests(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", *words]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_a_misspelled_method_is_told_where_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--model", "nano", "--method", "galor"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "lowrise plan --method: there is no method 'galor'; the nearest is 'galore'" in said

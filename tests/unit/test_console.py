@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 import lowrise
-from lowrise.console import Console, plain_warnings
+from lowrise.console import Console, counted, plain_warnings
 from lowrise.errors import printable
 from lowrise.train.display import Display
 
@@ -74,3 +74,16 @@ def test_our_warnings_are_sentences_and_others_stay():
             warnings.warn("theirs", stacklevel=1)
     assert said == ["warning: ours"]
     assert [str(w.message) for w in others] == ["theirs"]
+
+
+def test_a_count_is_shown_on_a_terminal_and_nowhere_else():
+    def seen(*items: str, **options: object) -> str:
+        stream = io.StringIO()
+        console = Console(file=stream, width=100, color_system=None, **options)
+        assert list(counted(items, "fitting", str.upper, console)) == list(items)
+        return stream.getvalue()
+
+    drawn = seen("muon", "galore", force_terminal=True)
+    assert "fitting GALORE" in drawn
+    assert "2/2" in drawn
+    assert seen("muon", "galore") == seen("muon", force_terminal=True) == ""

@@ -27,6 +27,7 @@ FLOORS = (
     ("train", "evaluation"),
     ("compare", "audit"),
     ("sweep", "scaling", "track"),
+    ("pages",),
     ("cli", "__main__"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -18,11 +18,13 @@ def about(plan: Plan) -> dict[str, dict[str, str]]:
 
 
 def in_one_line(by_recipe: Mapping[str, str]) -> str:
-    """The value that all share, or each recipe's."""
-    values = set(by_recipe.values())
-    if len(values) == 1:
-        return values.pop()
-    return "; ".join(f"{label}: {value}" for label, value in by_recipe.items())
+    """The value that all share, or each value with the recipes that have it."""
+    holders: dict[str, list[str]] = {}
+    for label, value in by_recipe.items():
+        holders.setdefault(value, []).append(label)
+    if len(holders) == 1:
+        return next(iter(holders))
+    return "; ".join(f"{', '.join(labels)}: {value}" for value, labels in holders.items())
 
 
 def model_in_words(tree: Mapping[str, Any]) -> str:

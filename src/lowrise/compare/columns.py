@@ -83,6 +83,7 @@ COST: tuple[Column, ...] = (
     RECIPE,
     ("params", lambda row: si(row.costs["params_total"])),
     ("non-emb.", lambda row: si(row.costs["params_non_embedding"])),
+    ("weights", lambda row: show_bytes(row.costs.get("inference_bytes"))),
     ("FLOPs", lambda row: scientific(row.costs["train_flops"])),
     ("tokens", lambda row: si(row.costs["tokens"])),
     ("train", lambda row: duration(row.costs["train_seconds"])),

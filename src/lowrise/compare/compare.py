@@ -15,6 +15,7 @@ import os
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -27,7 +28,8 @@ from lowrise.compare.options import CompareConfig
 from lowrise.compare.outcomes import Outcome, RunSpec
 from lowrise.compare.plan import AXES, LoadRecipe, Plan, PlanRun, RunKey, build_plan, resolve
 from lowrise.compare.rates import with_steps
-from lowrise.compare.report import print_comparison, without_nan, write_comparison
+from lowrise.compare.report import print_comparison, without_nan, write_comparison, write_numbers
+from lowrise.compare.rows import Comparison
 from lowrise.compare.rules import rules
 from lowrise.compare.runner import TRAIN_COMMAND, Runner
 from lowrise.compare.table import aggregate
@@ -61,7 +63,7 @@ def compare(
     size, gpus = default_slots()
     size = config.workers or size
     environment = describe_environment(size)
-    with hold_directory(out) as lock, StopRequest() as stop:
+    with hold_directory(out, "lowrise compare") as lock, StopRequest() as stop:
         with Pool(size, gpus=gpus, inherit=[lock]) as pool, Display(console, runs_dir) as display:
             parts: dict[str, Any] = {
                 "runs_dir": runs_dir,
@@ -79,14 +81,16 @@ def compare(
                 if timed is None:
                     return _stopped(stop, console)
                 plan = timed
-            runs = _Runs(plan, load_recipe)
+            runs = Runs(plan, load_recipe)
             changed = write_plan(table_dir, plan, runs.required({}), environment)
             _print_plan(display, plan, size)
-            outcomes = Runner(runs.required, runs.expected, **parts).run()
-        comparison = aggregate(plan, runs.specs, outcomes)
-        if changed:
-            note = f"The plan was changed {changed} time(s) after it was first written (see plan-*.json)."
-            comparison = replace(comparison, notes=(*comparison.notes, note))
+
+            def keep(found: Mapping[RunKey, Outcome]) -> None:
+                with suppress(OSError):  # a full disk ends the runs before it ends the table
+                    write_numbers(table_dir, so_far(plan, runs, found, changed), environment)
+
+            outcomes = Runner(runs.required, runs.expected, **parts, keep=keep).run()
+        comparison = so_far(plan, runs, outcomes, changed)
         write_comparison(table_dir, comparison, runs_dir, environment)
         for name in _TABLE_FILES:
             shutil.copyfile(table_dir / name, out / name)
@@ -97,7 +101,7 @@ def compare(
     return 1 if any(outcome.status == "failed" for outcome in outcomes.values()) else 0
 
 
-class _Runs:
+class Runs:
     """Every run that was asked for so far, made concrete once."""
 
     def __init__(self, plan: Plan, load_recipe: LoadRecipe) -> None:
@@ -113,6 +117,15 @@ class _Runs:
 
     def expected(self, outcomes: Mapping[RunKey, Outcome]) -> int:
         return expected_runs(self._plan, outcomes)
+
+
+def so_far(plan: Plan, runs: Runs, outcomes: Mapping[RunKey, Outcome], changed: int) -> Comparison:
+    """The table of these outcomes. `changed`: how often the plan was changed."""
+    comparison = aggregate(plan, runs.specs, outcomes)
+    if not changed:
+        return comparison
+    note = f"The plan was changed {changed} time(s) after it was first written (see plan-*.json)."
+    return replace(comparison, notes=(*comparison.notes, note))
 
 
 def _stopped(stop: StopRequest, console: Console) -> int:

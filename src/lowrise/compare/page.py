@@ -18,18 +18,22 @@ from lowrise.compare.rows import Comparison, Row
 from lowrise.files import is_known
 from lowrise.report import html
 from lowrise.report.charts import Series, chart
-from lowrise.report.formatting import UNKNOWN, number
+from lowrise.report.differences import differences
+from lowrise.report.formatting import number
 from lowrise.report.intervals import Bar, intervals
+from lowrise.report.pareto import Bought, pareto_section
 from lowrise.runs.history import Run, read_run
 
 Curve = tuple[np.ndarray, np.ndarray]  # tokens or FLOPs, validation loss
+_NAMED = 4  # recipes in the title
 _LOSS = "validation loss (nats per token)"
 
 
 def to_html(comparison: Comparison, runs_dir: Path, environment: dict[str, Any]) -> str:
     """The page, from its title to the environment."""
     rows = comparison.rows
-    title = "Comparison: " + ", ".join(row.label for row in rows)
+    more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
+    title = "Comparison: " + ", ".join(row.label for row in rows[:_NAMED]) + more
     body = [html.heading(title, f"Budget of a run: {comparison.budget}")]
     troubles = [f"{row.label}: {lost}" for row in rows if (lost := _without_result(row))]
     if troubles:
@@ -39,18 +43,17 @@ def to_html(comparison: Comparison, runs_dir: Path, environment: dict[str, Any])
     body.append(html.section("Result", html.table(*cells(comparison, QUALITY))))
     if len(rows) > 1:
         body.append(_difference_section(comparison))
-    body.append(html.section("Cost", html.table(*cells(comparison, COST))))
+    weights = html.note("weights: bytes of the whole model in bfloat16, as it is when it is used.")
+    body.append(html.section("Cost", html.table(*cells(comparison, COST)), weights))
+    body.append(_pareto(comparison))
     if len(rows) > 1:
         body.append(html.section(f"Ratios to {rows[0].label}", html.table(*cells(comparison, RATIOS))))
     body.append(_curves_section(comparison, runs_dir))
     body += _sensitivity_sections(comparison)
     body.append(_published_section(comparison))
     if comparison.settings:
-        header = ["setting", *(row.label for row in rows)]
-        settings = [
-            [key, *(_setting(by[row.label]) for row in rows)] for key, by in comparison.settings.items()
-        ]
-        body.append(html.section("Settings that differ", html.table(header, settings, text=True)))
+        table = differences(comparison.settings, [row.label for row in rows], key="setting")
+        body.append(html.section("Settings that differ", table))
     notes = "".join(html.note(text) for text in comparison.notes)
     body.append(html.section("How to read this", notes))
     listed = [
@@ -68,10 +71,6 @@ def to_html(comparison: Comparison, runs_dir: Path, environment: dict[str, Any])
     facts = [[key, str(value)] for key, value in environment.items()]
     body.append(html.section("Environment", html.table(("what", "value"), facts, text=True)))
     return html.page(title, body, "lowrise comparison report")
-
-
-def _setting(value: Any) -> str:
-    return UNKNOWN if value is None else str(value)
 
 
 def _difference_section(comparison: Comparison) -> str:
@@ -94,9 +93,11 @@ def _difference_section(comparison: Comparison) -> str:
         empty="There is no interval yet: two seeds on either side are needed.",
     )
     table = html.table(*cells(comparison, DIFFERENCE, others=True))
-    why = [
-        html.note(f"{row.label}: undecided, because {b}.") for row in others if (b := row.difference.because)
-    ]
+    undecided: dict[str, list[str]] = {}
+    for row in others:
+        if row.difference.because:
+            undecided.setdefault(row.difference.because, []).append(row.label)
+    why = [html.note(f"{', '.join(them)}: undecided, because {b}.") for b, them in undecided.items()]
     power = [html.note(line) for line in comparison.power]
     return html.section(f"Difference from {first.label}", figure, table, *why, *power)
 
@@ -112,16 +113,38 @@ def _without_result(row: Row) -> str:
     return ", ".join(f"{count} {what}" for count, what in counts if count)
 
 
+_BOUGHT_WITH = {
+    "params_non_embedding": "parameters (without embedding and head)",
+    "inference_bytes": "weights at inference (bytes in bfloat16)",
+    "train_flops": "training FLOPs",
+    "tokens": "training tokens",
+    "state_bytes_measured": "optimizer state (bytes)",
+    "peak_memory_bytes": "peak memory (bytes)",
+    "train_seconds": "training time (seconds of updates)",
+}
+
+
+def _pareto(comparison: Comparison) -> str:
+    bought = [
+        Bought(row.label, row.val_loss.mean, row.val_loss.sd, row.costs, color)
+        for color, row in enumerate(comparison.rows)
+        if row.val_loss.mean is not None
+    ]
+    return pareto_section("What the loss was bought with", bought, _BOUGHT_WITH, y_label=_LOSS)
+
+
 def _curves_section(comparison: Comparison, runs_dir: Path) -> str:
     about = (
         "At the chosen point: mean over the seeds, with a band of one standard deviation. Where "
         "runs are short, the points are of a part of the held-out text (eval.tokens), the same for all; the "
         "results above are of all of it."
     )
-    figures = []
+    title, figures = "Validation loss along the way", []
     for x_key, x_label in (("tokens", "training tokens"), ("flops", "training FLOPs")):
         curves = {row.label: _curves(comparison, runs_dir, row.label, x_key) for row in comparison.rows}
         series = [_seed_series(label, found, i) for i, (label, found) in enumerate(curves.items()) if found]
+        if not series:
+            return html.section(title, html.note("No run at a chosen point has completed yet."))
         end = max((float(max(one.x)) for one in series if len(one.x)), default=1.0)
         figures.append(
             chart(
@@ -133,7 +156,7 @@ def _curves_section(comparison: Comparison, runs_dir: Path) -> str:
                 y_range=_focus(series),
             )
         )
-    return html.section("Validation loss along the way", html.note(about), *figures)
+    return html.section(title, html.note(about), *figures)
 
 
 def _curves(comparison: Comparison, runs_dir: Path, label: str, x_key: str) -> list[Curve]:

@@ -16,6 +16,7 @@ from lowrise.compare.about import in_one_line
 from lowrise.compare.columns import COST, DIFFERENCE, QUALITY, RATIOS, Column, cells, published_cells
 from lowrise.compare.page import to_html
 from lowrise.compare.rows import Comparison
+from lowrise.compare.stored import read_stored, stored
 from lowrise.console import Console
 from lowrise.files import write_whole
 
@@ -24,11 +25,25 @@ def write_comparison(
     directory: Path, comparison: Comparison, runs_dir: Path, environment: dict[str, Any]
 ) -> None:
     """Write `compare.json`, `compare.md` and `report.html` into `directory`."""
+    write_numbers(directory, comparison, environment)
+    write_whole(directory / "compare.md", to_markdown(comparison))
+    stored_comparison, _ = read_comparison(directory / "compare.json")  # as `lowrise report` will see it
+    write_whole(directory / "report.html", to_html(stored_comparison, runs_dir, environment))
+
+
+def write_numbers(directory: Path, comparison: Comparison, environment: dict[str, Any]) -> None:
+    """Write `compare.json`, all that the page is made of but the runs' curves."""
     directory.mkdir(parents=True, exist_ok=True)
     document = without_nan({"format": 2, **asdict(comparison), "environment": environment})
     write_whole(directory / "compare.json", json.dumps(document, indent=1, allow_nan=False) + "\n")
-    write_whole(directory / "compare.md", to_markdown(comparison))
-    write_whole(directory / "report.html", to_html(comparison, runs_dir, environment))
+
+
+def read_comparison(path: Path) -> tuple[Comparison, dict[str, Any]]:
+    """A comparison from its `compare.json`, and its environment. Raises `LowriseError` where it is damaged,
+    or of a version that wrote other tables.
+    """
+    document = read_stored(path, "lowrise compare")
+    return stored(Comparison, document, path), dict(document.get("environment", {}))
 
 
 def without_nan(value: Any) -> Any:

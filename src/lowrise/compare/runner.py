@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic
 
@@ -34,6 +34,7 @@ class Runner(Generic[Key]):
         pool: Where runs run.
         display: What is shown meanwhile.
         stop: Whether the user has asked to stop.
+        keep: Called with the outcomes so far, at the start and after each change.
     """
 
     def __init__(
@@ -46,15 +47,18 @@ class Runner(Generic[Key]):
         pool: Pool,
         display: Display,
         stop: StopRequest,
+        keep: Callable[[Mapping[Key, Outcome]], None] = lambda outcomes: None,
     ) -> None:
         self._required, self._expected, self._runs_dir = required, expected, runs_dir
         self._command, self._pool, self._display, self._stop = tuple(command), pool, display, stop
+        self._keep = keep
         self._specs: dict[str, RunSpec[Key]] = {}
         self._outcomes: dict[Key, Outcome] = {}
 
     def run(self) -> dict[Key, Outcome]:
         """Every outcome; of some runs none where a stop was asked for."""
         waiting = [] if self._stop.count else self._waiting()
+        self._keep(self._outcomes)
         while waiting or self._pool.running:
             if self._stop.count:
                 self._wind_down()
@@ -66,6 +70,7 @@ class Runner(Generic[Key]):
                 self._collect(one)
             if ended:
                 waiting = self._waiting()
+                self._keep(self._outcomes)
             expected = self._expected(self._outcomes)
             running = [self._specs[name] for name in self._pool.running]
             self._display.refresh(running, waiting, len(self._outcomes), expected)
@@ -74,23 +79,15 @@ class Runner(Generic[Key]):
 
     def _waiting(self) -> list[RunSpec[Key]]:
         """The runs to start next, in order. Results of earlier starts are taken in on the way."""
-        while True:
-            fresh = False
-            waiting: list[RunSpec[Key]] = []
-            named = set(self._pool.running)  # two keys may ask for the same run
-            for spec in self._required(self._outcomes):
-                if spec.key in self._outcomes or spec.name in named:
-                    continue
+        named = set(self._pool.running)  # two keys may ask for the same run
+        take_in(self._required, self._outcomes, self._runs_dir, running=named)
+        waiting: list[RunSpec[Key]] = []
+        for spec in self._required(self._outcomes):
+            if spec.key not in self._outcomes and spec.name not in named:
                 self._specs[spec.name] = spec
-                earlier = read_earlier(spec, self._runs_dir / spec.name)
-                if earlier:
-                    self._outcomes[spec.key] = earlier
-                    fresh = True
-                else:
-                    waiting.append(spec)
-                    named.add(spec.name)
-            if not fresh:
-                return waiting
+                waiting.append(spec)
+                named.add(spec.name)
+        return waiting
 
     def _start(self, spec: RunSpec[Key]) -> None:
         directory = self._runs_dir / spec.name
@@ -119,6 +116,26 @@ class Runner(Generic[Key]):
             for ended in self._pool.poll():
                 self._collect(ended)
             time.sleep(_POLL_SECONDS)
+
+
+def take_in(
+    required: Callable[[Mapping[Key, Outcome]], Sequence[RunSpec[Key]]],
+    outcomes: dict[Key, Outcome],
+    runs_dir: Path,
+    *,
+    running: Collection[str] = (),
+) -> None:
+    """Add to `outcomes` what earlier starts finished, until no more is asked for that they have."""
+    fresh = True
+    while fresh:
+        fresh = False
+        for spec in required(outcomes):
+            if spec.key in outcomes or spec.name in running:
+                continue
+            earlier = read_earlier(spec, runs_dir / spec.name)
+            if earlier:
+                outcomes[spec.key] = earlier
+                fresh = True
 
 
 def flag_words(key: str, value: Any) -> list[str]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 from lowrise.compare.about import about
+from lowrise.compare.budget import INFERENCE_ELEMENT
 from lowrise.compare.notes import notes, power_lines
 from lowrise.compare.outcomes import RunSpec
 from lowrise.compare.plan import AXES, Plan, Recipe, RunKey
@@ -84,7 +85,7 @@ def _row(plan: Plan, recipe: Recipe, tuning: Tuning, outcomes: Outcomes) -> Row:
         val_loss=over_seeds("val_loss"),
         val_perplexity=over_seeds("val_perplexity"),
         val_bits_per_byte=over_seeds("val_bits_per_byte"),
-        costs={key: median(key) for key in _COSTS} | {_SECONDS: _median_seconds(summaries)},
+        costs=_costs(median) | {_SECONDS: _median_seconds(summaries)},
         completed=count("completed"),
         diverged=count("diverged"),
         failed=count("failed"),
@@ -97,6 +98,13 @@ def _row(plan: Plan, recipe: Recipe, tuning: Tuning, outcomes: Outcomes) -> Row:
         },
         difference=Difference("undecided"),
     )
+
+
+def _costs(median: Callable[[str], float | None]) -> dict[str, float | None]:
+    """What the runs cost, and the bytes that the weights of the model take when it is used."""
+    costs = {key: median(key) for key in _COSTS}
+    params = costs["params_total"]
+    return costs | {"inference_bytes": None if params is None else INFERENCE_ELEMENT * params}
 
 
 def _best(recipe: Recipe, tuning: Tuning) -> dict[str, Any]:

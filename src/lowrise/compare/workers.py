@@ -170,8 +170,9 @@ def default_slots() -> tuple[int, tuple[str, ...]]:
 
 
 @contextmanager
-def hold_directory(directory: Path) -> Iterator[int]:
-    """Hold `directory` for one command; yields the lock's file descriptor, for the workers to inherit.
+def hold_directory(directory: Path, command: str) -> Iterator[int]:
+    """Hold `directory` for one command (as it is typed: `lowrise sweep`); yields the lock's file descriptor,
+    for the workers to inherit.
 
     Workers that outlive a killed command hold the lock too, so a run directory never has two writers.
     Raises `LowriseError` if it is held.
@@ -179,14 +180,15 @@ def hold_directory(directory: Path) -> Iterator[int]:
 
     def refuse(lock: IO[str]) -> None:
         lock.seek(0)
+        number, _, holder = lock.read().strip().partition(" ")
         raise LowriseError(
-            f"Another command (process {lock.read().strip() or 'unknown'}), or a worker that it left "
+            f"{holder or 'Another command'} (process {number or 'unknown'}), or a worker that it left "
             f"behind, still runs in {directory}. Wait until it ends, or end it, and start again."
         )
 
     directory.mkdir(parents=True, exist_ok=True)
     with exclusive(directory / ".lock", refuse) as lock:
         lock.truncate(0)
-        lock.write(str(os.getpid()))
+        lock.write(f"{os.getpid()} {command}")
         lock.flush()
         yield lock.fileno()

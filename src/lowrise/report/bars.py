@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from lowrise.report.charts import nice_ticks
 from lowrise.report.html import style
+from lowrise.report.ticks import nice_ticks
 
 _RIGHT, _TOP, _BOTTOM, _BAR, _GAP = 90, 40, 44, 18, 8  # pixels
 _CHARACTER = 6.8  # mean width of a letter at 12 px

@@ -10,14 +10,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
 
-from lowrise.report.formatting import scientific, si
+from lowrise.report.html import drawing
+from lowrise.report.tags import place_tags
+from lowrise.report.ticks import log_ticks, nice_ticks, tick_label
 
 COLORS = 8  # the page defines --c0 ... --c7; later series repeat them dashed
 _LEFT, _RIGHT, _TOP, _BOTTOM = (
@@ -26,6 +28,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = (
     10,
     40,
 )  # pixels around the plot; the same for all, so that stacked charts align
+_LEGEND = 26.0  # the top of a plot below a legend of one line
 _CHARACTER = 6.8  # mean width of a letter at the legend's 12 px, for its layout
 
 Values = Sequence[float] | np.ndarray
@@ -33,20 +36,23 @@ Values = Sequence[float] | np.ndarray
 
 @dataclass(frozen=True)
 class Series:
-    """One curve. `kind`: a `line`, a thin `faint` line behind others, `points`, or `both`.
+    """One curve. `kind`: a `line`, a thin `faint` line behind others, `points`, `both`, or a `guide`: a
+    dashed line that is looked at and not read out.
 
     `low` and `high` give a band around a line, or error bars on points. Non-finite y values are gaps.
-    `notes`: a text for each point, which the page shows beside its value.
+    `notes`: a text for each point, which the page shows beside its value. `tag`: written beside its dots
+    (of `points`), where there is room.
     """
 
     name: str
     x: Values
     y: Values
     color: int = 0
-    kind: Literal["line", "faint", "points", "both"] = "line"
+    kind: Literal["line", "faint", "points", "both", "guide"] = "line"
     low: Values | None = None
     high: Values | None = None
     notes: Sequence[str] = ()
+    tag: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,9 +89,11 @@ def chart(
     x_range: tuple[float, float] | None = None,
     y_range: tuple[float, float] | None = None,
     legend: bool = True,
+    margin: float = 0.05,
 ) -> str:
     """A `<figure>` with an `<svg>` of axes, grid, legend (from two named series on) and the series in the
-    order given, and with its numbers as JSON.
+    order given, and with its numbers as JSON. `margin`: share of the range of x that is left free at either
+    side of dots.
     """
     drawn = [_clean(one, log_x, log_y) for one in series]
     drawn = [one for one in drawn if len(one.x)]
@@ -93,31 +101,34 @@ def chart(
         return f'<p class="empty">No values of {escape(y_label)} were recorded.</p>'
     named = sum(bool(one.name) for one in drawn)
     key, top = _legend(drawn, width) if legend and named > 1 else ("", float(_TOP))
-    margin = 0.05 if all(one.kind == "points" for one in drawn) else 0.0  # no dot on the edge
+    height += int(max(0.0, top - _LEGEND))  # a legend of several lines takes nothing from the plot
+    free = margin if all(one.kind in ("points", "guide") for one in drawn) else 0.0  # no dot on the edge
     x_scale = _Scale(
-        *(x_range or _extent([one.x for one in drawn], log_x, margin)), _LEFT, width - _RIGHT, log_x
+        *(x_range or _extent([one.x for one in drawn], log_x, free)), _LEFT, width - _RIGHT, log_x
     )
     ys = [values for one in drawn for values in (one.y, one.low, one.high) if values is not None]
     y_scale = _Scale(*(y_range or _extent(ys, log_y, 0.05)), height - _BOTTOM, top, log_y)
     clip = (
         f"clip-{width}-{height}-{top:.0f}"  # says all there is to the rectangle: equal names are equal clips
     )
-    body = "".join(_draw(one, x_scale, y_scale, width) for one in drawn)
+    box = (_LEFT, width - _RIGHT, top, height - _BOTTOM)
+    body = "".join(_draw(one, x_scale, y_scale, width) for one in drawn) + _tags(drawn, x_scale, y_scale, box)
     numbers = {
         "size": [width, height],
-        "box": [_LEFT, width - _RIGHT, top, height - _BOTTOM],
+        "box": box,
         "x": {"label": x_label, "range": [x_scale.low, x_scale.high], "log": log_x},
         "y": {"label": y_label, "range": [y_scale.low, y_scale.high], "log": log_y},
         "series": [_numbers(one, width) for one in drawn],
     }
-    return (
-        f'<figure class="chart" tabindex="0"><svg viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{escape(y_label)} over {escape(x_label)}">'
+    content = (
         f'<clipPath id="{clip}"><rect x="{_LEFT - 5}" y="{top - 5}" width="{width - _LEFT - _RIGHT + 10}" '
         f'height="{height - top - _BOTTOM + 10}"/></clipPath>'
         f"{_labels(x_label, y_label, width, height, top)}"
         f'<g class="axes">{_axes(x_scale, y_scale, width, height)}</g>{key}'
-        f'<g class="curves" clip-path="url(#{clip})">{body}</g></svg>'
+        f'<g class="curves" clip-path="url(#{clip})">{body}</g>'
+    )
+    return (
+        f'<figure class="chart" tabindex="0">{drawing(width, height, f"{y_label} over {x_label}", content)}'
         f'<script type="application/json">{_as_script(numbers)}</script></figure>'
     )
 
@@ -157,58 +168,6 @@ def smooth(y: Values, fraction: float = 0.02) -> np.ndarray:
     return np.divide(total, number, out=np.full(count, np.nan), where=number > 0)
 
 
-def nice_ticks(low: float, high: float, count: int = 6) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten inside [low, high], about `count` of them."""
-    raw = (high - low) / max(count, 1)
-    power = 10 ** math.floor(math.log10(raw))
-    step = next((m * power for m in (1, 2, 5) if m * power >= raw), 10 * power)
-    first = math.ceil(low / step - 1e-9)
-    return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten, with 2 and 5 in between where the range has fewer than three decades; linear ticks
-    below a third of one.
-    """
-    decades = math.log10(high / low)
-    if decades < 0.35:
-        return nice_ticks(low, high, 5)
-    steps = (1,) if decades >= 3 else (1, 2, 5)
-    stride = max(1, math.ceil(decades / 7)) if decades >= 3 else 1
-    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1, stride)
-    return [
-        m * 10.0**e for e in exponents for m in steps if low * (1 - 1e-9) <= m * 10.0**e <= high * (1 + 1e-9)
-    ]
-
-
-def tick_label(value: float, ticks: Sequence[float]) -> str:
-    """All labels of one axis in one notation: one prefix or exponent, as many decimals as its step needs.
-
-    Ticks that span more than a decade and a half (a logarithmic axis) are each written on their own.
-    """
-    sizes = [abs(tick) for tick in ticks if tick]
-    if value == 0 or not sizes:
-        return "0"
-    largest = max(sizes)
-    steps = [abs(b - a) for a, b in pairwise(ticks) if b != a]
-    smallest = min(steps, default=largest)
-    if min(steps, default=1.0) * 1.5 < max(steps, default=1.0):  # unequal steps: logarithmic
-        short = si(value, digits=1) if 1e4 <= value < 1e12 else f"{value:g}" if 1e-4 <= value < 1e4 else ""
-        return short or scientific(value, 1)
-    if 1e-3 <= largest < 1e4:
-        return f"{value:.{_decimals(smallest)}f}"
-    exponent = math.floor(math.log10(largest))
-    unit = f"e{exponent}"
-    if 1e4 <= largest < 1e12:
-        exponent = exponent // 3 * 3
-        unit = " " + {3: "k", 6: "M", 9: "G"}[exponent]
-    return f"{value / 10.0**exponent:.{_decimals(smallest / 10.0**exponent)}f}{unit}"
-
-
-def _decimals(step: float) -> int:
-    return max(0, -math.floor(math.log10(step) + 1e-9))
-
-
 def _clean(series: Series, log_x: bool, log_y: bool) -> Series:
     """Arrays, sorted by x, without what cannot be placed; y outside a logarithmic axis becomes a gap."""
     x, y = np.asarray(series.x, dtype=np.float64), np.asarray(series.y, dtype=np.float64)
@@ -225,7 +184,7 @@ def _clean(series: Series, log_x: bool, log_y: bool) -> Series:
     if not np.isfinite(y).any():
         return Series(series.name, np.empty(0), np.empty(0), series.color, series.kind)
     notes = [series.notes[i] for i in order.tolist()] if series.notes else ()
-    return Series(series.name, x[order], y, series.color, series.kind, low, high, notes)
+    return replace(series, x=x[order], y=y, low=low, high=high, notes=notes)
 
 
 def _extent(arrays: Sequence[Values], log: bool, margin: float) -> tuple[float, float]:
@@ -261,6 +220,7 @@ def _numbers(series: Series, width: int) -> dict[str, Any]:
         "low": plain(series.low),
         "high": plain(series.high),
         "notes": [series.notes[i] for i in kept.tolist()] if series.notes else None,
+        "tag": series.tag,
     }
 
 
@@ -281,7 +241,7 @@ def _labels(x_label: str, y_label: str, width: int, height: int, top: float) -> 
 
 def _axes(x: _Scale, y: _Scale, width: int, height: int) -> str:
     parts = []
-    x_ticks, y_ticks = x.ticks(max(2, width // 120)), y.ticks(max(2, height // 50))
+    x_ticks, y_ticks = x.ticks(max(2, width // 95)), y.ticks(max(2, height // 50))
     for tick, place in zip(y_ticks, y(y_ticks), strict=True):
         parts.append(
             f'<line class="grid" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{place:.1f}" y2="{place:.1f}"/>'
@@ -302,8 +262,13 @@ def _axes(x: _Scale, y: _Scale, width: int, height: int) -> str:
 
 
 def _style(series: Series) -> str:
-    dash = ";stroke-dasharray:6 4" if series.color >= COLORS else ""
+    dash = ";stroke-dasharray:6 4" if series.color >= COLORS and series.kind != "points" else ""
     return f"--c:var(--c{series.color % COLORS}){dash}"
+
+
+def _dot(series: Series) -> str:
+    """Colours that come a second time have hollow dots, as their lines are dashed."""
+    return "dot hollow" if series.color >= COLORS else "dot"
 
 
 def _legend(series: Sequence[Series], width: int) -> tuple[str, float]:
@@ -318,7 +283,7 @@ def _legend(series: Sequence[Series], width: int) -> tuple[str, float]:
         css, end, middle = "faint" if one.kind == "faint" else "line", x + 18, y - 4
         mark = f'<line class="{css}" x1="{x}" x2="{end}" y1="{middle}" y2="{middle}"/>'
         if one.kind == "points":
-            mark = f'<circle class="dot" cx="{x + 9}" cy="{middle}" r="3.5"/>'
+            mark = f'<circle class="{_dot(one)}" cx="{x + 9}" cy="{middle}" r="3.5"/>'
         text = f'<text class="key" x="{x + 23}" y="{y}">{escape(one.name)}</text>'
         parts.append(f'<g class="key" data-series="{number}" style="{_style(one)}">{mark}{text}</g>')
         x += needed + 8
@@ -344,14 +309,28 @@ def _draw(series: Series, x_scale: _Scale, y_scale: _Scale, width: int) -> str:
         low, high = y_scale(np.asarray(series.low)[kept]), y_scale(np.asarray(series.high)[kept])
         parts.append(_error_bars(x, low, high) if series.kind == "points" else _band(x, low, high))
     if series.kind != "points":
-        parts.append(f'<path class="{"faint" if series.kind == "faint" else "line"}" d="{_path(x, y)}"/>')
+        css = series.kind if series.kind in ("faint", "guide") else "line"
+        parts.append(f'<path class="{css}" d="{_path(x, y)}"/>')
     if series.kind in ("points", "both") or np.isfinite(y).sum() == 1:
         for i, a, b in zip(kept.tolist(), x.tolist(), y.tolist(), strict=True):
             if math.isfinite(b):
                 value = escape(f"{series.name}: {data_y[i]:.6g} at {data_x[i]:.6g}")
-                dot = f'<circle class="dot" cx="{a:.1f}" cy="{b:.1f}" r="3"><title>{value}</title></circle>'
-                parts.append(dot)
+                place = f'cx="{a:.1f}" cy="{b:.1f}" r="{3.5 if series.tag else 3}"'
+                parts.append(f'<circle class="{_dot(series)}" {place}><title>{value}</title></circle>')
     return "".join(parts) + "</g>"
+
+
+def _tags(series: Sequence[Series], x: _Scale, y: _Scale, box: tuple[float, float, float, float]) -> str:
+    """The names beside the dots of all series."""
+    tagged = [
+        (one.tag, px, py) for one in series if one.tag for px, py in zip(x(one.x), y(one.y), strict=True)
+    ]
+    places = place_tags([(px, py) for _, px, py in tagged], [name for name, _, _ in tagged], box)
+    return "".join(
+        f'<text class="tag" x="{at[0]:.1f}" y="{at[1]:.1f}" text-anchor="{at[2]}">{escape(name)}</text>'
+        for (name, _, _), at in zip(tagged, places, strict=True)
+        if at is not None
+    )
 
 
 def _band(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> str:
@@ -365,7 +344,7 @@ def _band(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> str:
 
 def _error_bars(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> str:
     return "".join(
-        f'<line class="faint" x1="{a:.1f}" x2="{a:.1f}" y1="{b:.1f}" y2="{c:.1f}"/>'
+        f'<line class="spread" x1="{a:.1f}" x2="{a:.1f}" y1="{b:.1f}" y2="{c:.1f}"/>'
         for a, b, c in zip(x, low, high, strict=True)
         if math.isfinite(b) and math.isfinite(c)
     )

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from lowrise.report.charts import nice_ticks, tick_label
+from lowrise.report.html import drawing
+from lowrise.report.ticks import nice_ticks, tick_label
 
 _ROW, _TOP, _BOTTOM, _RIGHT, _CHARACTER = 26, 8, 44, 16, 6.8
 
@@ -57,10 +58,7 @@ def forest(rows: Sequence[Estimate], *, x_label: str, mark: float | None = None,
     parts.append(
         f'<text class="label" x="{middle:.1f}" y="{base + 38}" text-anchor="middle">{escape(x_label)}</text>'
     )
-    return (
-        f'<svg viewBox="0 0 {width} {base + _BOTTOM}" role="img" '
-        f'aria-label="{escape(x_label)} with intervals">{"".join(parts)}</svg>'
-    )
+    return drawing(width, base + _BOTTOM, f"{x_label} with intervals", "".join(parts))
 
 
 def _row(row: Estimate, y: float, left: float, at: Callable[[float], float]) -> str:

@@ -8,7 +8,9 @@ from html import escape
 
 import numpy as np
 
-_LEFT, _RIGHT, _TOP, _BOTTOM, _CELL = 96, 14, 8, 58, 38  # pixels
+from lowrise.report.html import drawing
+
+_LEFT, _RIGHT, _TOP, _BOTTOM, _CELL = 96, 14, 26, 58, 38  # pixels
 _MOST, _LEAST, _WHITE = 0.92, 0.06, 0.55  # opacity of the lowest and highest cell; above: light text
 _CHARACTER = 7.2  # width of a digit at the cells' 12 px
 
@@ -52,11 +54,10 @@ def heatmap(
         )
     parts.append(
         f'<text class="label" x="{_LEFT + step * len(columns) / 2:.1f}" y="{base + 42}" text-anchor="middle">'
-        f'{escape(x_label)}</text><text class="label" transform="translate(14 {(base + _TOP) / 2:.1f}) '
-        f'rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
+        f'{escape(x_label)}</text><text class="label" x="4" y="15">{escape(y_label)}</text>'
     )
-    about = escape(f"{value_label} over {x_label} and {y_label}")
-    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{about}">{"".join(parts)}</svg>'
+    about = f"{value_label} over {x_label} and {y_label}"
+    return drawing(width, height, about, "".join(parts))
 
 
 def _digits(numbers: Sequence[float]) -> int:

@@ -83,6 +83,14 @@ def tiles(items: Sequence[tuple[str, str, bool]]) -> str:
     )
 
 
+def drawing(width: int, height: float, about: str, content: str) -> str:
+    """An `<svg>` element that fills the page's width, and is scrolled where that is too narrow to read it."""
+    return (
+        f'<div class="scroll"><svg viewBox="0 0 {width} {height}" style="--w:{width}px" role="img" '
+        f'aria-label="{escape(about)}">{content}</svg></div>'
+    )
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, text: bool = False) -> str:
     """Numbers to the right, the first column to the left; `text=True` sets everything to the left and
     wraps.

@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from lowrise.report.charts import COLORS, nice_ticks, tick_label
+from lowrise.report.charts import COLORS
+from lowrise.report.html import drawing
+from lowrise.report.ticks import nice_ticks, tick_label
 
 _RIGHT, _ROW, _TOP, _BOTTOM = 20, 30, 12, 44  # pixels
 _CHARACTER = 6.8  # mean width of a letter at 12 px
@@ -56,10 +58,7 @@ def intervals(bars: Sequence[Bar], *, x_label: str, width: int = 860, empty: str
         f'<text class="label" x="{(left + width - right) / 2:.1f}" y="{base + 36}" text-anchor="middle">'
         f"{escape(x_label)}</text>"
     )
-    return (
-        f'<svg viewBox="0 0 {width} {base + _BOTTOM}" role="img" aria-label="{escape(x_label)}">'
-        f"{''.join(parts)}</svg>"
-    )
+    return drawing(width, base + _BOTTOM, x_label, "".join(parts))
 
 
 def _bar(bar: Bar, x: Callable[[float], float], y: float, left: float) -> str:

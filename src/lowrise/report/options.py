@@ -10,10 +10,10 @@ from tyro.conf import Positional
 
 @dataclass(kw_only=True)
 class ReportOptions:
-    """Write the report of a run again, also of one that goes on; of several runs, one page to compare
-    them."""
+    """Write the report of a run, a comparison, a sweep, a scaling sweep or a track again, also of one that
+    goes on; of several runs, one page to compare them."""
 
     folders: Positional[tuple[Path, ...]]
-    """Folders of runs."""
+    """One folder that lowrise has made, or those of several runs."""
     out: Path | None = None
-    """HTML file; none: report.html in the folder of one run, ./report.html for several."""
+    """HTML file; none: the page in the folder itself, ./report.html for several runs."""

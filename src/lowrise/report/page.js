@@ -16,9 +16,9 @@
 
   const shown = (value) => {
     const size = Math.abs(value);
-    if (size >= 1e15 || (size > 0 && size < 1e-3)) return value.toExponential(3);
-    for (const [unit, factor] of [["T", 1e12], ["G", 1e9], ["M", 1e6], ["k", 1e3]])
-      if (size >= factor * 10) return `${+(value / factor).toPrecision(4)} ${unit}`;
+    if (size >= 1e15 || (size > 0 && size < 1e-3)) return value.toExponential(3).replace(/\.?0*e\+?/, "e");
+    for (const [unit, factor, from] of [["T", 1e12, 1e12], ["G", 1e9, 1e9], ["M", 1e6, 1e6], ["k", 1e3, 1e4]])
+      if (size >= from) return `${+(value / factor).toPrecision(4)} ${unit}`;
     return `${+value.toPrecision(5)}`;
   };
 
@@ -57,7 +57,7 @@
       this.log = { x: this.x.log, y: this.y.log };
       this.hidden = new Set();
       this.cursor = null;
-      this.scatter = this.series.every((one) => one.kind === "points");
+      this.scatter = this.series.every((one) => one.kind === "points" || one.kind === "guide");
       this.reset();
       this.overlay = make(this.svg, "g", { class: "overlay" });
       this.build();
@@ -145,12 +145,8 @@
       };
       if (event.key === "ArrowLeft" || event.key === "ArrowRight") {
         const far = (event.shiftKey ? 10 : 1) * (event.key === "ArrowLeft" ? -1 : 1);
-        const places = [...new Set(this.visible().flatMap((one) => one.x))]
-          .filter((v) => v >= low && v <= high).sort((a, b) => a - b);
-        if (!places.length) return;
-        let i = this.cursor === null ? (far > 0 ? -far : places.length - 1 - far) : 0;
-        if (this.cursor !== null) i = places.findIndex((v) => v >= this.cursor);
-        this.read(places[Math.min(Math.max(i + far, 0), places.length - 1)]);
+        if (this.scatter) this.nextDot(far);
+        else this.nextPlace(far, low, high);
       } else if (event.key === "+" || event.key === "=") this.zoom(...around(0.5));
       else if (event.key === "-") this.zoom(...around(2));
       else if (event.key === "0") this.home();
@@ -159,7 +155,38 @@
       event.preventDefault();
     }
 
-    visible() { return this.series.filter((_, i) => !this.hidden.has(i)); }
+    // The place of the curves that is so many further.
+    nextPlace(far, low, high) {
+      const places = [...new Set(this.visible().flatMap((one) => one.x))]
+        .filter((v) => v >= low && v <= high).sort((a, b) => a - b);
+      if (!places.length) return;
+      let i = this.cursor === null ? (far > 0 ? -far : places.length - 1 - far) : 0;
+      if (this.cursor !== null) i = places.findIndex((v) => v >= this.cursor);
+      this.read(places[Math.min(Math.max(i + far, 0), places.length - 1)]);
+    }
+
+    // Every dot that is shown, from left to right.
+    dots() {
+      const [low, high] = this.view.x;
+      return this.visible().flatMap((one) => one.x.map((v, i) => ({ one, i, x: v, y: one.y[i] })))
+        .filter(({ x, y }) => y !== null && x >= low && x <= high).sort((a, b) => a.x - b.x || a.y - b.y);
+    }
+
+    nextDot(far) {
+      const dots = this.dots();
+      if (!dots.length) return;
+      const here = this.dot ? dots.findIndex(({ one, i }) => one === this.dot.one && i === this.dot.i) : -1;
+      const start = here >= 0 ? here : far > 0 ? -far : dots.length - 1 - far;
+      this.tellDot(dots[Math.min(Math.max(start + far, 0), dots.length - 1)]);
+    }
+
+    tellDot(dot) {
+      this.tell(dot.x, [[dot.one, dot.i]]);
+      this.dot = dot;
+    }
+
+    // What can be read: a guide is only looked at.
+    visible() { return this.series.filter((one, i) => !this.hidden.has(i) && one.kind !== "guide"); }
 
     scales() {
       const [left, right, top, base] = this.box;
@@ -200,7 +227,11 @@
       if (!values.length) return this[axis].range;
       const low = values.reduce((a, b) => Math.min(a, b)), high = values.reduce((a, b) => Math.max(a, b));
       if (low === high) return this.log[axis] ? [low / 1.5, high * 1.5] : [low - 1, high + 1];
-      return [low, high];
+      if (axis === "y" || !this.scatter) return [low, high];
+      const free = 0.08;  // of the range, at either side: no dot on the edge, and room for its name
+      if (this.log.x) return [low / (high / low) ** free, high * (high / low) ** free];
+      const pad = (high - low) * free;
+      return [low >= 0 ? Math.max(low - pad, 0) : low - pad, high + pad];
     }
 
     fitY() {
@@ -220,7 +251,7 @@
         make(axes, "line", { class: "grid", x1: left, x2: right, y1: at, y2: at });
         make(axes, "text", { class: "tick", x: left - 8, y: +at + 4, "text-anchor": "end" }, shown(tick));
       }
-      const xTicks = this.log.x ? logTicks(...this.view.x) : niceTicks(...this.view.x, (right - left) / 120);
+      const xTicks = this.log.x ? logTicks(...this.view.x) : niceTicks(...this.view.x, (right - left) / 80);
       for (const tick of xTicks) {
         const at = x.at(tick).toFixed(1);
         make(axes, "line", { class: "axis", x1: at, x2: at, y1: base, y2: base + 4 });
@@ -231,12 +262,13 @@
       this.series.forEach((one, i) => {
         if (!this.hidden.has(i)) this.curve(make(curves, "g", { style: this.style(one) }), one, x, y);
       });
+      this.tags(curves, x, y);
       for (const axis of ["x", "y"]) this[`${axis}Button`].setAttribute("aria-pressed", this.log[axis]);
       this.leave();
     }
 
     style(one) {
-      return `--c:var(--c${one.color % COLORS})${one.color >= COLORS ? ";stroke-dasharray:6 4" : ""}`;
+      return `--c:var(--c${one.color % COLORS})${one.color >= COLORS && one.kind !== "points" ? ";stroke-dasharray:6 4" : ""}`;
     }
 
     curve(group, one, x, y) {
@@ -244,7 +276,7 @@
       const points = one.x.map((v, i) => fits(v, "x") && fits(one.y[i], "y") ? [x.at(v), y.at(one.y[i])] : null);
       if (one.low && one.kind === "points") {
         one.x.forEach((v, i) => fits(v, "x") && fits(one.low[i], "y") && fits(one.high[i], "y") &&
-          make(group, "line", { class: "faint", x1: x.at(v), x2: x.at(v), y1: y.at(one.low[i]), y2: y.at(one.high[i]) }));
+          make(group, "line", { class: "spread", x1: x.at(v), x2: x.at(v), y1: y.at(one.low[i]), y2: y.at(one.high[i]) }));
       } else if (one.low) {
         const edge = (values) => one.x.map((v, i) => fits(v, "x") && fits(values[i], "y")
           ? `${x.at(v).toFixed(1)} ${y.at(values[i]).toFixed(1)}` : "").filter(Boolean);
@@ -259,11 +291,38 @@
           pen = "L";
           return move;
         });
-        make(group, "path", { class: one.kind === "faint" ? "faint" : "line", d: path.join("") });
+        make(group, "path", { class: ["faint", "guide"].includes(one.kind) ? one.kind : "line", d: path.join("") });
       }
       if (one.kind === "points" || one.kind === "both" || points.filter(Boolean).length === 1)
         for (const point of points)
-          if (point) make(group, "circle", { class: "dot", cx: point[0].toFixed(1), cy: point[1].toFixed(1), r: 3 });
+          if (point) make(group, "circle", { class: one.color >= COLORS ? "dot hollow" : "dot",
+            cx: point[0].toFixed(1), cy: point[1].toFixed(1), r: one.tag ? 3.5 : 3 });
+    }
+
+    // Names beside the dots, as tags.py places them.
+    tags(group, x, y) {
+      const [left, right, top, base] = this.box, CHARACTER = 6.4, HEIGHT = 12, AWAY = 8, DOT = 4;
+      const dots = this.dots().map((dot) => ({ ...dot, px: x.at(dot.x), py: y.at(dot.y) }));
+      dots.sort((a, b) => this.series.indexOf(a.one) - this.series.indexOf(b.one));
+      const taken = dots.map(({ px, py }) => [px - DOT, px + DOT, py - DOT, py + DOT]);
+      for (const { one: { tag }, px, py } of dots) {
+        if (!tag) continue;
+        const width = CHARACTER * tag.length;
+        const above = py - AWAY, below = py + AWAY + HEIGHT - 3;
+        const spots = [[px + AWAY, py + 4, "start", px + AWAY], [px - AWAY, py + 4, "end", px - AWAY - width],
+          [px, above, "middle", px - width / 2], [px, below, "middle", px - width / 2],
+          [px - DOT, above, "start", px - DOT], [px - DOT, below, "start", px - DOT],
+          [px + DOT, above, "end", px + DOT - width], [px + DOT, below, "end", px + DOT - width]];
+        for (const [at, baseline, anchor, start] of spots) {
+          const room = [start, start + width, baseline - HEIGHT + 3, baseline + 3];
+          const inside = room[0] >= left && room[1] <= right && room[2] >= top && room[3] <= base;
+          const clear = !taken.some((t) => room[0] < t[1] && t[0] < room[1] && room[2] < t[3] && t[2] < room[3]);
+          if (!inside || !clear) continue;
+          make(group, "text", { class: "tag", x: at.toFixed(1), y: baseline.toFixed(1), "text-anchor": anchor }, tag);
+          taken.push(room);
+          break;
+        }
+      }
     }
 
     select(from, to) {
@@ -275,7 +334,7 @@
     leave() {
       this.overlay.replaceChildren();
       this.tip.hidden = true;
-      this.cursor = null;
+      this.cursor = this.dot = null;
     }
 
     // The values under the pointer: of the nearest dot among dots, else of every curve there.
@@ -283,13 +342,11 @@
       const { x, y } = this.scales();
       if (!this.scatter) return this.read(x.value(px));
       let best = null;
-      for (const one of this.visible())
-        one.x.forEach((v, i) => {
-          if (one.y[i] === null) return;
-          const far = Math.hypot(x.at(v) - px, y.at(one.y[i]) - py);
-          if (!best || far < best.far) best = { far, one, i };
-        });
-      if (best) this.tell(best.one.x[best.i], [[best.one, best.i]]);
+      for (const dot of this.dots()) {
+        const far = Math.hypot(x.at(dot.x) - px, y.at(dot.y) - py);
+        if (!best || far < best.far) best = { far, ...dot };
+      }
+      if (best) this.tellDot(best);
     }
 
     read(value) {
@@ -331,10 +388,13 @@
         make(line, "span", {}, `${one.name || this.y.label} ${shown(one.y[i])}${range}${note}`);
       }
       this.tip.hidden = false;
-      const share = at / this.size[0], width = this.svg.getBoundingClientRect().width;
-      this.tip.style.top = `${this.svg.offsetTop + 8}px`;
-      this.tip.style.left = share < 0.5 ? `${share * width + 14}px` : "auto";
-      this.tip.style.right = share < 0.5 ? "auto" : `${(1 - share) * width + 14}px`;
+      // Beside the place, on the side that has more room; a wide drawing may be scrolled.
+      const drawn = this.svg.getBoundingClientRect(), outer = this.figure.getBoundingClientRect();
+      const place = drawn.left - outer.left + (at / this.size[0]) * drawn.width;
+      const onRight = place < outer.width / 2;
+      this.tip.style.top = `${drawn.top - outer.top + 8}px`;
+      this.tip.style.left = onRight ? `${Math.max(place, 0) + 14}px` : "auto";
+      this.tip.style.right = onRight ? "auto" : `${Math.max(outer.width - place, 0) + 14}px`;
     }
   }
 

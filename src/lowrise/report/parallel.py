@@ -9,6 +9,7 @@ from html import escape
 from typing import Any
 
 from lowrise.files import is_known
+from lowrise.report.html import drawing
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 90, 34, 18  # pixels
 _LOG_FROM = 20.0  # ratio of the largest to the smallest positive number from which an axis is logarithmic
@@ -61,8 +62,8 @@ def parallel_coordinates(
         for share, text in axis.ticks():
             y = base - share * (base - _TOP)
             parts.append(f'<text class="tick" x="{x + 7:.1f}" y="{y + 4:.1f}">{escape(text)}</text>')
-    about = escape(f"{axes[-1]} against {', '.join(axes[:-1])}")
-    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{about}">{"".join(parts)}</svg>'
+    about = f"{axes[-1]} against {', '.join(axes[:-1])}"
+    return drawing(width, height, about, "".join(parts))
 
 
 def _result(line: Line) -> float:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from lowrise.config import RunConfig, from_dict, load, validate
 from lowrise.config.command import recipe_file
-from lowrise.console import Console
+from lowrise.console import Console, counted
 from lowrise.errors import UsageError, did_you_mean
 from lowrise.files import is_known, write_whole
 from lowrise.ledger import flops_per_token
@@ -37,10 +37,15 @@ _INFERENCE_ELEMENT = 2  # bytes of a weight in bfloat16
 
 
 def plans(options: PlanOptions) -> list[dict[str, Any]]:
-    """One row for each method that was asked for, with plain numbers."""
+    """One row for each method that was asked for, with plain numbers. The search of `--fit` takes seconds a
+    method, so a terminal sees how far it is.
+    """
     options.check()
     rates = None if options.rate is None else measured_rates(options.rate)
-    return [_row(config, options, rates) for config in _configs(options)]
+    what = "planning" if options.fit is None else "fitting"
+    configs = list(_configs(options))
+    shown = counted(configs, what, lambda config: config.method, Console(stderr=True))
+    return [_row(config, options, rates) for config in shown]
 
 
 def show(rows: list[dict[str, Any]], options: PlanOptions, console: Console) -> None:
@@ -112,7 +117,7 @@ def _configs(options: PlanOptions) -> Iterator[RunConfig]:
     if size not in PRESETS:
         raise UsageError(f"lowrise plan --model {size}: {did_you_mean(size, PRESETS)}")
     if options.method != "all":
-        lookup(METHODS, options.method, "method", "lowrise methods")
+        lookup(METHODS, options.method, "method", "lowrise plan --method")
     for name in METHODS if options.method == "all" else [options.method]:
         if size in SIZES:
             config = from_dict(tomllib.loads(recipe(name, size, options.plugin)))

@@ -11,7 +11,8 @@ from typing import Any
 
 from lowrise.files import is_known, write_whole
 from lowrise.report import html
-from lowrise.report.charts import Series, chart, smooth
+from lowrise.report.charts import COLORS, Series, chart, smooth
+from lowrise.report.differences import differences
 from lowrise.report.formatting import UNKNOWN, bytes_, duration, number, scientific, si
 from lowrise.report.run_report import flatten, loss_range
 from lowrise.runs.history import Run, read_run
@@ -57,14 +58,8 @@ def recipe_difference(recipes: Sequence[str], names: Sequence[str]) -> str:
     """A table of the keys whose values are not the same in all recipes (TOML), or a sentence."""
     flat = [flatten(_parsed(text)) for text in recipes]
     keys = sorted({key for recipe in flat for key in recipe})
-    rows = [
-        (key, *("unset" if key not in recipe else str(recipe[key]) for recipe in flat))
-        for key in keys
-        if len({repr(recipe.get(key, None)) for recipe in flat}) > 1
-    ]
-    if not rows:
-        return html.note("They are the same in every key.")
-    return html.table(("key", *names), rows, text=True)
+    by_key = {key: {name: one.get(key) for name, one in zip(names, flat, strict=True)} for key in keys}
+    return differences(by_key, names, key="key")
 
 
 def _parsed(text: str) -> dict[str, Any]:
@@ -114,7 +109,10 @@ def _validation(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
         if series:
             width, height = (860, 320) if label == "tokens" else (450, 270)
             y_label = "validation loss (nats per token)"
-            figures.append(chart(series, x_label=label, y_label=y_label, width=width, height=height))
+            legend = not figures or len(runs) <= COLORS  # of many runs the first one is enough
+            figures.append(
+                chart(series, x_label=label, y_label=y_label, width=width, height=height, legend=legend)
+            )
     return [figures[0], html.pair(*figures[1:])] if figures else [html.note("No run was evaluated.")]
 
 

@@ -38,10 +38,15 @@ class Run:
         return tuple([float(row[key]) for row in rows] for key in keys)
 
 
+def is_run(path: Path) -> bool:
+    """Whether a folder holds any of a run's files."""
+    return any((path / name).is_file() for name in _FILES)
+
+
 def read_run(run_dir: str | Path) -> Run:
     """Read what there is. Raises `UsageError` if `run_dir` holds none of a run's files."""
     path = Path(run_dir)
-    if not any((path / name).is_file() for name in _FILES):
+    if not is_run(path):
         raise UsageError(
             f"{path} is not a run directory: it has none of {', '.join(_FILES)}. Name the DIR of --run."
         )

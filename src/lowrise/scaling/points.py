@@ -251,5 +251,11 @@ def to_csv(points: Iterable[Point]) -> str:
     writer.writerow(("method", "budget", "flops", "params", "tokens", "loss"))
     for p in points:
         numbers = (p.budget, p.flops, p.params, p.tokens, p.loss)
-        writer.writerow((p.method, *(f"{value:.10g}" for value in numbers)))
+        writer.writerow((p.method, *map(_exact, numbers)))
     return stream.getvalue()
+
+
+def _exact(value: float) -> str:
+    """Ten digits where they are all there is, else as many as give the same number again."""
+    short = f"{value:.10g}"
+    return short if float(short) == value else repr(float(value))

@@ -15,6 +15,7 @@ from lowrise.scaling.fit import PUBLISHED, MethodFit, Study, law, sentence, with
 from lowrise.scaling.isoflop import Interval, Parabola
 
 _CURVE = 81
+_FAR = 5.0  # an interval of sizes is drawn so far from the optima
 _LOSS = "loss (nats per token)"
 
 
@@ -118,14 +119,43 @@ def _optima_section(study: Study) -> str:
                 height=340,
                 log_x=True,
                 log_y=True,
+                y_range=_near(series, factor=_FAR),
             )
         )
     frontier = [
         _optima(name, [p for p in fit.isoflop.parabolas if p.counts], "loss", color, "both")
         for color, (name, fit) in enumerate(study.methods.items())
     ]
-    best = chart(frontier, x_label="training FLOPs C", y_label="loss at the minimum", height=320, log_x=True)
-    return html.section("The optimum at each budget", html.pair(*figures), best)
+    best = chart(
+        frontier,
+        x_label="training FLOPs C",
+        y_label="loss at the minimum",
+        height=320,
+        log_x=True,
+        y_range=_near(frontier, factor=None),
+    )
+    about = "An interval that leaves the plot goes on outside; the pointer tells its ends."
+    return html.section("The optimum at each budget", html.note(about), html.pair(*figures), best)
+
+
+def _near(series: Sequence[Series], factor: float | None) -> tuple[float, float] | None:
+    """A range of y around the values, so that one open interval does not flatten all others: what lies
+    further from them than by `factor`, or (None) than by their own span, is cut.
+    """
+    values = np.concatenate([np.asarray(one.y, dtype=np.float64) for one in series])
+    ends = [
+        np.asarray(end, dtype=np.float64) for one in series for end in (one.low, one.high) if end is not None
+    ]
+    everything = np.concatenate([values, *ends])
+    values, everything = values[np.isfinite(values)], everything[np.isfinite(everything)]
+    if not len(values):
+        return None
+    low, high = float(values.min()), float(values.max())
+    span = (high - low) or 0.05 * abs(high)
+    least, most = (low - span, high + span) if factor is None else (low / factor, high * factor)
+    low, high = max(float(everything.min()), least), min(float(everything.max()), most)
+    pad = 0.05 * (high - low)
+    return (low - pad, high + pad) if factor is None else (low / 1.1, high * 1.1)
 
 
 def _optima(name: str, found: Sequence[Parabola], what: str, color: int, kind: str = "points") -> Series:

@@ -6,12 +6,16 @@ from pathlib import Path
 
 from rich.table import Table
 
+from lowrise.compare.stored import read_stored
 from lowrise.console import Console
-from lowrise.files import strict_json, write_whole
+from lowrise.files import read_json, strict_json, write_whole
 from lowrise.report.formatting import number, scientific, si
-from lowrise.scaling.fit import PUBLISHED, Study, document, law, sentence, with_interval
-from lowrise.scaling.points import to_csv
+from lowrise.scaling.fit import PUBLISHED, Study, document, fit_study, law, sentence, with_interval
+from lowrise.scaling.options import FitRules
+from lowrise.scaling.points import read_points, to_csv
 from lowrise.scaling.report import to_html
+
+TITLE = "Scaling study"
 
 
 def show(study: Study, console: Console) -> None:
@@ -51,7 +55,7 @@ def show(study: Study, console: Console) -> None:
     console.print(f"Intervals hold {100 * study.rules.level:g}% of {study.rules.draws} draws.", style="dim")
 
 
-def write(study: Study, folder: Path, *, report: bool, title: str = "Scaling study") -> list[Path]:
+def write(study: Study, folder: Path, *, report: bool) -> list[Path]:
     """Write `points.csv`, `fit.json` and, if asked, `report.html`; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     contents = {
@@ -59,10 +63,38 @@ def write(study: Study, folder: Path, *, report: bool, title: str = "Scaling stu
         "fit.json": strict_json(document(study), indent=1) + "\n",
     }
     if report:
-        contents["report.html"] = to_html(study, title)
+        contents["report.html"] = to_html(study, TITLE)
     for name, content in contents.items():
         write_whole(folder / name, content)
     return [folder / name for name in contents]
+
+
+def is_study(folder: Path) -> bool:
+    """Whether this is the folder of a scaling sweep, or of a fit."""
+    sweep = folder / "sweep.json"
+    if not sweep.is_file():
+        return (folder / "fit.json").is_file() and (folder / "points.csv").is_file()
+    try:
+        return "points" in read_json(sweep)
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def write_again(folder: Path, target: Path | None = None) -> Path:
+    """Write the page of a sweep or of a study again, from its points by the rules of its `fit.json`, there or
+    as `target`; returns its path. Raises `UsageError` where no run has a loss yet.
+    """
+    earlier = read_stored(folder / "fit.json", "lowrise scaling") if (folder / "fit.json").is_file() else {}
+    names = ("level", "draws", "bootstrap_seed", "reference", "huber")
+    rules = FitRules(**{name: earlier[name] for name in names if name in earlier})
+    if (folder / "sweep.json").is_file():
+        points, left_out = read_points([str(folder)])
+    else:
+        points, _ = read_points([str(folder / "points.csv")])
+        left_out = list(earlier.get("left_out", []))
+    target = target or folder / "report.html"
+    write_whole(target, to_html(fit_study(points, rules, left_out), TITLE))
+    return target
 
 
 def _table(*names: str) -> Table:

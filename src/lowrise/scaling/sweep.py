@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -48,12 +49,17 @@ def sweep(
     show_plan(console, plan)
     if options.plan:
         return 0
-    out = Path(options.out)
-    with hold_directory(out) as lock, StopRequest() as stop:
+    out, environment = Path(options.out), describe_environment(size)
+    with hold_directory(out, "lowrise scaling run") as lock, StopRequest() as stop:
         _write_plan(out, plan)
         runs_dir = out / "runs"
         with Pool(size, gpus=gpus, inherit=[lock]) as pool, Display(console, runs_dir) as display:
             specs = [run.spec for run in plan.runs]
+
+            def keep(found: Mapping[str, Outcome]) -> None:
+                with suppress(OSError):  # a full disk ends the runs before it ends the table
+                    write_results(out, plan, found, environment)
+
             outcomes = Runner(
                 lambda outcomes: specs,
                 lambda outcomes: len(specs),
@@ -62,16 +68,24 @@ def sweep(
                 pool=pool,
                 display=display,
                 stop=stop,
+                keep=keep,
             ).run()
-        document = {**results(plan, outcomes), "environment": describe_environment(size)}
-        write_whole(out / "sweep.json", strict_json(document, indent=1) + "\n")
+        write_results(out, plan, outcomes, environment)
     if stop.signal is not None:
         console.print(told(stop.signal), style="yellow")
         return 128 + stop.signal
     return 1 if any(outcome.status == "failed" for outcome in outcomes.values()) else 0
 
 
-def results(plan: SweepPlan, outcomes: dict[str, Outcome]) -> dict[str, Any]:
+def write_results(
+    out: Path, plan: SweepPlan, outcomes: Mapping[str, Outcome], environment: dict[str, Any]
+) -> None:
+    """Write `sweep.json`."""
+    document = {**results(plan, outcomes), "environment": environment}
+    write_whole(out / "sweep.json", strict_json(document, indent=1) + "\n")
+
+
+def results(plan: SweepPlan, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
     """`sweep.json`: the plan's rules and one row for each run, with its loss where it has one."""
     rows = []
     for run in plan.runs:

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lowrise.compare.report import markdown_table, without_nan
+from lowrise.compare.stored import read_stored, stored
 from lowrise.console import Console
 from lowrise.files import write_whole
 from lowrise.report.formatting import UNKNOWN, number, si
@@ -27,6 +28,17 @@ _ON_TERMINAL = 10  # trials
 def write_sweep(out: Path, plan: SweepPlan, trials: Sequence[Trial], environment: dict[str, Any]) -> None:
     """Write `sweep.json`, `sweep.md`, `report.html` and, where a trial completed, `best.toml`."""
     best = best_of(trials)
+    write_numbers(out, plan, trials, environment)
+    write_whole(out / "sweep.md", to_markdown(plan, trials))
+    write_page(out)
+    if best is not None:
+        recipe = out / "runs" / best.runs[0] / "config.toml"
+        shutil.copyfile(recipe, out / "best.toml")
+
+
+def write_numbers(out: Path, plan: SweepPlan, trials: Sequence[Trial], environment: dict[str, Any]) -> None:
+    """Write `sweep.json`, all that the page is made of."""
+    best = best_of(trials)
     document = {
         "format": 1,
         **plan.identity,
@@ -35,15 +47,29 @@ def write_sweep(out: Path, plan: SweepPlan, trials: Sequence[Trial], environment
         "best": None if best is None else best.number,
         "edges": edges(plan.space, trials),
         "notes": notes(plan, trials),
+        "plan": {key: value for key, value in asdict(plan).items() if key != "trials"},
         "environment": environment,
     }
     text = json.dumps(without_nan(document), indent=1, allow_nan=False, default=str)
     write_whole(out / "sweep.json", text + "\n")
-    write_whole(out / "sweep.md", to_markdown(plan, trials))
-    write_whole(out / "report.html", to_html(plan, trials, notes(plan, trials), environment))
-    if best is not None:
-        recipe = out / "runs" / best.runs[0] / "config.toml"
-        shutil.copyfile(recipe, out / "best.toml")
+
+
+def is_sweep(folder: Path) -> bool:
+    """Whether this is the folder of a sweep, unless it is one of scaling."""
+    return (folder / "sweep.json").is_file()
+
+
+def write_page(out: Path, target: Path | None = None) -> Path:
+    """Write the page of the `sweep.json` in `out`, there or as `target`, and return its path. Raises
+    `LowriseError` where it is damaged, or of a version that wrote another one.
+    """
+    source = out / "sweep.json"
+    document = read_stored(source, "lowrise sweep")
+    plan = stored(SweepPlan, document.get("plan"), source)
+    trials = [stored(Trial, trial, source) for trial in document.get("trials", [])]
+    target = target or out / "report.html"
+    write_whole(target, to_html(plan, trials, notes(plan, trials), document.get("environment", {})))
+    return target
 
 
 def table_of(plan: SweepPlan, trials: Sequence[Trial]) -> tuple[list[str], list[list[str]]]:

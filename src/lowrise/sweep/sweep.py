@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from lowrise.signals import StopRequest, told
 from lowrise.sweep.options import SweepConfig
 from lowrise.sweep.optuna_search import draw
 from lowrise.sweep.plan import SweepPlan, build_plan, specs_of
-from lowrise.sweep.report import print_sweep, write_sweep
+from lowrise.sweep.report import print_sweep, write_numbers, write_sweep
 from lowrise.sweep.trials import Record, Trial, TrialKey, best_of, judged
 
 
@@ -51,10 +52,15 @@ def sweep(
     size = config.workers or size
     environment = describe_environment(size)
     runs_dir = out / "runs"
-    with hold_directory(out) as lock, StopRequest() as stop:
+    with hold_directory(out, "lowrise sweep") as lock, StopRequest() as stop:
         search = _Search(plan, load_recipe, plan_run, out, size)
         search.require_some()
         _write_plan(out, plan)
+
+        def keep(found: Mapping[TrialKey, Outcome]) -> None:
+            with suppress(OSError):  # a full disk ends the runs before it ends the table
+                write_numbers(out, plan, search.judged(found), environment)
+
         with Pool(size, gpus=gpus, inherit=[lock]) as pool, Display(console, runs_dir) as display:
             _print_plan(display, plan, size)
             outcomes = Runner(
@@ -65,6 +71,7 @@ def sweep(
                 pool=pool,
                 display=display,
                 stop=stop,
+                keep=keep,
             ).run()
         trials = search.judged(outcomes)
         write_sweep(out, plan, trials, environment)

@@ -77,7 +77,7 @@ def run(
     size, gpus = default_slots()
     size = options.workers or size
     specs = [spec for one in planned for spec in one.specs]
-    with hold_directory(out) as lock, StopRequest() as stop:
+    with hold_directory(out, "lowrise track run") as lock, StopRequest() as stop:
         with Pool(size, gpus=gpus, inherit=[lock]) as pool, Display(console, out / "runs") as display:
             display.line(f"{track.title}: {len(planned)} entries, {len(specs)} runs, {size} at once")
             outcomes = Runner(

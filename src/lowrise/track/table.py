@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -11,9 +12,9 @@ from rich.table import Table
 from lowrise.console import Console
 from lowrise.files import strict_json, write_whole
 from lowrise.report import html
-from lowrise.report.charts import Series, chart
 from lowrise.report.formatting import UNKNOWN, bytes_, duration, number, si
 from lowrise.report.intervals import Bar, intervals
+from lowrise.report.pareto import Bought, pareto_section
 from lowrise.track.options import TableOptions
 from lowrise.track.results import Place, Result, faults_of, places, read_result, rule_in_words
 from lowrise.track.track import Entry, Track, read_entry, read_track
@@ -37,17 +38,33 @@ def table(options: TableOptions, console: Console) -> int:
     return 0
 
 
+def is_track(folder: Path) -> bool:
+    """Whether this is the folder of a track."""
+    return (folder / "track.toml").is_file()
+
+
+def write_again(folder: Path, target: Path | None = None) -> Path:
+    """Write the page of a track's leaderboard again, there or as `target`, and return its path."""
+    track = read_track(folder)
+    entries = {name: read_entry(track, name) for name in track.entry_names()}
+    results, left = _counted(track, entries)
+    target = target or track.folder / "leaderboard.html"
+    write_whole(target, to_html(track, entries, places(track, results), left))
+    return target
+
+
 def _counted(track: Track, entries: dict[str, Entry]) -> tuple[dict[str, Result], list[str]]:
     """The results that count, and in words why the others do not."""
-    results, left = {}, []
+    results: dict[str, Result] = {}
+    left: dict[str, list[str]] = {}
     for name, entry in entries.items():
         result = read_result(track, name)
         faults = ["not run yet"] if result is None else faults_of(track, entry, result)
         if faults or result is None:
-            left.append(f"{name}: {'; '.join(faults)}")
+            left.setdefault("; ".join(faults), []).append(name)
         else:
             results[name] = result
-    return results, left
+    return results, [f"{', '.join(names)}: {why}" for why, names in left.items()]
 
 
 _COLUMNS: tuple[tuple[str, Callable[[Place], str]], ...] = (
@@ -95,18 +112,6 @@ def to_html(track: Track, entries: dict[str, Entry], board: Sequence[Place], lef
         if p.behind is not None
     ]
     rows = [(p.name, *(show(p) for _, show in _COLUMNS), entries[p.name].by) for p in board]
-    scored = [p for p in board if p.place is not None]
-    pairs = []
-    for label, read in (
-        ("training tokens", lambda p: p.result.tokens),
-        ("weights at inference (bytes)", lambda p: p.result.inference_bytes),
-        ("training time (s)", lambda p: p.result.seconds),
-        ("parameters", lambda p: p.result.params),
-    ):
-        dots = [Series(p.name, [read(p)], [p.loss.mean or 0.0], i, "points") for i, p in enumerate(scored)]
-        pairs.append(
-            chart(dots, x_label=label, y_label="validation loss", width=450, height=270, legend=False)
-        )
     body = [
         html.heading(track.title, f"{len(board)} entries"),
         html.note(track.about),
@@ -115,13 +120,32 @@ def to_html(track: Track, entries: dict[str, Entry], board: Sequence[Place], lef
             "Behind the leader, with 95% intervals (Welch)",
             intervals(bars, x_label="difference of mean validation losses (nats per token)"),
         ),
-        html.section("What the loss was bought with", html.pair(*pairs)),
+        _pareto(board),
         html.section("Rule", html.note(rule_in_words(track))),
         html.section("Machines", html.note(_machines(board))),
     ]
     if left:
         body.append(html.section("Not placed", *(html.note(text) for text in left)))
     return html.page(track.title, body, "lowrise track")
+
+
+_BOUGHT_WITH = {
+    "inference_bytes": "weights at inference (bytes in bfloat16)",
+    "tokens": "training tokens",
+    "seconds": "training time (s)",
+    "params": "parameters",
+    "train_flops": "training FLOPs",
+}
+
+
+def _pareto(board: Sequence[Place]) -> str:
+    bought = [
+        Bought(p.name, p.loss.mean, p.loss.sd, {key: getattr(p.result, key) for key in _BOUGHT_WITH}, i)
+        for i, p in enumerate(board)
+        if p.place is not None and p.loss.mean is not None
+    ]
+    y_label = "validation loss (nats per token)"
+    return pareto_section("What the loss was bought with", bought, _BOUGHT_WITH, y_label=y_label)
 
 
 def _machines(board: Sequence[Place]) -> str:

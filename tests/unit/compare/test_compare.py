@@ -236,7 +236,8 @@ def test_sigint_reaches_the_workers_which_save_and_a_second_start_continues(tmp_
 def test_a_directory_is_held_by_one_comparison(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, "one")
     config = request(tmp_path, recipe)
-    with hold_directory(Path(config.out)), pytest.raises(LowriseError, match=f"process {os.getpid()}"):
+    held = hold_directory(Path(config.out), "lowrise sweep")
+    with held, pytest.raises(LowriseError, match=rf"^lowrise sweep \(process {os.getpid()}\)"):
         run(config)
     assert run(config)[0] == 0
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from lowrise.errors import UsageError
-from lowrise.report.charts import Series, chart, decimate, log_ticks, nice_ticks, smooth, tick_label
+from lowrise.report.charts import Series, chart, decimate, smooth
 from lowrise.report.run_report import matrix_type, telemetry_by_type, write_report
+from lowrise.report.ticks import log_ticks, nice_ticks, tick_label
 from lowrise.runs.history import last_metrics, read_run
 
 

@@ -184,7 +184,8 @@ def test_sizes_lie_around_the_tokens_per_parameter_that_were_asked_for(tmp_path:
 
 def test_one_directory_is_held_by_one_sweep(tmp_path: Path) -> None:
     options = request(tmp_path, write_recipe(tmp_path, "one"))
-    with hold_directory(Path(options.out)), pytest.raises(LowriseError, match="Another"):
+    held = hold_directory(Path(options.out), "lowrise scaling run")
+    with held, pytest.raises(LowriseError, match=r"^lowrise scaling run"):
         run(options)
 
 

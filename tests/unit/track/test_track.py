@@ -100,7 +100,7 @@ def test_a_track_is_run_checked_and_shown(track, tmp_path, monkeypatch, capsys):
     assert "the adamw" in board
     assert "a \\| tester" in board
     assert rule_in_words(read_track(track)) in board
-    assert page.count('<figure class="chart"') == 4
+    assert page.count('<figure class="chart"') == 5
     # another recipe, and the result is no longer its own
     add_entry(track, "adamw", optimizer={"lr": 0.01})
     assert main(["track", "check", str(track), "adamw"]) == 1
