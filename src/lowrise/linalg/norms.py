@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lowrise.linalg.solvers import eigvalsh, power_of_four, svdvals
+from lowrise.linalg.stacks import joined, laid_out
 
 # Relative margin on top of `spectral_norm_upper`: covers rounding the float64 result to float32 (6e-8) a
 # hundred times.
@@ -31,13 +32,24 @@ def largest_entries(Xs: Sequence[Tensor]) -> Tensor:
     if Xs[0].device.type != "cpu":
         each = torch._foreach_norm([x for X in Xs for x in X.unbind()], torch.inf)
         return torch.stack(each)[:, None, None]
-    found = [largest_entry(X) for X in Xs]
-    return found[0] if len(found) == 1 else torch.cat(found)
+    return joined([largest_entry(X) for X in Xs])
 
 
 def frobenius(Xs: Sequence[Tensor]) -> Tensor:
     """||X||_F of the matrices of several stacks (b, m, n), (sum of b, 1, 1), likewise."""
     return torch.stack(torch._foreach_norm([x for X in Xs for x in X.unbind()]))[:, None, None]
+
+
+def line_norms(Xs: Sequence[Tensor], dims: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+    """Norms of the lines of each stack (b, m, n) along its `dim`, -1 or -2: laid out, flat, and as (b, m, 1)
+    or (b, 1, n) of each.
+    """
+    pairs = list(zip(Xs, dims, strict=True))
+    sizes = [(X.shape[0], 1, X.shape[2]) if dim == -2 else (*X.shape[:2], 1) for X, dim in pairs]
+    flat, parts = laid_out(Xs[0], [torch.Size(size) for size in sizes])
+    for X, dim, part in zip(Xs, dims, parts, strict=True):
+        torch.linalg.vector_norm(X, dim=dim, keepdim=True, out=part)
+    return flat, parts
 
 
 def nonzero(x: Tensor) -> Tensor:
@@ -153,8 +165,7 @@ def _transposed_times(Xs: Sequence[Tensor], us: Sequence[Tensor]) -> Tensor:
     """X^T u (sum of b, n) as (u^T X)^T: the same sums, and on a CPU less than half the time of a product with
     X^T.
     """
-    found = [torch.bmm(u.unsqueeze(-2), X).squeeze(-2) for X, u in zip(Xs, us, strict=True)]
-    return found[0] if len(found) == 1 else torch.cat(found)
+    return joined([torch.bmm(u.unsqueeze(-2), X).squeeze(-2) for X, u in zip(Xs, us, strict=True)])
 
 
 def _unit(w: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lowrise.linalg.norms import largest_entries, nonzero
 from lowrise.linalg.precision import multiplies_in_full
+from lowrise.linalg.stacks import joined, stacked
 
 Triple = tuple[float, float, float]
 Form = Literal["auto", "plain", "gram"]
@@ -112,7 +113,7 @@ def iterate_each(
     scales = scale.unbind() if isinstance(scale, Tensor) else None
     results: dict[int, Tensor] = {}
     for alike in sides.values():
-        stacks = [_stacked([_tall(Xs[i]) for i in places]) for places in alike]
+        stacks = [stacked([_tall(Xs[i]) for i in places]) for places in alike]
         own: Tensor | float = 1.0 if isinstance(scale, Tensor) else scale
         if scales is not None:
             own = torch.stack([scales[i] for places in alike for i in places])
@@ -172,7 +173,7 @@ def iterate(
     eps = start.eps / largest if start.eps else None
     if plain:
         norms = [torch.linalg.vector_norm(Y, dim=(-2, -1), keepdim=True) for Y in Ys[:plain]]
-        divisors = start.divisor(_joined(norms), eps if eps is None else eps[:place]).split(counts[:plain])
+        divisors = start.divisor(joined(norms), eps if eps is None else eps[:place]).split(counts[:plain])
         Ys[:plain] = [_quotient(Y, d, dtype) for Y, d in zip(Ys, divisors, strict=False)]
     Ys[plain:] = [Y.to(dtype) for Y in Ys[plain:]]
 
@@ -239,15 +240,6 @@ def polynomials(
 
 def _tall(X: Tensor) -> Tensor:
     return X if X.shape[-2] >= X.shape[-1] else X.mT
-
-
-def _stacked(Xs: Sequence[Tensor]) -> Tensor:
-    """(b, m, k) to read only: one matrix alone is seen, not copied."""
-    return Xs[0].unsqueeze(0) if len(Xs) == 1 else torch.stack(list(Xs))
-
-
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _products(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from lowrise.linalg.norms import largest_entries, nonzero
 from lowrise.linalg.precision import full_precision_matmul
+from lowrise.linalg.stacks import laid_out
 
 # A line whose RMS (with the scales of the other side) is below this part of the largest entry of X counts as
 # zero, so that neither 1/0 nor an overflow of r^2 arises in float32.
@@ -58,9 +59,9 @@ def sinkhorn_vectors_each(
     counts = [len(X) for X in Xs]
     largest = nonzero(largest_entries(Xs))
     squares = [torch.Size([X.shape[0], 1, X.shape[side]]) for side in (1, 2) for X in Xs]
-    r_squared, *r_parts = _laid_out(Xs[0], squares[: len(Xs)])
-    c_squared, *c_parts = _laid_out(Xs[0], squares[len(Xs) :])
-    flat, *S = _laid_out(Xs[0], [X.shape for X in Xs])
+    r_squared, r_parts = laid_out(Xs[0], squares[: len(Xs)])
+    c_squared, c_parts = laid_out(Xs[0], squares[len(Xs) :])
+    flat, S = laid_out(Xs[0], [X.shape for X in Xs])
     for X, own, entry in zip(Xs, S, largest.split(counts), strict=True):
         torch.div(X, entry, out=own)
     flat.square_()
@@ -93,10 +94,3 @@ def sinkhorn_reference(X: Tensor, *, iters: int = 5, rows_first: bool = True) ->
             norm = torch.linalg.vector_norm(X, dim=dim, keepdim=True)
             X = X * torch.where(norm > 0, X.shape[dim] ** 0.5 / norm, 0.0)
     return X
-
-
-def _laid_out(like: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
-    """Room for tensors of these shapes, one after the other: all of it, flat, and then each."""
-    sizes = [shape.numel() for shape in shapes]
-    flat = like.new_empty(sum(sizes))
-    return [flat, *(part.view(shape) for part, shape in zip(flat.split(sizes), shapes, strict=True))]
