@@ -113,7 +113,8 @@ class Dion2(MatrixOptimizer):
     ) -> Iterator[Tensor]:
         momenta = states(batches, "momentum")
         torch._foreach_add_(momenta, gradients(batches))
-        chosen, kept = [], []
+        chosen: list[tuple[torch.Size, int, Tensor, Tensor]] = []
+        kept: list[Tensor] = []
         for batch in batches:
             M = batch.stacked_state("momentum")
             m, n = M.shape[-2:]

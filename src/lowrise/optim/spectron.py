@@ -289,7 +289,7 @@ def _update_pairs(group: Mapping[str, Any], units: Sequence[Unit]) -> None:
     rho, supremum = _step_sizes(group, units, sigma)  # 3: (pairs,)
     decay = _decay(group, rho)
     rho_of = rho.unbind()
-    kept = decay.unbind() if isinstance(decay, Tensor) else None
+    factor, factors_of = (None, decay.unbind()) if isinstance(decay, Tensor) else (decay, None)
     steps: dict[int, Tensor] = {}
     for members in _chunks(factors):
         Ds = _directions(group, members, torch.stack([rho_of[f.pair] for f in members])[:, None, None])  # 4
@@ -297,11 +297,11 @@ def _update_pairs(group: Mapping[str, Any], units: Sequence[Unit]) -> None:
             steps.update(zip((id(f.param) for f in members), Ds, strict=True))
             continue
         by_dtype: dict[torch.dtype, list[tuple[Factor, Tensor]]] = {}
-        for factor, D in zip(members, Ds, strict=True):
-            by_dtype.setdefault(factor.param.dtype, []).append((factor, D))
+        for member, D in zip(members, Ds, strict=True):
+            by_dtype.setdefault(member.param.dtype, []).append((member, D))
         for same in by_dtype.values():
-            shrink = decay if kept is None else [kept[factor.pair] for factor, _ in same]
-            decay_and_subtract_([factor.param for factor, _ in same], [D for _, D in same], shrink)  # 5
+            shrink = [factors_of[f.pair] for f, _ in same] if factors_of is not None else factor
+            decay_and_subtract_([f.param for f, _ in same], [D for _, D in same], shrink)  # 5
     if holds_norm(group):
         pairs_step_(group, units, [(steps[id(A)], steps[id(B)]) for A, B in (u.params for u in units)])
     if resolved(group)[1] == "bound":

@@ -95,6 +95,12 @@ class MatrixOptimizer(Optimizer):
     are stacked together, and `torch.compile` can follow its step.
     """
 
+    def __init_subclass__(cls, **words: Any) -> None:
+        """A class that writes `direction` alone is moved by it, also where its base writes `directions`."""
+        super().__init_subclass__(**words)
+        if "direction" in vars(cls) and "directions" not in vars(cls):
+            cls.directions = MatrixOptimizer.directions  # type: ignore[method-assign]
+
     # --- what a method writes -----------------------------------------------------------------------------
 
     def direction(self, G: Tensor, state: dict[str, Tensor], options: Mapping[str, Any], step: int) -> Tensor:
