@@ -296,12 +296,8 @@ def _update_pairs(group: Mapping[str, Any], units: Sequence[Unit]) -> None:
         if holds_norm(group):
             steps.update(zip((id(f.param) for f in members), Ds, strict=True))
             continue
-        by_dtype: dict[torch.dtype, list[tuple[Factor, Tensor]]] = {}
-        for member, D in zip(members, Ds, strict=True):
-            by_dtype.setdefault(member.param.dtype, []).append((member, D))
-        for same in by_dtype.values():
-            shrink = [factors_of[f.pair] for f, _ in same] if factors_of is not None else factor
-            decay_and_subtract_([f.param for f, _ in same], [D for _, D in same], shrink)  # 5
+        shrink = [factors_of[f.pair] for f in members] if factors_of is not None else factor
+        decay_and_subtract_([f.param for f in members], Ds, shrink)  # 5
     if holds_norm(group):
         pairs_step_(group, units, [(steps[id(A)], steps[id(B)]) for A, B in (u.params for u in units)])
     if resolved(group)[1] == "bound":
@@ -310,7 +306,7 @@ def _update_pairs(group: Mapping[str, Any], units: Sequence[Unit]) -> None:
 
 
 def _chunks(factors: Sequence[Factor]) -> Iterator[list[Factor]]:
-    """Factors in their shapes' order, a bounded number of elements at a time."""
+    """Factors of one dtype in their shapes' order, a bounded number of elements at a time."""
     for chunk in together(factors, lambda factor: factor.param):
         yield [factor for bucket in chunk for factor in bucket]
 
