@@ -14,10 +14,13 @@ from lowrise.linalg.polar import (
     POLAR_EXPRESS,
     PRODUCT_ERROR,
     QUINTIC_SUPREMUM,
+    rounding_guard,
+)
+from lowrise.linalg.polar_iteration import (
     Triple,
     chosen_segments,
     gram_segments,
-    rounding_guard,
+    polynomials,
     segment_flops,
 )
 from lowrise.linalg.precision import full_precision_matmul, multiplies_in_full
@@ -76,13 +79,11 @@ def test_restarts_follow_from_the_dtype() -> None:
 
 def test_without_the_restart_polar_express_would_pass_its_bound() -> None:
     """Why there is a restart: seven steps in one float32 segment."""
-    import lowrise.linalg.polar as polar
-
     X = ill_conditioned(512, 128, 1e4, "decades", torch.float32)
     assert torch.linalg.matrix_norm(polar_express(X, form="gram").double(), 2) <= 1.00001
     Y = X / torch.linalg.vector_norm(X) / SAFETY
-    one = Y @ polar._segment_factor((Y.mT @ Y)[None], EXPRESS, None)[0]
-    assert torch.linalg.matrix_norm(one.double(), 2) > 1.0005
+    (one,) = polynomials([Y[None]], 0, EXPRESS, [7])
+    assert torch.linalg.matrix_norm(one[0].double(), 2) > 1.0005
 
 
 @pytest.mark.parametrize("form", ["plain", "gram"])

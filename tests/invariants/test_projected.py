@@ -15,7 +15,7 @@ from lowrise.errors import UsageError
 from lowrise.linalg.subspace import leading_left, uniform_basis
 from lowrise.optim import APOLLO, Fira, GaLore
 from lowrise.optim.engine import projected_adam as projected
-from lowrise.optim.engine.projected_adam import ProjectedAdam
+from lowrise.optim.engine.projected_adam import Batch, ProjectedAdam
 from lowrise.optim.fira import residual_norms
 from lowrise.optim.rules import projection
 from lowrise.optim.rules.growth_limiter import limit_growth
@@ -365,16 +365,14 @@ def test_norms_of_vectors_give_the_norm_of_the_residual(
     inside = P @ draw(3, 8, 60, seed=2)
     rest = draw(3, 40, 60, seed=3)
     G = inside + outside * (rest - P @ (P.mT @ rest))
-    phi = draw(3, 1, 60, seed=4).abs() + 0.1
-    G, phi = G.to(dtype), phi.to(dtype)
+    G = G.to(dtype)
     P = leading_left(G, 8)
     R = P.mT @ G
     if side == "right":
-        G, R, phi = G.mT, R.mT, phi.mT
-    fast, slow = (
-        residual_norms(G, R, phi, {side: P}, a=a, side=side, orthonormal=orthonormal)
-        for orthonormal in (True, False)
-    )
+        G, R = G.mT, R.mT
+    N = draw(*R.shape, seed=4).to(dtype)
+    batch = Batch([], G, {side: P}, R, N)
+    fast, slow = (residual_norms([batch], a=a, orthonormal=orthonormal)[0] for orthonormal in (True, False))
     # ||S|| from a difference of squares, which cancel at a = 1.
     error = ((fast - slow).abs() / slow).max() / torch.finfo(dtype).eps
     assert error < (4 / outside**2 if a == 1 else 4)

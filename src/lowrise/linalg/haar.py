@@ -55,9 +55,7 @@ def block_sums(X: Tensor, level: int) -> Tensor:
     return X
 
 
-def replace_coefficients(
-    X: Tensor, approximation: Tensor, factor: Tensor, level: int, *, sums: Tensor | None = None
-) -> Tensor:
+def replace_coefficients(X: Tensor, approximation: Tensor, factor: Tensor, level: int) -> Tensor:
     """The inverse transform of the new approximations and of X's details times `factor`; (..., m, n).
 
     `approximation` and `factor` are (..., m, K); a detail of any level has the factor of the approximation
@@ -67,12 +65,15 @@ def replace_coefficients(
         (X - mean of the block) factor + approximation / sqrt(w)
 
     Equal to `replace_coefficients_reference` up to rounding, in two passes over X instead of 2 level.
-    `sums`: X's `block_sums`, where they are known.
     """
-    means = (block_sums(X, level) if sums is None else sums) * 2.0**-level
+    means = block_sums(X, level) * 2.0**-level
+    return rebuilt(X, means, approximation * 2.0 ** (-level / 2), factor, level)
+
+
+def rebuilt(X: Tensor, means: Tensor, constant: Tensor, factor: Tensor, level: int) -> Tensor:
+    """(X - mean) factor + constant on the blocks of w columns; means, constant and factor (..., m, K)."""
     new = _blocks(X, 2**level) - means.unsqueeze(-1)  # X constant on blocks has no details at all
-    constant = (approximation * 2.0 ** (-level / 2)).unsqueeze(-1)
-    torch.addcmul(constant, new, factor.unsqueeze(-1), out=new)
+    torch.addcmul(constant.unsqueeze(-1), new, factor.unsqueeze(-1), out=new)
     return new.flatten(-2)[..., : X.shape[-1]]
 
 

@@ -29,33 +29,27 @@ in float32 and 2e-10 in float64 (tests/invariants/test_polar_forms.py).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lowrise.linalg.norms import largest_entry, nonzero
-from lowrise.linalg.precision import multiplies_in_full
+from lowrise.linalg.polar_iteration import (
+    Form,
+    Start,
+    Triple,
+    chosen_segments,
+    iterate,
+    iterate_each,
+    polynomials,
+)
 from lowrise.linalg.solvers import svd
-
-Triple = tuple[float, float, float]
-Form = Literal["auto", "plain", "gram"]
-
-# Most that f(0)^2 eps may reach within a segment of the Gram form: the relative error of the directions that
-# suffer most (those at about 1/f(0) of ||X||), a tenth of what the quintic's own range of [0.68, 1.20] leaves
-# open. A bfloat16 iteration, as published, has 1 to 2% everywhere.
-GRAM_TOLERANCE = 1 / 32
 
 # ||fl(A B) - A B||_2 <= PRODUCT_ERROR eps ||A||_2 ||B||_2. Measured: 0.3 to 6.3 for matrices of 1 to
 # 1,024 columns and up to 8,192 rows, of one sign and of rank one (the worst) too; no growth with the columns.
 PRODUCT_ERROR = 8.0
 POLAR_ERROR = 600.0
-
-# The Gram form is taken where it saves a fifth of the FLOPs: its products are smaller and more in number.
-GRAM_SHARE = 0.8
 
 # Keller Jordan's quintic (KellerJordan/Muon, muon.py; also torch.optim.Muon). Made for speed, not for
 # convergence: it sends singular values into [0.6818, 1.2024] and keeps them there.
@@ -91,21 +85,6 @@ POLAR_EIGHT: tuple[Triple, ...] = (
 POLAR_EIGHT_EPS = 1e-20
 
 
-@dataclass(frozen=True)
-class _Start:
-    """How an iteration normalizes its input: X / (safety (||X||_F + eps)), or with max instead of the sum."""
-
-    eps: float
-    eps_rule: Literal["add", "max"] = "add"
-    safety: float = 1.0
-
-    def divisor(self, norm: Tensor, largest: Tensor) -> Tensor:
-        """By what X / largest is divided, (..., 1, 1), from ||X / largest||_F; 1 for a zero matrix."""
-        eps = self.eps / largest
-        norm = norm + eps if self.eps_rule == "add" else torch.maximum(norm, eps)
-        return norm.masked_fill(norm == 0, 1.0)
-
-
 def newton_schulz(
     X: Tensor,
     *,
@@ -129,8 +108,28 @@ def newton_schulz(
     1.2024], smaller ones stay small; none ends above 1.20237 (`QUINTIC_SUPREMUM`).
     """
     a, b, c = coefficients
-    start = _Start(eps, eps_rule)
+    start = Start(eps, eps_rule)
     return _iterate(X, [(a, b, c)] * steps, start, dtype=dtype or X.dtype, scale=scale, form=form)
+
+
+def newton_schulz_each(
+    Xs: Sequence[Tensor],
+    *,
+    steps: int = 5,
+    coefficients: Sequence[float] = QUINTIC,
+    eps: float = 1e-7,
+    eps_rule: Literal["add", "max"] = "add",
+    dtype: torch.dtype | None = None,
+    scale: Tensor | float = 1.0,
+    form: Form = "auto",
+) -> list[Tensor]:
+    """`newton_schulz` of each of several matrices (m, n) of any shapes, of one dtype and device: each further
+    shape of the same smaller side costs two operations a step, or in the Gram form two in all. `scale`: a
+    number or (len(Xs), 1, 1).
+    """
+    a, b, c = coefficients
+    triples, start = [(a, b, c)] * steps, Start(eps, eps_rule)
+    return iterate_each(Xs, triples, start, dtype=dtype or Xs[0].dtype, scale=scale, form=form)
 
 
 def polar_times(
@@ -148,8 +147,8 @@ def polar_times(
     the last segment, so that it costs next to nothing. Entries of X must be of a size that can be squared, as
     nothing is divided beforehand; X = 0 gives 0.
     """
-    scaled = [(a / safety, b / safety**3, c / safety**5) for a, b, c in triples]
-    start = _Start(0.0, safety=safety)
+    scaled = _shrunk(triples, safety)
+    start = Start(0.0, safety=safety)
     kinds: dict[tuple[int, ...], list[int]] = {}
     for i, X in enumerate(Xs):
         m, k = X.shape[-2:]
@@ -157,32 +156,16 @@ def polar_times(
         kinds.setdefault(tuple(segments), []).append(i)
     results = dict.fromkeys(range(len(Xs)), Xs[0])
     for parts, places in kinds.items():
-        chosen = [Xs[i] for i in places]
+        chosen, beside = [Xs[i] for i in places], [rights[i] for i in places]
         if parts[0] > 1:
-            moved = _iterate_together(chosen, [rights[i] for i in places], scaled, parts, start)
+            moved = polynomials(chosen, 0, scaled, parts, divisor=start.of_gram, right=torch.cat(beside))
         else:
             moved = [
-                _iterate(X, scaled, start, dtype=X.dtype, scale=1.0, form="plain") @ rights[i]
-                for X, i in zip(chosen, places, strict=True)
+                _iterate(X, scaled, start, dtype=X.dtype, scale=1.0, form="plain") @ right
+                for X, right in zip(chosen, beside, strict=True)
             ]
         results.update(zip(places, moved, strict=True))
     return list(results.values())
-
-
-def _iterate_together(
-    Ys: list[Tensor], rights: list[Tensor], triples: Sequence[Triple], segments: Sequence[int], start: _Start
-) -> list[Tensor]:
-    """`polar_times` for matrices that take the Gram form in the same segments, the first of several steps."""
-    done, sizes = 0, [len(Y) for Y in Ys]
-    for steps in segments:
-        segment, done = triples[done : done + steps], done + steps
-        S = torch.cat([torch.bmm(Y.mT, Y) for Y in Ys])
-        one = torch.ones_like(S[:, :1, :1])
-        Q = _segment_factor(S, segment, (start, one) if done == steps else None)
-        if done == len(triples):
-            Q = torch.bmm(Q, torch.cat(rights))
-        Ys = [torch.bmm(Y, q) for Y, q in zip(Ys, Q.split(sizes), strict=True)]
-    return Ys
 
 
 def polar_express(
@@ -196,12 +179,33 @@ def polar_express(
     1.1236. Rounding adds at most what `rounding_guard` says. Scale free. `scale`, `form` as in
     `newton_schulz`.
     """
+    triples, start = _express(steps, safety)
+    return _iterate(X, triples, start, dtype=X.dtype, scale=scale, form=form)
+
+
+def polar_express_each(
+    Xs: Sequence[Tensor],
+    *,
+    steps: int = 7,
+    safety: float = 1.01,
+    scale: Tensor | float = 1.0,
+    form: Form = "auto",
+) -> list[Tensor]:
+    """`polar_express` of each of several matrices, as `newton_schulz_each`."""
+    triples, start = _express(steps, safety)
+    return iterate_each(Xs, triples, start, dtype=Xs[0].dtype, scale=scale, form=form)
+
+
+def _express(steps: int, safety: float) -> tuple[list[Triple], Start]:
     if not 1 <= steps <= len(POLAR_EXPRESS):
         raise ValueError(
             f"polar_express: steps is {steps}; choose 1 to {len(POLAR_EXPRESS)}, the triples there are"
         )
-    triples = [(a / safety, b / safety**3, c / safety**5) for a, b, c in POLAR_EXPRESS[:steps]]
-    return _iterate(X, triples, _Start(0.0, safety=safety), dtype=X.dtype, scale=scale, form=form)
+    return _shrunk(POLAR_EXPRESS[:steps], safety), Start(0.0, safety=safety)
+
+
+def _shrunk(triples: Sequence[Triple], safety: float) -> list[Triple]:
+    return [(a / safety, b / safety**3, c / safety**5) for a, b, c in triples]
 
 
 def polar_svd(X: Tensor, *, rtol: float = 1e-12) -> Tensor:
@@ -227,104 +231,21 @@ def rounding_guard(dtype: torch.dtype) -> float:
     return 1.0 + POLAR_ERROR * torch.finfo(dtype).eps
 
 
-def chosen_segments(
-    shape: Sequence[int], triples: Sequence[Triple], device: torch.device, dtype: torch.dtype, form: Form
-) -> list[int]:
-    """Steps of each segment for matrices of this shape; segments of one step are the plain form.
-
-    "auto" takes the Gram form where it saves a fifth of the FLOPs (tall or wide by 2.2 and more), unless
-    float32 products on the device are rounded to TF32 or bfloat16, of which the segments know nothing.
-    """
-    plain = [1] * len(triples)
-    if form == "plain":
-        return plain
-    segments = gram_segments(triples, torch.finfo(dtype).eps)
-    small, large = sorted(shape)
-    pays = segment_flops(small, large, segments) <= GRAM_SHARE * segment_flops(small, large, plain)
-    return segments if form == "gram" or (pays and multiplies_in_full(device, dtype)) else plain
-
-
-def gram_segments(triples: Sequence[Triple], eps: float) -> list[int]:
-    """Steps of each segment: as many as keep f(0)^2 eps within `GRAM_TOLERANCE`, one at least."""
-    segments: list[int] = []
-    growth = math.inf
-    for a, _, _ in triples:
-        growth *= a * a
-        if growth * eps > GRAM_TOLERANCE:
-            segments.append(0)
-            growth = a * a
-        segments[-1] += 1
-    return segments
-
-
-def segment_flops(small: int, large: int, segments: Sequence[int]) -> int:
-    """FLOPs of the products: two with X a segment, 4 s - 3 of k x k for s steps (S S; Q P; Q^T (S_0 Q))."""
-    return sum(4 * small * small * large + 2 * small**3 * (4 * steps - 3) for steps in segments)
-
-
 def _iterate(
     X: Tensor,
     triples: Sequence[Triple],
-    start: _Start,
+    start: Start,
     *,
     dtype: torch.dtype,
     scale: Tensor | float,
     form: Form,
 ) -> Tensor:
-    """Apply the odd quintics one after another to the singular values of X (..., m, n), normalized; times
-    `scale`, in X's dtype.
+    """The odd quintics one after another on the singular values of X (..., m, n), normalized; times `scale`,
+    in X's dtype.
     """
-    segments = chosen_segments(X.shape[-2:], triples, X.device, dtype, form)
-    normalized_by_trace = segments[0] > 1
-    largest = nonzero(largest_entry(X))
-    Y = X / largest  # so that the squares cannot overflow or vanish
-    if not normalized_by_trace:
-        Y.div_(start.divisor(torch.linalg.vector_norm(Y, dim=(-2, -1), keepdim=True), largest))
-        if start.safety != 1.0:
-            Y.div_(start.safety)
-    scale = scale.reshape(-1, 1, 1) if isinstance(scale, Tensor) else scale
     wide = X.shape[-2] < X.shape[-1]
-    Y = Y.to(dtype).reshape(-1, *X.shape[-2:])
-    Y, done = (Y.mT if wide else Y), 0
-    for steps in segments:
-        segment = triples[done : done + steps]
-        done += steps
-        if steps == 1:
-            Y = _plain_step(Y, segment[0])
-            continue
-        first = normalized_by_trace and done == steps
-        S = torch.bmm(Y.mT, Y)
-        Q = _segment_factor(S, segment, (start, largest.reshape(-1, 1, 1)) if first else None)
-        Y = torch.bmm(Y, Q.mul_(scale) if done == len(triples) else Q)
-    Y = (Y.mT if wide else Y).reshape(X.shape).to(X.dtype)
-    if segments[-1] == 1:
-        Y.mul_(scale.reshape(largest.shape) if isinstance(scale, Tensor) else scale)
-    return Y
-
-
-def _plain_step(Y: Tensor, triple: Triple) -> Tensor:
-    a, b, c = triple
-    S = torch.bmm(Y.mT, Y)  # (batch, k, k), k the smaller side
-    P = torch.baddbmm(S, S, S, beta=b, alpha=c)
-    return torch.baddbmm(Y, Y, P, beta=a)
-
-
-def _segment_factor(S_0: Tensor, triples: Sequence[Triple], start: tuple[_Start, Tensor] | None) -> Tensor:
-    """Q (batch, k, k) with Y Q = the iteration from Y (batch, m, k), m >= k, by the Gram form: S_0 = Y^T Y.
-
-    With `start` Y is X / largest and Q normalizes it, too: ||Y||_F^2 is the trace of the Gram matrix.
-    """
-    divisor = None
-    if start is not None:
-        norm = S_0.diagonal(dim1=-2, dim2=-1).sum(dim=-1)[:, None, None].sqrt()
-        divisor = start[0].divisor(norm, start[1].to(norm.dtype)) * start[0].safety
-        S_0 = S_0.div_(divisor).div_(divisor)
-    S, Q = S_0, None
-    for a, b, c in triples:
-        if Q is not None:
-            S = torch.bmm(Q.mT, torch.bmm(S_0, Q))
-        P = torch.baddbmm(S, S, S, beta=b, alpha=c)
-        P.diagonal(dim1=-2, dim2=-1).add_(a)
-        Q = P if Q is None else torch.bmm(Q, P)
-    assert Q is not None
-    return Q if divisor is None else Q.div_(divisor)
+    Y = X.reshape(-1, *X.shape[-2:])
+    if isinstance(scale, Tensor):
+        scale = scale.expand(*X.shape[:-2], 1, 1).reshape(-1, 1, 1)
+    (Y,) = iterate([Y.mT if wide else Y], triples, start, dtype=dtype, scale=scale, form=form)
+    return (Y.mT if wide else Y).reshape(X.shape)

@@ -20,14 +20,16 @@ alone and never wait for the device.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from lowrise.linalg.norms import largest_entry, nonzero
+from lowrise.linalg.norms import largest_entries, nonzero
 from lowrise.linalg.precision import full_precision_matmul
+from lowrise.linalg.stacks import laid_out
 
-# A line whose norm (with the scales of the other side) is below this part of the largest entry of X counts as
+# A line whose RMS (with the scales of the other side) is below this part of the largest entry of X counts as
 # zero, so that neither 1/0 nor an overflow of r^2 arises in float32.
 GUARD = 1e-12
 
@@ -43,22 +45,46 @@ def sinkhorn_vectors(X: Tensor, *, iters: int = 5, rows_first: bool = True) -> t
 
     S is formed from X / max|X|, so the result is the same for every scale of X that its format holds.
     """
-    if not rows_first:
-        c, r = sinkhorn_vectors(X.mT, iters=iters)
-        return r, c
-    m, n = X.shape[-2:]
-    largest = nonzero(largest_entry(X))
-    S = (X / largest).square_()  # (..., m, n)
-    # As rows from the left: torch's batched product with a column takes several times as long on a CPU.
-    c_squared = X.new_ones(*X.shape[:-2], 1, n)
-    with full_precision_matmul(X.device):
+    shape = X.shape
+    ((r, c),) = sinkhorn_vectors_each([X.reshape(-1, *shape[-2:])], iters=iters, rows_first=rows_first)
+    return r.reshape(shape[:-1]), c.reshape(*shape[:-2], shape[-1])
+
+
+def sinkhorn_vectors_each(
+    Xs: Sequence[Tensor], *, iters: int = 5, rows_first: bool = True
+) -> list[tuple[Tensor, Tensor]]:
+    """`sinkhorn_vectors` of several stacks (b, m, n): what is done to r, c and S entry by entry is done once
+    for all of them, so that each further shape costs its products.
+    """
+    counts = [len(X) for X in Xs]
+    largest = nonzero(largest_entries(Xs))
+    squares = [torch.Size([X.shape[0], 1, X.shape[side]]) for side in (1, 2) for X in Xs]
+    r_squared, r_parts = laid_out(Xs[0], squares[: len(Xs)])
+    c_squared, c_parts = laid_out(Xs[0], squares[len(Xs) :])
+    flat, S = laid_out(Xs[0], [X.shape for X in Xs])
+    for X, own, entry in zip(Xs, S, largest.split(counts), strict=True):
+        torch.div(X, entry, out=own)
+    flat.square_()
+    rows = (r_squared, r_parts, c_parts, [own.mT for own in S])
+    columns = (c_squared, c_parts, r_parts, S)
+    first, second = (rows, columns) if rows_first else (columns, rows)
+    second[0].fill_(1.0)
+    with full_precision_matmul(flat.device):
         for _ in range(iters):
-            r_squared = _over(n, c_squared @ S.mT)  # (..., 1, m)
-            c_squared = _over(m, r_squared @ S)  # (..., 1, n)
+            for whole, parts, others, factors in (first, second):
+                # As rows from the left: torch's batched product with a column takes several times as long on
+                # a CPU. The mean square of a line, as the other side's scales weigh it.
+                for part, other, factor in zip(parts, others, factors, strict=True):
+                    length = factor.shape[-2]
+                    torch.baddbmm(part, other, factor, beta=0.0, alpha=1.0 / length, out=part)
+                torch.threshold_(whole, GUARD**2, math.inf).reciprocal_()
+    r_squared.sqrt_()
+    for part, entry in zip(r_parts, largest.split(counts), strict=True):
+        part.div_(entry)
     # The scale of a line of subnormal numbers may be no number of the format; the largest is.
-    r = (r_squared.sqrt() / largest).clamp_(max=torch.finfo(X.dtype).max)
-    c = c_squared.sqrt()
-    return r.squeeze(-2), c.squeeze(-2)
+    r_squared.clamp_(max=torch.finfo(flat.dtype).max)
+    c_squared.sqrt_()
+    return [(r.squeeze(-2), c.squeeze(-2)) for r, c in zip(r_parts, c_parts, strict=True)]
 
 
 def sinkhorn_reference(X: Tensor, *, iters: int = 5, rows_first: bool = True) -> Tensor:
@@ -68,8 +94,3 @@ def sinkhorn_reference(X: Tensor, *, iters: int = 5, rows_first: bool = True) ->
             norm = torch.linalg.vector_norm(X, dim=dim, keepdim=True)
             X = X * torch.where(norm > 0, X.shape[dim] ** 0.5 / norm, 0.0)
     return X
-
-
-def _over(length: int, squares: Tensor) -> Tensor:
-    """length / squares, and 0 for a line that counts as zero; `squares` is used up."""
-    return torch.threshold_(squares, GUARD**2, math.inf).reciprocal_().mul_(length)

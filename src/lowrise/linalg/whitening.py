@@ -20,6 +20,8 @@ becomes NaN on ill-conditioned square matrices. Use float32 or float64; TF32 is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -51,9 +53,37 @@ def whiten(N: Tensor, *, steps: int = COUPLED_STEPS, beta: float = COUPLED_BETA)
     FLOPs: 2 p^2 q (Gram) + 6 p^3 for each step but the first (Z_0 = I, and the last Y is not needed) +
     2 p^2 q (apply), q = max(m, n).
     """
-    X, wide = _wide(N.reshape(-1, *N.shape[-2:]))
-    with full_precision_matmul(N.device):
-        S, trace = _gram(X)
+    (ortho,) = whiten_each([N.reshape(-1, *N.shape[-2:])], steps=steps, beta=beta)
+    return ortho.reshape(N.shape)
+
+
+def whiten_each(
+    Ns: Sequence[Tensor], *, steps: int = COUPLED_STEPS, beta: float = COUPLED_BETA
+) -> list[Tensor]:
+    """`whiten` of several stacks (b, m, n): those of one smaller side share all products but two. The results
+    of tall ones are transposed views.
+    """
+    sides: dict[int, list[int]] = {}
+    for i, N in enumerate(Ns):
+        sides.setdefault(min(N.shape[-2:]), []).append(i)
+    results: dict[int, Tensor] = {}
+    for places in sides.values():
+        seen = [_wide(Ns[i]) for i in places]
+        moved = _whiten_together([X for X, _ in seen], steps, beta)
+        results.update(
+            (i, ortho if wide else ortho.mT) for i, ortho, (_, wide) in zip(places, moved, seen, strict=True)
+        )
+    return [results[i] for i in range(len(Ns))]
+
+
+def _whiten_together(Xs: Sequence[Tensor], steps: int, beta: float) -> list[Tensor]:
+    """O of stacks (b, p, q), p <= q, of one p."""
+    counts = [len(X) for X in Xs]
+    with full_precision_matmul(Xs[0].device):
+        S = Xs[0].new_empty(sum(counts), *2 * Xs[0].shape[-2:-1])
+        for X, own in zip(Xs, S.split(counts), strict=True):
+            torch.bmm(X, X.mT, out=own)
+        trace = _trace(S)
         Y = S / trace
         three = (3.0 * _identity(S)).expand(S.shape)
         T = three - Y  # Z_0 = I
@@ -62,8 +92,8 @@ def whiten(N: Tensor, *, steps: int = COUPLED_STEPS, beta: float = COUPLED_BETA)
             Y = _times(Y, T, beta)
             T = torch.baddbmm(three, Z, Y, alpha=-1.0)
             Z = _times(T, Z, beta)
-        ortho = torch.bmm(Z.mul_(trace.rsqrt()), X)
-    return (ortho if wide else ortho.mT).reshape(N.shape)
+        factors = Z.mul_(trace.rsqrt()).split(counts)
+        return [torch.bmm(factor, X) for factor, X in zip(factors, Xs, strict=True)]
 
 
 def whiten_diagonal(N: Tensor, *, steps: int = DIAGONAL_STEPS, beta: float = DIAGONAL_BETA) -> Tensor:
@@ -116,8 +146,11 @@ def _wide(N: Tensor) -> tuple[Tensor, bool]:
 def _gram(X: Tensor) -> tuple[Tensor, Tensor]:
     """X X^T (..., p, p) and its trace (..., 1, 1), 1 where it is zero."""
     S = X @ X.mT
-    trace = S.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
-    return S, nonzero(trace)
+    return S, _trace(S)
+
+
+def _trace(S: Tensor) -> Tensor:
+    return nonzero(S.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None])
 
 
 def _identity(S: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lowrise.errors import UsageError
+from lowrise.linalg.norms import frobenius
 from lowrise.linalg.rank import resolve_rank
 from lowrise.optim.engine.base import Optimizer
 from lowrise.optim.engine.projected_adam import (
@@ -17,7 +18,6 @@ from lowrise.optim.engine.projected_adam import (
     Member,
     ProjectedAdam,
     channel_factors,
-    frobenius,
     limiting_factors,
 )
 from lowrise.optim.engine.units import Layout, Shape, stacked
@@ -179,15 +179,18 @@ class APOLLO(ProjectedAdam):
         """(d, r) of a projection for that side of G."""
         return G.shape[-2 if side == "left" else -1], self._rank(tuple(G.shape[-2:]), group)
 
-    def _directions(self, group: dict[str, Any], batches: Sequence[Batch]) -> list[Tensor]:
+    def _directions(self, group: dict[str, Any], batches: Sequence[Batch], rate: float) -> list[Tensor]:
+        counts = [len(batch.members) for batch in batches]
         roots = [self._root(group, tuple(batch.G.shape[-2:])) for batch in batches]
-        Us = []
-        for batch, root in zip(batches, roots, strict=True):
-            factors = self._factors(group, batch)
-            Us.append(batch.G * (factors * root if group["scale_front"] else factors))
-        limited = limiting_factors([frobenius(U) for U in Us], group, batches)
-        for U, kept, root in zip(Us, limited, roots, strict=True):
-            U.mul_(kept if group["scale_front"] else kept * root)
+        factors = self._factors(group, batches)
+        if group["scale_front"]:
+            torch._foreach_mul_(factors, roots)
+        Us = [batch.G * own for batch, own in zip(batches, factors, strict=True)]
+        limited = limiting_factors(frobenius(Us).flatten(), group, batches).split(counts)
+        rates = [rate if group["scale_front"] else rate * root for root in roots]
+        torch._foreach_mul_(list(limited), rates)
+        for U, kept in zip(Us, limited, strict=True):
+            U.mul_(kept)
         return Us
 
     def _root(self, group: Mapping[str, Any], shape: tuple[int, ...]) -> float:
@@ -198,12 +201,12 @@ class APOLLO(ProjectedAdam):
         return math.sqrt(scale)
 
     @staticmethod
-    def _factors(group: Mapping[str, Any], batch: Batch) -> Tensor:
-        """Step 5a, as (batch, m or 1, n or 1)."""
+    def _factors(group: Mapping[str, Any], batches: Sequence[Batch]) -> list[Tensor]:
+        """Step 5a, as (batch, m or 1, n or 1) for each batch."""
         if group["scale_type"] == "channel":
-            (side,) = batch.bases
-            return channel_factors(batch.N, batch.R, side)
-        return (frobenius(batch.N) / (frobenius(batch.R) + 1e-8))[:, None, None]
+            return channel_factors(batches)[1]
+        of_N, of_R = (frobenius([getattr(batch, name) for batch in batches]) for name in "NR")
+        return list((of_N / (of_R + 1e-8)).split([len(batch.members) for batch in batches]))
 
     @classmethod
     def _direction_flops(cls, m: int, n: int, r: int, options: Mapping[str, Any]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from lowrise.errors import UsageError
 from lowrise.linalg.polar import QUINTIC
-from lowrise.optim.engine.matrix import MatrixOptimizer
+from lowrise.optim.engine.matrix import Matrices, MatrixOptimizer, gradients, states
 from lowrise.optim.engine.product_decay import Decay, check_decay
+from lowrise.optim.engine.units import stacked
 from lowrise.optim.muon import NsDtype, check_newton_schulz, iteration_dtype
 from lowrise.optim.rules.orthogonal import Ortho, ShapeRate, orthogonal_flops, orthogonalized, shape_rate
 
@@ -107,18 +108,33 @@ class Dion2(MatrixOptimizer):
     def state_shapes(cls, m: int, n: int, options: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         return {"momentum": (m, n)}
 
-    def direction(self, G: Tensor, state: dict[str, Tensor], options: Mapping[str, Any], step: int) -> Tensor:
-        M = state["momentum"].add_(G)
-        m, n = M.shape[-2:]
-        rows, counts = chosen_counts(m, n, options["fraction"], options["shards"])
-        sizes = M.abs().sum(dim=-1 if rows else -2)  # (batch, lines)
-        S = largest_of_blocks(sizes, counts, options["shards"])  # (batch, k)
-        index = S.unsqueeze(-1).expand(-1, -1, n) if rows else S.unsqueeze(-2).expand(-1, m, -1)
-        dim = -2 if rows else -1
-        D = M.gather(dim, index)
-        M.scatter_(dim, index, D * options["ef_decay"])
-        D = orthogonalized(D, options, dtype=iteration_dtype(options["ns_dtype"], D))
-        return torch.zeros_like(M).scatter_(dim, index, D)
+    def directions(
+        self, batches: Sequence[Matrices], options: Mapping[str, Any], step: int
+    ) -> Iterator[Tensor]:
+        momenta = states(batches, "momentum")
+        torch._foreach_add_(momenta, gradients(batches))
+        chosen: list[tuple[torch.Size, int, Tensor, Tensor]] = []
+        kept: list[Tensor] = []
+        for batch in batches:
+            M = batch.stacked_state("momentum")
+            m, n = M.shape[-2:]
+            rows, counts = chosen_counts(m, n, options["fraction"], options["shards"])
+            sizes = M.abs().sum(dim=-1 if rows else -2)  # (batch, lines)
+            S = largest_of_blocks(sizes, counts, options["shards"])  # (batch, k)
+            index = S.unsqueeze(-1).expand(-1, -1, n) if rows else S.unsqueeze(-2).expand(-1, m, -1)
+            dim = -2 if rows else -1
+            D = M.gather(dim, index)
+            M.scatter_(dim, index, D * options["ef_decay"])
+            chosen.append((M.shape, dim, index, D))
+            kept += M.unbind() if len(M) > 1 else ()  # one alone was seen, not copied
+        if kept:
+            many = [M for batch in batches if len(batch.states) > 1 for M in batch.state("momentum")]
+            torch._foreach_copy_(many, kept)
+        Ds = [D for *_, own in chosen for D in own.unbind()]
+        Os = iter(orthogonalized(Ds, options, dtype=iteration_dtype(options["ns_dtype"], Ds[0])))
+        for shape, dim, index, D in chosen:
+            moved = stacked([next(Os) for _ in D])
+            yield from D.new_zeros(shape).scatter_(dim, index, moved).unbind()
 
     @classmethod
     def step_scale(cls, m: int, n: int, options: Mapping[str, Any]) -> float:

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from lowrise.errors import UsageError
+from lowrise.linalg.norms import frobenius, line_norms
 from lowrise.optim.engine.base import Optimizer
 from lowrise.optim.engine.projected_adam import (
     Batch,
     ProjectedAdam,
+    channel_dim,
     channel_factors,
-    frobenius,
     limiting_factors,
 )
 from lowrise.optim.engine.units import Layout, Shape
@@ -135,21 +136,17 @@ class Fira(ProjectedAdam):
         (layout,) = super()._state_layout(role, shapes, options)
         return ({**layout, "norm": ()},)
 
-    def _directions(self, group: dict[str, Any], batches: Sequence[Batch]) -> Iterator[Tensor]:
+    def _directions(self, group: dict[str, Any], batches: Sequence[Batch], rate: float) -> Iterator[Tensor]:
         alpha, as_coded = group["alpha"], group["residual"] == "reference"
         a, b = (alpha, 1.0) if as_coded else (1.0, alpha)
-        orthonormal = not callable(group["projection"])
-        phis = [channel_factors(batch.N, batch.R, *batch.bases) for batch in batches]
-        norms = [
-            residual_norms(
-                batch.G, batch.R, phi, batch.bases, a=a, side=next(iter(batch.bases)), orthonormal=orthonormal
-            )
-            for batch, phi in zip(batches, phis, strict=True)
-        ]
-        limited = limiting_factors(norms, group, batches)
-        for batch, phi, factor in zip(batches, phis, limited, strict=True):
-            kept = phi * (b * factor)
-            inside = batch.N.mul_(alpha).addcmul_(batch.R, kept, value=-a)
+        norms, phis = residual_norms(batches, a=a, orthonormal=not callable(group["projection"]))
+        limited = limiting_factors(norms, group, batches).mul_(b * rate)
+        torch._foreach_mul_([batch.N for batch in batches], alpha * rate)
+        for batch, phi, factor in zip(
+            batches, phis, limited.split([len(batch.members) for batch in batches]), strict=True
+        ):
+            kept = phi * factor
+            inside = batch.N.addcmul_(batch.R, kept, value=-a)
             yield (batch.G * kept).baddbmm_(*back(inside, batch.bases))
 
     @classmethod
@@ -159,24 +156,22 @@ class Fira(ProjectedAdam):
 
 
 def residual_norms(
-    G: Tensor,
-    R: Tensor,
-    phi: Tensor,
-    bases: Mapping[str, Tensor],
-    *,
-    a: float,
-    side: str,
-    orthonormal: bool = True,
-) -> Tensor:
-    """||S||_F of step b for G (batch, m, n), as (batch,); from norms of vectors if the basis is orthonormal.
+    batches: Sequence[Batch], *, a: float, orthonormal: bool = True
+) -> tuple[Tensor, list[Tensor]]:
+    """||S||_F of step b (matrices,), from norms of vectors if the basis is orthonormal; and phi of step a for
+    each batch.
 
     Their squares cancel where nearly all of G is in the subspace and a = 1: the relative error is below
     16 eps ||G||^2 / ||S||^2 (float32: 2e-2 where S has a hundredth of the norm; rounding of the basis), and
     norms of about sqrt(eps) ||G|| are rounding.
     """
+    phi, phis, of_R = channel_factors(batches)
     if not orthonormal:
-        return frobenius(torch.baddbmm(G, *back(R, bases), alpha=-a) * phi)
-    dim = -2 if side == "left" else -1
-    of_G, of_R = (torch.linalg.vector_norm(X, dim=dim, keepdim=True) for X in (G, R))
-    squares = (of_G.square() - a * (2.0 - a) * of_R.square()).clamp_(min=0.0)
-    return (squares.sqrt_() * phi).square_().sum(dim=(-2, -1)).sqrt_()
+        rests = [
+            torch.baddbmm(batch.G, *back(batch.R, batch.bases), alpha=-a) * own
+            for batch, own in zip(batches, phis, strict=True)
+        ]
+        return frobenius(rests).flatten(), phis
+    lines, parts = line_norms([batch.G for batch in batches], [channel_dim(batch) for batch in batches])
+    lines.square_().sub_(of_R.square_().mul_(a * (2.0 - a))).clamp_(min=0.0).sqrt_().mul_(phi)
+    return frobenius(parts).flatten(), phis

@@ -86,9 +86,10 @@ class GaLore(ProjectedAdam):
         options |= {"betas": betas, "eps": eps, "weight_decay": weight_decay, "correct_bias": correct_bias}
         Optimizer.__init__(self, params, options)
 
-    def _directions(self, group: dict[str, Any], batches: Sequence[Batch]) -> Iterator[Tensor]:
+    def _directions(self, group: dict[str, Any], batches: Sequence[Batch], rate: float) -> Iterator[Tensor]:
+        torch._foreach_mul_([batch.N for batch in batches], group["scale"] * rate)
         for batch in batches:
-            yield torch.matmul(*back(batch.N.mul_(group["scale"]), batch.bases))
+            yield torch.matmul(*back(batch.N, batch.bases))
 
     @classmethod
     def _direction_flops(cls, m: int, n: int, r: int, options: Mapping[str, Any]) -> int:

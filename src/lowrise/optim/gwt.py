@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from lowrise.errors import UsageError
-from lowrise.linalg.haar import block_sums, replace_coefficients
+from lowrise.linalg.haar import block_sums, rebuilt
+from lowrise.linalg.norms import frobenius
+from lowrise.linalg.stacks import copied_out
 from lowrise.optim.engine.base import Optimizer
 from lowrise.optim.engine.hyperball import BALL_ROLES, step_
 from lowrise.optim.engine.options import parameter_name
@@ -147,55 +149,38 @@ class GWT(Optimizer):
 def _update_chunk(group: Mapping[str, Any], chunk: Sequence[list[Unit]], t: int) -> None:
     """Steps 1 to 7 for matrices at their update t, those of one shape in a list; in place."""
     (b1, b2), level = group["betas"], group["level"]
-    states = [unit.states[0] for bucket in chunk for unit in bucket]
-    exp_avgs, exp_avg_sqs = [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]
+    units, states = zip(*((unit, unit.states[0]) for bucket in chunk for unit in bucket), strict=True)
+    counts = [len(bucket) for bucket in chunk]
     stacks = [stacked([unit.grads[0] for unit in bucket]) for bucket in chunk]  # (batch, m, n)
-    sums = [block_sums(G, level) for G in stacks]  # 1 (batch, m, K)
-    A = [own for of_bucket in sums for own in (of_bucket * 2.0 ** (-level / 2)).unbind()]
+    means = [block_sums(G, level) for G in stacks]  # 1 (batch, m, K), sums at first
+    sums = [own for of_bucket in means for own in of_bucket.unbind()]
+    A = torch._foreach_mul(sums, 2.0 ** (-level / 2))
+    if level:  # at level 0 they are the gradients themselves
+        torch._foreach_mul_(sums, 2.0**-level)
+    exp_avgs, exp_avg_sqs = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
     torch._foreach_lerp_(exp_avgs, A, 1.0 - b1)  # 2
     torch._foreach_mul_(exp_avg_sqs, b2)
     torch._foreach_addcmul_(exp_avg_sqs, A, A, 1.0 - b2)
-    roots = torch._foreach_sqrt(exp_avg_sqs)  # 3
-    torch._foreach_add_(roots, group["eps"])
-    Es = _stacks(chunk, roots)  # (batch, m, K)
-    Ns = _stacks(chunk, torch._foreach_div(exp_avgs, roots))
+    of_buckets = [[unit.states[0] for unit in bucket] for bucket in chunk]
+    every_E, Es = copied_out([[state["exp_avg_sq"] for state in same] for same in of_buckets])
+    every_N, Ns = copied_out([[state["exp_avg"] for state in same] for same in of_buckets])
+    every_N.div_(every_E.sqrt_().add_(group["eps"]))  # 3
 
-    norms = torch.cat([torch.linalg.vector_norm(N, dim=(-2, -1)) for N in Ns])  # 4 (all matrices)
-    remembered = [s["update_norm"] for s in states]
+    norms = frobenius(Ns).flatten()  # 4 (all matrices)
+    remembered = [state["update_norm"] for state in states]
     f, limited = limit_growth(norms, torch.stack(remembered), t == 1, rule=group["limiter"])
     torch._foreach_copy_(remembered, list(limited.unbind()))
-    divisors = f.split([len(bucket) for bucket in chunk])
-    for bucket, *tensors in zip(chunk, stacks, sums, Es, Ns, divisors, strict=True):
-        _update_bucket(group, bucket, t, *tensors)
 
-
-def _stacks(chunk: Sequence[list[Unit]], tensors: Sequence[Tensor]) -> list[Tensor]:
-    """One tensor for each unit, stacked by bucket."""
-    rest = iter(tensors)
-    return [stacked([next(rest) for _ in bucket]) for bucket in chunk]
-
-
-def _update_bucket(
-    group: Mapping[str, Any],
-    bucket: list[Unit],
-    t: int,
-    G: Tensor,
-    sums: Tensor,
-    E: Tensor,
-    N: Tensor,
-    f: Tensor,
-) -> None:
-    """Steps 5 to 7 for matrices of one shape: G (batch, m, n), its block sums, E and N (batch, m, K), of
-    which the last two are used up, f (batch,).
-    """
-    (b1, b2), level = group["betas"], group["level"]
     damping = math.sqrt(1.0 - b2**t)
     rate = damping / (1.0 - b1**t) if group["correct_bias"] else 1.0
     detail_rate = damping if group["correct_details"] else rate
     decay = 1.0 - group["lr"] * group["weight_decay"]
-    step = decay * group["lr"] * group["scale"] / f[:, None, None]  # (batch, 1, 1)
-    factor = E.reciprocal_().mul_(detail_rate * step)  # 5
-    U = replace_coefficients(G, N.mul_(rate * step), factor, level, sums=sums)  # 6
-    params = [unit.params[0] for unit in bucket]
-    states = [unit.states[0] for unit in bucket]
-    step_(group, params, U.unbind(), states, decay if group["weight_decay"] else None)  # 7
+    step = decay * group["lr"] * group["scale"] / f[:, None, None]  # (matrices, 1, 1)
+    of_details, of_means = ((own * step).split(counts) for own in (detail_rate, rate * 2.0 ** (-level / 2)))
+    every_E.reciprocal_()
+    updates: list[Tensor] = []
+    for G, mean, E, N, detail, constant in zip(stacks, means, Es, Ns, of_details, of_means, strict=True):
+        U = rebuilt(G, mean, N.mul_(constant), E.mul_(detail), level)  # 5, 6
+        updates += U.unbind()
+    params = [unit.params[0] for unit in units]
+    step_(group, params, updates, states, decay if group["weight_decay"] else None)  # 7

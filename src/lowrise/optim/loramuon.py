@@ -286,7 +286,7 @@ def _momenta(group: Mapping[str, Any], units: Sequence[Unit]) -> list[Moving]:
     grads = [grad for unit in units for grad in unit.grads]
     torch._foreach_lerp_(momenta, grads, 1.0 - beta)
     if group["nesterov"]:
-        momenta = [torch.lerp(G, M, beta) for G, M in zip(grads, momenta, strict=True)]
+        momenta = list(torch._foreach_lerp(grads, momenta, beta))
     return list(zip(units, zip(momenta[::2], momenta[1::2], strict=True), strict=True))
 
 

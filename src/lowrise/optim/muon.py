@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from lowrise.errors import UsageError
-from lowrise.linalg.polar import QUINTIC, newton_schulz
+from lowrise.linalg.polar import QUINTIC, newton_schulz_each
 from lowrise.linalg.precision import multiplies_fast_in_bfloat16
-from lowrise.optim.engine.matrix import MatrixOptimizer
+from lowrise.optim.engine.matrix import Matrices, MatrixOptimizer, gradients, states
 from lowrise.optim.engine.product_decay import Decay
 from lowrise.optim.rules.orthogonal import shape_rate
 
@@ -97,17 +97,15 @@ class Muon(MatrixOptimizer):
     def state_shapes(cls, m: int, n: int, options: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         return {"momentum": (m, n)}
 
-    def direction(self, G: Tensor, state: dict[str, Tensor], options: Mapping[str, Any], step: int) -> Tensor:
-        mu = options["momentum"]
-        M = state["momentum"].lerp_(G, 1.0 - mu)
-        D = torch.lerp(G, M, mu) if options["nesterov"] else M
-        return newton_schulz(
-            D,
+    def directions(self, batches: Sequence[Matrices], options: Mapping[str, Any], step: int) -> list[Tensor]:
+        Ds = averaged(batches, options["momentum"], nesterov=options["nesterov"])
+        return newton_schulz_each(
+            Ds,
             steps=options["ns_steps"],
             coefficients=options["ns_coefficients"],
             eps=options["ns_eps"],
             eps_rule="max",
-            dtype=iteration_dtype(options["ns_dtype"], D),
+            dtype=iteration_dtype(options["ns_dtype"], Ds[0]),
         )
 
     @classmethod
@@ -117,6 +115,13 @@ class Muon(MatrixOptimizer):
     @classmethod
     def matrix_flops(cls, m: int, n: int, options: Mapping[str, Any]) -> int:
         return iteration_flops(m, n, options["ns_steps"]) + 10 * m * n
+
+
+def averaged(batches: Sequence[Matrices], momentum: float, *, nesterov: bool) -> list[Tensor]:
+    """Steps 1 and 2 for all matrices: D of each, a new tensor with Nesterov."""
+    Gs, Ms = gradients(batches), states(batches, "momentum")
+    torch._foreach_lerp_(Ms, Gs, 1.0 - momentum)
+    return list(torch._foreach_lerp(Gs, Ms, momentum)) if nesterov else Ms
 
 
 def adjusted_lr(lr: float, m: int, n: int, rule: str) -> float:

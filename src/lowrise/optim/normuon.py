@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from lowrise.errors import UsageError
+from lowrise.linalg.norms import frobenius
 from lowrise.linalg.polar import QUINTIC
-from lowrise.optim.engine.matrix import MatrixOptimizer
+from lowrise.optim.engine.matrix import Matrices, MatrixOptimizer, gradients, states
 from lowrise.optim.engine.product_decay import Decay, check_decay
-from lowrise.optim.muon import NsDtype, check_newton_schulz, iteration_dtype
+from lowrise.optim.engine.units import stacked
+from lowrise.optim.muon import NsDtype, averaged, check_newton_schulz, iteration_dtype
 from lowrise.optim.rules.orthogonal import Ortho, ShapeRate, orthogonal_flops, orthogonalized, shape_rate
 
 Accumulate = Literal["average", "sum"]
@@ -109,16 +111,21 @@ class NorMuon(MatrixOptimizer):
     def state_shapes(cls, m: int, n: int, options: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         return {"momentum": (m, n), "row_second_moment": (m, 1)}
 
-    def direction(self, G: Tensor, state: dict[str, Tensor], options: Mapping[str, Any], step: int) -> Tensor:
-        mu, M = options["momentum"], state["momentum"]
+    def directions(self, batches: Sequence[Matrices], options: Mapping[str, Any], step: int) -> list[Tensor]:
+        mu, nesterov = options["momentum"], options["nesterov"]
         if options["accumulate"] == "sum":
-            M.mul_(mu).add_(G)
-            D = torch.add(G, M, alpha=mu) if options["nesterov"] else M
+            Gs, Ds = gradients(batches), states(batches, "momentum")
+            torch._foreach_mul_(Ds, mu)
+            torch._foreach_add_(Ds, Gs)
+            if nesterov:
+                Ds = list(torch._foreach_add(Gs, Ds, alpha=mu))
         else:
-            M.lerp_(G, 1.0 - mu)
-            D = torch.lerp(G, M, mu) if options["nesterov"] else M
-        D = orthogonalized(D, options, dtype=iteration_dtype(options["ns_dtype"], D))
-        return rows_evened_(D, state["row_second_moment"], beta2=options["beta2"], eps=options["norm_eps"])
+            Ds = averaged(batches, mu, nesterov=nesterov)
+        Os = iter(orthogonalized(Ds, options, dtype=iteration_dtype(options["ns_dtype"], Ds[0])))
+        stacks = [stacked([next(Os) for _ in batch.grads]) for batch in batches]
+        moments = [batch.state("row_second_moment") for batch in batches]
+        rows_evened_(stacks, moments, beta2=options["beta2"], eps=options["norm_eps"])
+        return [U for X in stacks for U in X.unbind()]
 
     @classmethod
     def step_scale(cls, m: int, n: int, options: Mapping[str, Any]) -> float:
@@ -130,9 +137,20 @@ class NorMuon(MatrixOptimizer):
         return orthogonal_flops(m, n, options) + 18 * m * n
 
 
-def rows_evened_(X: Tensor, v: Tensor, *, beta2: float, eps: float) -> Tensor:
-    """Steps 3 and 4 for O = X (batch, m, n), which becomes U; v (batch, m, 1) in place."""
-    norm = torch.linalg.vector_norm(X, dim=(-2, -1), keepdim=True)
-    v.lerp_(X.square().mean(dim=-1, keepdim=True), 1.0 - beta2)
-    X.div_(v.sqrt().add_(eps))
-    return X.mul_(norm / (torch.linalg.vector_norm(X, dim=(-2, -1), keepdim=True) + eps))
+def rows_evened_(
+    stacks: Sequence[Tensor], moments: Sequence[Sequence[Tensor]], *, beta2: float, eps: float
+) -> None:
+    """Steps 3 and 4 for stacks O (batch, m, n), which become U; with v (m, 1) of each matrix, in place."""
+    counts = [len(X) for X in stacks]
+    norms = frobenius(stacks)
+    means = [X.square().mean(dim=-1, keepdim=True) for X in stacks]
+    vs = [v for of_stack in moments for v in of_stack]
+    torch._foreach_lerp_(vs, [mean for of_stack in means for mean in of_stack.unbind()], 1.0 - beta2)
+    roots = torch._foreach_sqrt(vs)
+    torch._foreach_add_(roots, eps)
+    rest = iter(roots)
+    for X, count in zip(stacks, counts, strict=True):
+        X.div_(stacked([next(rest) for _ in range(count)]))
+    factors = norms / (frobenius(stacks) + eps)
+    for X, factor in zip(stacks, factors.split(counts), strict=True):
+        X.mul_(factor)

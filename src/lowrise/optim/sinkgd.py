@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -11,10 +11,10 @@ from torch import Tensor
 
 from lowrise.errors import UsageError
 from lowrise.linalg.precision import full_precision_matmul
-from lowrise.linalg.sinkhorn import sinkhorn_vectors
+from lowrise.linalg.sinkhorn import sinkhorn_vectors_each
 from lowrise.optim.engine.base import Optimizer
 from lowrise.optim.engine.hyperball import BALL_ROLES, step_
-from lowrise.optim.engine.units import Layout, Shape, Unit, buckets, stacked
+from lowrise.optim.engine.units import Layout, Shape, Unit, stacked, together
 from lowrise.rng import counter_normal, key_of
 
 Target = Literal["none", "unit", "muon"]
@@ -122,16 +122,11 @@ class SinkGD(Optimizer):
         for unit in units:
             by_iters.setdefault(_power_iters(group, unit), []).append(unit)
         for power_iters, same in by_iters.items():
-            for bucket in buckets(same, lambda unit: unit.params[0]):
-                G = stacked([unit.grads[0] for unit in bucket])  # (batch, m, n)
-                r, c = sinkhorn_vectors(G, iters=group["iters"], rows_first=group["rows_first"])
-                if power_iters:
-                    r = _to_target(
-                        group["target"], G, r, c, [unit.states[0]["u"] for unit in bucket], power_iters
-                    )
-                X = (G * (group["lr"] * r).unsqueeze(-1)).mul_(c.unsqueeze(-2))
-                params, states = [unit.params[0] for unit in bucket], [unit.states[0] for unit in bucket]
-                step_(group, params, X.unbind(), states, decay)
+            for chunk in together(same, lambda unit: unit.params[0]):
+                updates = [u for X in _updates(group, chunk, power_iters) for u in X.unbind()]
+                members = [unit for bucket in chunk for unit in bucket]
+                params, states = [unit.params[0] for unit in members], [unit.states[0] for unit in members]
+                step_(group, params, updates, states, decay)
 
     @classmethod
     def _unit_flops(cls, role: str, shapes: tuple[Shape, ...], options: Mapping[str, Any]) -> int:
@@ -147,6 +142,20 @@ def _power_iters(group: Mapping[str, Any], unit: Unit) -> int:
         return 0
     first = unit.step == 1
     return int(group["power_iters_first" if first else "power_iters"])
+
+
+def _updates(group: Mapping[str, Any], chunk: Sequence[Sequence[Unit]], power_iters: int) -> Iterator[Tensor]:
+    """lr X (batch, m, n), with a target times tau / sigma, for matrices of several shapes, those of one shape
+    in a list.
+    """
+    stacks = [stacked([unit.grads[0] for unit in bucket]) for bucket in chunk]  # (batch, m, n)
+    vectors = sinkhorn_vectors_each(stacks, iters=group["iters"], rows_first=group["rows_first"])
+    torch._foreach_mul_([r for r, _ in vectors], group["lr"])
+    for bucket, G, (r, c) in zip(chunk, stacks, vectors, strict=True):
+        if power_iters:
+            us = [unit.states[0]["u"] for unit in bucket]
+            r = _to_target(group["target"], G, r, c, us, power_iters)
+        yield (G * r.unsqueeze(-1)).mul_(c.unsqueeze(-2))
 
 
 def _to_target(target: str, G: Tensor, r: Tensor, c: Tensor, us: list[Tensor], power_iters: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -11,12 +11,12 @@ from torch import Tensor
 
 from lowrise.errors import UsageError
 from lowrise.linalg.balance import rebalance
-from lowrise.linalg.norms import power_iteration, spectral_norm, spectral_norm_upper
+from lowrise.linalg.norms import power_iteration_each, spectral_norm, spectral_norm_upper
 from lowrise.linalg.polar import (
     QUINTIC,
     QUINTIC_SUPREMUM,
-    newton_schulz,
-    polar_express,
+    newton_schulz_each,
+    polar_express_each,
     polar_svd,
     rounding_guard,
 )
@@ -30,8 +30,10 @@ from lowrise.optim.engine.units import (
     Unit,
     buckets,
     decay_and_subtract_,
+    stacked,
     state_dtype,
     step_of,
+    together,
 )
 from lowrise.optim.muon import NsDtype, check_newton_schulz, iteration_dtype, iteration_flops
 from lowrise.optim.rules.spectron import certified_step_size, spectron_step_size
@@ -287,22 +289,26 @@ def _update_pairs(group: Mapping[str, Any], units: Sequence[Unit]) -> None:
     rho, supremum = _step_sizes(group, units, sigma)  # 3: (pairs,)
     decay = _decay(group, rho)
     rho_of = rho.unbind()
+    factor, factors_of = (None, decay.unbind()) if isinstance(decay, Tensor) else (decay, None)
     steps: dict[int, Tensor] = {}
-    for bucket in buckets(factors, lambda f: f.param):
-        M = torch.stack([f.state["momentum"] for f in bucket])
-        D = _direction(
-            group, M, torch.stack([rho_of[f.pair] for f in bucket])[:, None, None].to(M.dtype)
-        )  # 4
+    for members in _chunks(factors):
+        Ds = _directions(group, members, torch.stack([rho_of[f.pair] for f in members])[:, None, None])  # 4
         if holds_norm(group):
-            steps.update(zip(map(id, (f.param for f in bucket)), D.unbind(), strict=True))
+            steps.update(zip((id(f.param) for f in members), Ds, strict=True))
             continue
-        shrink = [decay.unbind()[f.pair] for f in bucket] if isinstance(decay, Tensor) else decay
-        decay_and_subtract_([f.param for f in bucket], list(D.unbind()), shrink)  # 5
+        shrink = [factors_of[f.pair] for f in members] if factors_of is not None else factor
+        decay_and_subtract_([f.param for f in members], Ds, shrink)  # 5
     if holds_norm(group):
         pairs_step_(group, units, [(steps[id(A)], steps[id(B)]) for A, B in (u.params for u in units)])
     if resolved(group)[1] == "bound":
         _grow_bounds(factors, sigma, rho * supremum, decay)
     _rebalance_due(group, units)
+
+
+def _chunks(factors: Sequence[Factor]) -> Iterator[list[Factor]]:
+    """Factors of one dtype in their shapes' order, a bounded number of elements at a time."""
+    for chunk in together(factors, lambda factor: factor.param):
+        yield [factor for bucket in chunk for factor in bucket]
 
 
 def _norms(group: Mapping[str, Any], factors: Sequence[Factor]) -> Tensor:
@@ -314,15 +320,17 @@ def _norms(group: Mapping[str, Any], factors: Sequence[Factor]) -> Tensor:
         _refresh_bounds(due)
         values = {id(f): f.state["norm_bound"] for f in factors}
     elif method != "none":
-        for bucket in buckets(factors, lambda f: f.param):
-            X = torch.stack([f.param for f in bucket]).to(state_dtype(bucket[0].param))
+        for chunk in together(factors, lambda factor: factor.param):
+            members = [factor for bucket in chunk for factor in bucket]
+            Xs = [stacked([f.param for f in bucket]).to(state_dtype(bucket[0].param)) for bucket in chunk]
             if method == "power":
-                u = torch.stack([f.state["u"] for f in bucket])
-                sigma, u = power_iteration(X, u, iters=group["power_iters"])
-                torch._foreach_copy_([f.state["u"] for f in bucket], list(u.unbind()))
+                us = [f.state["u"] for f in members]
+                stacks = [stacked([f.state["u"] for f in bucket]) for bucket in chunk]
+                sigma, moved = power_iteration_each(Xs, stacks, iters=group["power_iters"])
+                torch._foreach_copy_(us, [u for stack in moved for u in stack.unbind()])
             else:
-                sigma = spectral_norm(X)
-            values.update({id(f): value for f, value in zip(bucket, sigma.unbind(), strict=True)})
+                sigma = torch.cat([spectral_norm(X) for X in Xs])
+            values.update({id(f): value for f, value in zip(members, sigma.unbind(), strict=True)})
     else:
         zero = torch.zeros((), dtype=state_dtype(factors[0].param), device=factors[0].param.device)
         values = {id(f): zero for f in factors}
@@ -381,24 +389,23 @@ def _decay(group: Mapping[str, Any], rho: Tensor) -> float | Tensor | None:
     return math.sqrt(kept) if group["decay"] == "wd_split" else kept
 
 
-def _direction(group: Mapping[str, Any], M: Tensor, rho: Tensor) -> Tensor:
-    """Step 4: rho Ortho(M), (batch, k, r), of stacked momenta; M belongs to the caller's bucket and may be
-    overwritten. rho is (batch, 1, 1).
-    """
-    if not group["orthogonalize"]:
-        return M.mul_(rho)
+def _directions(group: Mapping[str, Any], factors: Sequence[Factor], rho: Tensor) -> list[Tensor]:
+    """Step 4: rho Ortho(M) of each factor, (k, r), in a new tensor; rho is (factors, 1, 1)."""
+    Ms = [factor.state["momentum"] for factor in factors]
+    rho = rho.to(Ms[0].dtype)
     ortho, _ = resolved(group)
+    if not group["orthogonalize"] or ortho == "svd":
+        found = [polar_svd(M) for M in Ms] if group["orthogonalize"] else Ms
+        return [M * one for M, one in zip(found, rho.unbind(), strict=True)]
     if ortho == "pe":
-        return polar_express(M, scale=rho)
-    if ortho == "svd":
-        return polar_svd(M).mul_(rho)
+        return polar_express_each(Ms, scale=rho)
     certified = group["variant"] == "certified"
-    return newton_schulz(
-        M,
+    return newton_schulz_each(
+        Ms,
         steps=group["ns_steps"],
         coefficients=group["ns_coefficients"],
         eps=group["ns_eps"],
-        dtype=M.dtype if certified else iteration_dtype(group["ns_dtype"], M),
+        dtype=Ms[0].dtype if certified else iteration_dtype(group["ns_dtype"], Ms[0]),
         scale=rho,
         form="plain" if certified else "auto",  # the quintic's bound has no room for the Gram form's rounding
     )

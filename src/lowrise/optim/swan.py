@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from lowrise.errors import UsageError
+from lowrise.linalg.norms import frobenius
 from lowrise.linalg.polar import polar_svd
 from lowrise.linalg.whitening import (
     COUPLED_BETA,
@@ -16,10 +17,11 @@ from lowrise.linalg.whitening import (
     DIAGONAL_BETA,
     DIAGONAL_STEPS,
     standardize,
-    whiten,
     whiten_diagonal,
+    whiten_each,
 )
-from lowrise.optim.engine.matrix import MatrixOptimizer
+from lowrise.optim.engine.matrix import Matrices, MatrixOptimizer
+from lowrise.optim.engine.units import stacked
 
 Whitening = Literal["ns", "nsds", "exact"]
 
@@ -99,16 +101,21 @@ class SWAN(MatrixOptimizer):
                 f"SWAN has beta = {group['beta']}; it must be above 0 and below 1 (0.8 for 'ns')."
             )
 
-    def direction(self, G: Tensor, state: dict[str, Tensor], options: Mapping[str, Any], step: int) -> Tensor:
-        return swan_direction(
-            G,
-            dim=options["axis"] - 2,
-            center=options["center"],
-            method=options["method"],
-            steps=options["steps"],
-            beta=options["beta"],
-            rescale=options["rescale"],
-        )
+    def directions(
+        self, batches: Sequence[Matrices], options: Mapping[str, Any], step: int
+    ) -> Iterator[Tensor]:
+        """Steps 1 to 3; a zero gradient gives zero."""
+        dim, center = options["axis"] - 2, options["center"]
+        Ns = [standardize(stacked(batch.grads), dim=dim, center=center) for batch in batches]
+        Ds = _whitened(Ns, options)
+        if options["rescale"]:
+            norms_N, norms_D = frobenius(Ns), frobenius(Ds)
+            factors = norms_N / norms_D.masked_fill(norms_D == 0, 1.0)
+            rates = factors.split([len(N) for N in Ns])
+            # Written into N, whose layout is that of the weights.
+            Ds = [torch.mul(D, rate, out=N) for D, N, rate in zip(Ds, Ns, rates, strict=True)]
+        for D in Ds:
+            yield from D.contiguous().unbind()
 
     @classmethod
     def matrix_flops(cls, m: int, n: int, options: Mapping[str, Any]) -> int:
@@ -118,29 +125,15 @@ class SWAN(MatrixOptimizer):
         return 4 * p * p * q + loop[options["method"]] + 15 * m * n
 
 
-def swan_direction(
-    G: Tensor,
-    *,
-    dim: int = -1,
-    center: bool = True,
-    method: str = "ns",
-    steps: int | None = None,
-    beta: float | None = None,
-    rescale: bool = True,
-) -> Tensor:
-    """Steps 1 to 3 for G (..., m, n), in its dtype; a zero gradient gives zero."""
-    N = standardize(G, dim=dim, center=center)
-    number, factor = iteration_of(method, steps, beta)
+def _whitened(Ns: Sequence[Tensor], options: Mapping[str, Any]) -> list[Tensor]:
+    """Step 2 for stacks (batch, m, n)."""
+    method = options["method"]
+    steps, beta = iteration_of(method, options["steps"], options["beta"])
     if method == "ns":
-        D = whiten(N, steps=number, beta=factor)
-    elif method == "nsds":
-        D = whiten_diagonal(N, steps=number, beta=factor)
-    else:
-        D = polar_svd(N)
-    if not rescale:
-        return D
-    norm_N, norm_D = (torch.linalg.vector_norm(X, dim=(-2, -1), keepdim=True) for X in (N, D))
-    return D * (norm_N / torch.where(norm_D > 0, norm_D, torch.ones_like(norm_D)))
+        return whiten_each(Ns, steps=steps, beta=beta)
+    if method == "nsds":
+        return [whiten_diagonal(N, steps=steps, beta=beta) for N in Ns]
+    return [polar_svd(N) for N in Ns]
 
 
 def iteration_of(method: str, steps: int | None, beta: float | None) -> tuple[int, float]:

@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from lowrise.errors import UsageError
+from lowrise.linalg.norms import line_norms
 from lowrise.linalg.rank import check_rank_value, resolve_rank
 from lowrise.optim.engine.base import Optimizer
 from lowrise.optim.engine.hyperball import BALL_ROLES, step_
@@ -91,8 +92,8 @@ class ProjectedAdam(Optimizer):
     """Another name that groups may use for an option, and the option's own."""
 
     @abstractmethod
-    def _directions(self, group: dict[str, Any], batches: Sequence[Batch]) -> Iterable[Tensor]:
-        """Step 5, U (batch, m, n) for each batch in turn, a new tensor."""
+    def _directions(self, group: dict[str, Any], batches: Sequence[Batch], rate: float) -> Iterable[Tensor]:
+        """Step 5 times `rate`, (batch, m, n) for each batch in turn, a new tensor. All are at one update."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As the base; a group may use the other name of the scale (`alpha` for `scale`, or the reverse)."""
@@ -149,14 +150,18 @@ class ProjectedAdam(Optimizer):
     # ---- the step
 
     def _update(self, group: dict[str, Any], units: list[Unit]) -> None:
-        for chunk in together(self._members(group, units), lambda member: member.unit.params[0]):
-            batches = self._projected(group, chunk)
-            for bucket, U in zip(chunk, self._directions(group, batches), strict=True):
-                keep = 1.0 - group["lr"] * group["weight_decay"]
-                updates = list(U.unbind())
-                torch._foreach_mul_(updates, [keep * self._step_size(group, member) for member in bucket])
-                params = [member.unit.params[0] for member in bucket]
-                states = [member.state for member in bucket]
+        keep = 1.0 - group["lr"] * group["weight_decay"]
+        by_step: dict[int, list[Member]] = {}
+        for member in self._members(group, units):
+            by_step.setdefault(member.step, []).append(member)
+        for step, same in by_step.items():
+            rate = keep * self._step_size(group, step)
+            for chunk in together(same, lambda member: member.unit.params[0]):
+                batches = self._projected(group, chunk)
+                updates = [u for U in self._directions(group, batches, rate) for u in U.unbind()]
+                members = [member for bucket in chunk for member in bucket]
+                params = [member.unit.params[0] for member in members]
+                states = [member.state for member in members]
                 step_(group, params, updates, states, keep if group["weight_decay"] else None)
 
     def _projected(self, group: dict[str, Any], chunk: Sequence[Sequence[Member]]) -> list[Batch]:
@@ -180,10 +185,11 @@ class ProjectedAdam(Optimizer):
         ]
 
     @staticmethod
-    def _step_size(group: dict[str, Any], member: Member) -> float:
+    def _step_size(group: dict[str, Any], step: int) -> float:
+        """s of step 6 at the 0-based number of an update."""
         if not group["correct_bias"]:
             return float(group["lr"])
-        (b1, b2), t = group["betas"], member.step + 1
+        (b1, b2), t = group["betas"], step + 1
         return float(group["lr"] * math.sqrt(1.0 - b2**t) / (1.0 - b1**t))
 
     def _members(self, group: dict[str, Any], units: Sequence[Unit]) -> list[Member]:
@@ -266,35 +272,36 @@ class ProjectedAdam(Optimizer):
         return 4 * d * r * r
 
 
-def frobenius(X: Tensor) -> Tensor:
-    """(batch,) norms of (batch, m, n)."""
-    return torch.linalg.vector_norm(X, dim=(-2, -1))
-
-
-def channel_factors(N: Tensor, R: Tensor, side: str) -> Tensor:
-    """||N_j|| / (||R_j|| + 1e-8), one per vector of the dimension that was not projected: per column for
-    "left" (batch, 1, n), per row for "right" (batch, m, 1).
+def channel_factors(batches: Sequence[Batch]) -> tuple[Tensor, list[Tensor], Tensor]:
+    """||N_j|| / (||R_j|| + 1e-8), one per vector of the dimension that was not projected: laid out, flat, and
+    for each batch, per column for "left" (batch, 1, n), per row for "right" (batch, m, 1); and the norms
+    ||R_j||, flat.
     """
-    dim = -2 if side == "left" else -1
-    norms = [torch.linalg.vector_norm(X, dim=dim, keepdim=True) for X in (N, R)]
-    return norms[0] / (norms[1] + 1e-8)
+    dims = [channel_dim(batch) for batch in batches]
+    phi, parts = line_norms([batch.N for batch in batches], dims)
+    of_R, _ = line_norms([batch.R for batch in batches], dims)
+    phi.div_(of_R + 1e-8)
+    return phi, parts, of_R
 
 
-def limiting_factors(
-    norms: Sequence[Tensor], group: Mapping[str, Any], batches: Sequence[Batch]
-) -> list[Tensor]:
-    """What the norm-growth limiter multiplies updates by, as (batch, 1, 1) for each batch, given their norms
-    (batch,); the norms that are left go into the states.
+def channel_dim(batch: Batch) -> int:
+    """The dimension along which a channel's vector lies, the projected one."""
+    (side,) = batch.bases
+    return -2 if side == "left" else -1
+
+
+def limiting_factors(norms: Tensor, group: Mapping[str, Any], batches: Sequence[Batch]) -> Tensor:
+    """What the norm-growth limiter multiplies updates by (matrices, 1, 1), given their norms (matrices,); the
+    norms that are left go into the states.
     """
     members = [member for batch in batches for member in batch.members]
     states = [member.state["norm"] for member in members]
     divisors, limited = limit_growth(
-        norms[0] if len(norms) == 1 else torch.cat(list(norms)),
+        norms,
         torch.stack(states),
-        firsts([member.step == 0 for member in members], norms[0].device),
+        firsts([member.step == 0 for member in members], norms.device),
         gamma=group["gamma"],
         rule=group["limiter"],
     )
     torch._foreach_copy_(states, list(limited.unbind()))
-    factors = divisors.reciprocal_()[:, None, None]
-    return list(factors.split([len(batch.members) for batch in batches]))
+    return divisors.reciprocal_()[:, None, None]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lowrise.linalg.precision import in_dtypes
+from lowrise.linalg.stacks import stacked as stacked
 from lowrise.optim.engine.options import UNIT_SIZE
 from lowrise.optim.engine.views import split, split_state
 
@@ -88,11 +89,6 @@ def widened(units: Sequence[Unit]) -> list[Unit]:
     dtypes = [state_dtype(p) for unit in units for p in unit.params]
     wide = iter(in_dtypes(grads, dtypes))
     return [replace(unit, grads=tuple(next(wide) for _ in unit.grads)) for unit in units]
-
-
-def stacked(tensors: Sequence[Tensor]) -> Tensor:
-    """Tensors of one shape as (batch, ...), to read only: one tensor alone is seen, not copied."""
-    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(list(tensors))
 
 
 def buckets(items: Sequence[T], tensor_of: Callable[[T], Tensor]) -> Iterator[list[T]]:

@@ -11,8 +11,9 @@ Form "hf" (the AdamW that transformers used to have, on which GaLore, Fira, APOL
 added to the uncorrected root, and the decay comes last. Dividing numerator and denominator by
 sqrt(1 - b2^t), this is form "torch" with eps / sqrt(1 - b2^t) for eps, and with step 1 after step 3.
 
-Full-precision contiguous tensors go through torch's fused kernel, which reads and writes each element once
-(six times faster than the list operations on a CPU); all others through list operations.
+Contiguous tensors go through torch's fused kernel, which reads and writes each element once (six times faster
+than the list operations on a CPU); weights narrower than their moments as copies in the moments' dtype, which
+are rounded back once. All others go through list operations.
 """
 
 from __future__ import annotations
@@ -71,10 +72,12 @@ def adamw_update_(
 
 
 def _fusible(p: Tensor, g: Tensor, m: Tensor, v: Tensor) -> bool:
-    """The kernel walks over raw memory: all four must have one shape, dtype, device and layout."""
+    """The kernel walks over raw memory: all four must have one shape, device and layout, and all but the
+    parameter, which may be widened first, one dtype.
+    """
     return p.device.type in ("cpu", "cuda", "meta") and all(
-        x.shape == p.shape and x.dtype == p.dtype and x.device == p.device and x.is_contiguous()
-        for x in (p, g, m, v)
+        x.shape == p.shape and x.device == p.device and x.is_contiguous() and x.dtype in (m.dtype, own)
+        for x, own in ((p, p.dtype), (g, m.dtype), (m, m.dtype), (v, m.dtype))
     )
 
 
@@ -91,13 +94,15 @@ def _fused_(
     else:
         numbers = {t: torch.full((), t, dtype=torch.float32, device=device) for t in set(steps)}
         counters = [numbers[t] for t in steps]
+    targets = in_dtypes(p, [y.dtype for y in m])
     torch._fused_adamw_(
-        p, g, m, v, [], counters,
+        targets, g, m, v, [], counters,
         lr=lr, beta1=betas[0], beta2=betas[1], weight_decay=0.0 if decay_last else decay, eps=eps,
         amsgrad=False, maximize=False,
     )  # fmt: skip
     if decay_last and decay:
-        torch._foreach_mul_(p, 1.0 - lr * decay)
+        torch._foreach_mul_(targets, 1.0 - lr * decay)
+    _rounded_back_(p, targets)
 
 
 def _foreach_(
@@ -120,6 +125,11 @@ def _foreach_(
     torch._foreach_addcdiv_(targets, m, denominators, step_sizes)
     if decay and decay_last:
         torch._foreach_mul_(targets, 1.0 - lr * decay)
+    _rounded_back_(p, targets)
+
+
+def _rounded_back_(p: list[Any], targets: list[Any]) -> None:
+    """What was computed in copies goes back into the parameters."""
     narrow = [(x, target) for x, target in zip(p, targets, strict=True) if x is not target]
     if narrow:
         torch._foreach_copy_([x for x, _ in narrow], [target for _, target in narrow])

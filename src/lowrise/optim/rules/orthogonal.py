@@ -5,13 +5,14 @@ rate depends on its shape.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from lowrise.linalg.polar import newton_schulz, polar_express, polar_svd, segment_flops
+from lowrise.linalg.polar import newton_schulz_each, polar_express_each, polar_svd
+from lowrise.linalg.polar_iteration import segment_flops
 
 Ortho = Literal["ns5", "pe", "svd"]
 ShapeRate = Literal["match_rms_adamw", "original", "spectral", "none"]
@@ -19,18 +20,18 @@ ShapeRate = Literal["match_rms_adamw", "original", "spectral", "none"]
 POLAR_EXPRESS_STEPS = 7
 
 
-def orthogonalized(X: Tensor, options: Mapping[str, Any], *, dtype: torch.dtype) -> Tensor:
-    """The polar factor of X (..., m, n), nearly or exactly, by `options["ortho"]`; zero gives zero.
+def orthogonalized(Xs: Sequence[Tensor], options: Mapping[str, Any], *, dtype: torch.dtype) -> list[Tensor]:
+    """The polar factor of each X (m, n), nearly or exactly, by `options["ortho"]`; zero gives zero.
 
     "ns5": the quintic, `ns_steps` times from X / max(||X||_F, ns_eps), in `dtype`. "pe": Polar Express, seven
     steps. "svd": exactly; waits for the device.
     """
     if options["ortho"] == "svd":
-        return polar_svd(X)
+        return [polar_svd(X) for X in Xs]
     if options["ortho"] == "pe":
-        return polar_express(X, steps=POLAR_EXPRESS_STEPS)
-    return newton_schulz(
-        X,
+        return polar_express_each(Xs, steps=POLAR_EXPRESS_STEPS)
+    return newton_schulz_each(
+        Xs,
         steps=options["ns_steps"],
         coefficients=options["ns_coefficients"],
         eps=options["ns_eps"],
