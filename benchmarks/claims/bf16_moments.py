@@ -30,7 +30,7 @@ def measure(quick: bool) -> Measured:
     kinds = {
         "float32": lambda W: torch.optim.Adam([W], lr=1e-3),
         "bfloat16": lambda W: torch.optim.Adam([W], lr=1e-3),
-        "lowrise": lambda W: AdamW([W], lr=1e-3),
+        "lowrise": lambda W: AdamW([W], lr=1e-3, betas=(0.9, 0.999)),
     }
     titles = {
         "float32": "torch.optim.Adam, float32",

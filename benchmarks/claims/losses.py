@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from claim import Measured, Values, Verdict
 from common import RESULTS
@@ -22,8 +21,13 @@ def seeds_of(table: str, label: str) -> dict[int, float]:
         for run in record["runs"]
         if run["recipe"] == label and run["chosen"] and run["status"] == "completed"
     }
+    chosen = next(row["best"] for row in record["rows"] if row["label"] == label)
+    if chosen["edges"]:
+        raise SystemExit(
+            f"{label} in {table}.json has its chosen rate at an edge of the grid: nothing decided."
+        )
     if len(found) < 2:
-        raise SystemExit(f"{Path(table).name} has {len(found)} finished runs of {label} at its chosen rate.")
+        raise SystemExit(f"{table}.json has {len(found)} finished runs of {label} at its chosen rate.")
     return found
 
 

@@ -32,18 +32,18 @@ def measure(quick: bool) -> Measured:
     steps = 10 if quick else STEPS
     rows, values = [], {}
     for key, title in (("pair", "A B^T, Spectron's directions"), ("dense", "dense W, Muon's")):
-        plain, scaled, large = (trajectory(key, steps, **o) for o in ({}, {"gradient": 1e3}, {"size": 4.0}))
+        plain, scaled, large = (trajectory(key, steps, **o) for o in ({}, {"gradient": 1e3}, {"size": 3.0}))
         norms = torch.linalg.matrix_norm(plain)
         found = {
             "norm": float((norms / norms[0] - 1).abs().max()),
             "gradient": apart(scaled, plain),
-            "size": apart(large / 4.0, plain),
+            "size": apart(large / 3.0, plain),
             "turn": max(spectral(b - a) / spectral(a) for a, b in pairwise(plain)) / LR,
         }
         exact = [f"{found[k]:.0e}" for k in ("norm", "gradient", "size")]
         rows.append((title, *exact, f"{found['turn']:.2f}"))
         values |= {f"{key}_{name}": float(f"{value:.3g}") for name, value in found.items()}
-    columns = ("weights", "norm moves by", "gradients x 1000", "W_0 x 4", "largest ||dW||_2 / (lr ||W||_2)")
+    columns = ("weights", "norm moves by", "gradients x 1000", "W_0 x 3", "largest ||dW||_2 / (lr ||W||_2)")
     return Measured(columns, rows, values)
 
 
