@@ -21,14 +21,15 @@ def seeds_of(table: str, label: str) -> dict[int, float]:
         for run in record["runs"]
         if run["recipe"] == label and run["chosen"] and run["status"] == "completed"
     }
-    chosen = next(row["best"] for row in record["rows"] if row["label"] == label)
-    if chosen["edges"]:
-        raise SystemExit(
-            f"{label} in {table}.json has its chosen rate at an edge of the grid: nothing decided."
-        )
     if len(found) < 2:
         raise SystemExit(f"{table}.json has {len(found)} finished runs of {label} at its chosen rate.")
     return found
+
+
+def at_edge(table: str, label: str) -> bool:
+    """Whether the chosen rate is the last one of its grid, so that a better one may lie beyond."""
+    record = json.loads((RESULTS / f"{table}.json").read_text(encoding="utf-8"))
+    return bool(next(row["best"]["edges"] for row in record["rows"] if row["label"] == label))
 
 
 def difference(one: tuple[str, str], other: tuple[str, str], *, by_seed: bool = False) -> Measured:
@@ -50,12 +51,18 @@ def difference(one: tuple[str, str], other: tuple[str, str], *, by_seed: bool = 
         "low": round(interval.low, 3),
         "high": round(interval.high, 3),
         "difference": shown,
+        "edge": at_edge(*one) or at_edge(*other),
     }
     return Measured(("recipe", "validation loss, nats", "seeds", "runs"), rows, values)
 
 
 def lower_is_claimed(values: Values) -> Verdict:
-    """The claim is that the first is lower: the interval must be below zero, or above it to refute."""
+    """The claim is that the first is lower: the interval must be below zero, or above it to refute.
+
+    Nothing is decided where a chosen rate lies at an edge of its grid.
+    """
+    if values["edge"]:
+        return "undecided"
     if values["high"] < 0:
         return "holds"
     return "fails" if values["low"] > 0 else "undecided"
