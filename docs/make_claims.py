@@ -1,14 +1,13 @@
-"""Writes claims.md from benchmarks/claims/*.py and their results: `python docs/make_claims.py`, three seconds.
+"""Writes claims.md from benchmarks/claims/*.py and their results: `python docs/make_claims.py`.
 
-Nothing is run: the scripts say what is claimed, when it holds and what came out, benchmarks/results/claims/ has
-the verdicts, the tables and every number. `tests/unit/docs/test_claims.py` holds the committed page to them.
+Nothing is run: the scripts say what is claimed, when it holds and what came out; benchmarks/results/claims/
+has the verdicts, the tables and every number. `tests/unit/docs/test_claims.py` holds the page to both.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
-import re
 import string
 import sys
 from collections.abc import Mapping
@@ -32,12 +31,6 @@ class Entry:
     name: str
     claim: Claim
     record: Mapping[str, Any]
-
-    @property
-    def anchor(self) -> str:
-        """As GitHub and mkdocs make it of the heading."""
-        kept = re.sub(r"[^\w\- ]", "", self.claim.title.lower())
-        return re.sub(r"[ -]+", "-", kept).strip("-")
 
 
 def entries() -> list[Entry]:
@@ -76,13 +69,17 @@ def section(entry: Entry) -> str:
     claim, record = entry.claim, entry.record
     commands = [*claim.before, f"python benchmarks/claims/{entry.name}.py"]
     decides = f"\n\n**What would decide.** {claim.decides}" if claim.decides else ""
-    return f"""### {claim.title}
+    return f"""<a id="{entry.name}"></a>
+
+### {claim.title}
 
 {claim.source}
 
 **Hypothesis.** {claim.hypothesis}
 
-**Gate.** {claim.gate} Known before: {claim.known}
+**Gate.** {claim.gate}
+
+**Known before.** {claim.known}
 
 **Result.** {filled(claim.result, record["values"])}
 
@@ -100,7 +97,7 @@ def section(entry: Entry) -> str:
 
 def overview(found: list[Entry]) -> str:
     """One row a claim."""
-    rows = [[f"[{e.claim.title.rstrip('.')}](#{e.anchor})", f"**{e.record['verdict']}**"] for e in found]
+    rows = [[f"[{e.claim.title.rstrip('.')}](#{e.name})", f"**{e.record['verdict']}**"] for e in found]
     return table(["claim", "verdict"], rows)
 
 
@@ -114,29 +111,31 @@ def page() -> str:
 
 # Claims that hold or fail
 
-What papers, released programs and our own notes claim, decided where that is exact or cheap. {len(found)} claims:
-{count["holds"]} hold, {count["fails"]} fail, {count["undecided"]} are undecided.
+What papers, released programs and our own notes claim, decided where that is exact or cheap.
+{len(found)} claims: {count["holds"]} hold, {count["fails"]} fail, {count["undecided"]} are undecided.
 
-Read a verdict with its scope: it is about the sentence that stands there, in the setting that stands there, and says
-nothing of the worth of a method or the care of its authors. A loss at this size says little about a large one.
+Read a verdict with its scope: it is about the sentence that stands there, in the setting that stands there,
+and says nothing of the worth of a method or the care of its authors. A loss at this size says little about a
+large one.
 
-- **Gate before result.** Each claim is a script that was committed, with the gate as text and as code, before it was
-  run; `git log -- benchmarks/claims benchmarks/results/claims` shows the order. A result repeats the gate that it was
-  held to. "Known before" says what was known of the outcome when the gate was written: of several claims a good deal,
-  and of the losses, which re-read earlier runs, everything.
-- **Undecided** where the interval leaves both possible, where a chosen rate lies at an edge of its grid, or where the
-  measurement does not see the thing. Then it says what would decide.
-- **Intervals** are 95%, each for itself: with a dozen of them, one may miss by chance. The seed that chose a rate is
+- **Gate before result.** Each claim is a script that was committed, with its gate as text and as code, before
+  it was run: `git log -- benchmarks/claims benchmarks/results/claims` shows the order. A result repeats the
+  gate that it was held to. "Known before" says what was known of the outcome then: of several claims a good
+  deal, and of losses that re-read earlier runs everything.
+- **Undecided** where the interval leaves both possible, where a chosen rate lies at an edge of its grid, or
+  where the measurement does not see the thing. Then it says what would decide.
+- **Intervals** are 95%, each for itself: of a dozen, one may miss by chance. The seed that chose a rate is
   one of the three.
-- **Numbers** on this page are those of the committed JSON; a test compares them.
+- **Numbers** are those of the committed JSON; a test compares them. `--quick` behind a command takes seconds.
 
 {overview(found)}
 
 {chr(10).join(parts)}
 ## Another claim
 
-A file `benchmarks/claims/NAME.py` with `CLAIM`, `measure` and `verdict` (`loro_reset.py` is the shortest: a difference
-of two recipes in a table of `lowrise compare`). Commit it, run it, write `result`, then `python docs/make_claims.py`.
+A file `benchmarks/claims/NAME.py` with `CLAIM`, `measure` and `verdict`; `loro_reset.py` is the shortest, a
+difference of two recipes in a table of `lowrise compare`. Commit it, run it, write `result` and, where it is
+undecided, `decides`; then `python docs/make_claims.py`.
 
 Made by `python docs/make_claims.py`.
 """

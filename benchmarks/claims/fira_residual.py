@@ -20,6 +20,10 @@ CLAIM = Claim(
     "norm of the Adam part.",
     known="The dossier found it in the code, with 46% and 55% of the norm inside for a gradient of its own.",
     scope="any size; the shares are of these gradients",
+    result="As released, {released_0.25_inside%:.0f} of the norm of S lies inside of the subspace at alpha"
+    " 0.25, and {released_0.0625_inside%:.0f} at 0.0625. S is then {released_0.25_size} and "
+    "{released_0.0625_size} times the Adam part, where the paper's form has {paper_0.25_size}. At alpha 1"
+    " both are the same. So text and release are two methods; the losses below say which ends lower here.",
 )
 
 LIMIT = 1e-6

@@ -15,6 +15,7 @@ CLAIM = Claim(
     "around it.",
     known=SEEN,
     scope=TINY + "; rank 32; the released form was tuned on five rates, the paper's on three",
+    result="{difference}: the released form ends higher.",
 )
 
 verdict = lower_is_claimed

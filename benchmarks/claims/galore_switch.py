@@ -18,7 +18,7 @@ from lowrise.optim.rules.projection import back
 
 CLAIM = Claim(
     group="Optimizer state",
-    title="GaLore's moments may be kept as they are when the subspace changes.",
+    title="GaLore's first moment, kept as it is, means the same when the subspace changes.",
     source="Zhao et al., arXiv 2403.03507, Algorithm 2, and the released code at 2cc66f8, which keep them.",
     hypothesis="The kept first moment, read in the new basis, points where it pointed in the old one.",
     gate="Float32, width 64, rank 16, a renewal every 20 of 120 steps, over all matrices and renewals. "
@@ -27,6 +27,12 @@ CLAIM = Claim(
     "keep.",
     known="Moments of another basis are named as a fault by later papers; no number was known.",
     scope="the direction of the first moment, in a small model at its beginning; not what it costs in loss",
+    result="The median cosine is {svd_kept} over {svd_n} renewals, between both limits: much of the "
+    "direction is lost, but not most of it. {svd_inside%:.0f} of the old moment lies inside of the new "
+    "subspace, so a change of basis would keep nearly all. Bases that follow the one before keep "
+    "{warm_kept}. Signs are aligned here; the released code does not align them, which was not measured.",
+    decides="Losses of the same runs with moments carried into the new basis, which no option here does: "
+    "tiny, 3 seeds.",
 )
 
 HIGH, LOW = 0.9, 0.5

@@ -16,6 +16,8 @@ CLAIM = Claim(
     "around it.",
     known=SEEN,
     scope=TINY + "; four merges, no dense start",
+    result="{difference}: the interval reaches just beyond zero.",
+    decides="More seeds, or the dense start that the paper's rows have.",
 )
 
 verdict = lower_is_claimed

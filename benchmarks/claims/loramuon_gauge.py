@@ -12,7 +12,7 @@ from claim import Claim, Measured, Values, Verdict, run
 
 CLAIM = Claim(
     group="Steps and their bounds",
-    title="LoRA-Muon follows the same W, however W is split into factors.",
+    title="With its published inverse root LoRA-Muon follows the same W, however W is split into factors.",
     source="Cesista, Crowson, Simal, Biderman, arXiv 2606.12921; the inverse root of its Algorithm 4 and "
     "Table 2, as three re-implementations have it.",
     hypothesis="The trajectory of W is the same to rounding after A M, B M^-T with an ill-conditioned M "
@@ -21,6 +21,10 @@ CLAIM = Claim(
     " root, fails above. Beside: our roots.",
     known="docs/methods/gauge.md has this table; the dossier measured 0.5% after ten steps.",
     scope="the arithmetic of the root: any size",
+    result="With the published root W parts by {published%:.1f} in 50 steps, with Cholesky factors, "
+    "eigenvectors or our iterated root by {iterated:.0e} at most. It is the 1e-5 inside of the root that "
+    "fails, not the method; the root is a named variant here and not the default. Spectron, which "
+    "promises nothing of the kind, parts by {spectron%:.0f}.",
 )
 
 LIMIT = 1e-9

@@ -14,6 +14,8 @@ CLAIM = Claim(
     " zero, undecided around it.",
     known=SEEN,
     scope=TINY + "; 8 exact steps",
+    result="{difference}: not shown to differ; gains beyond {low} are left out.",
+    decides="Exact steps much more often than one in a hundred, where a direction could matter.",
 )
 
 verdict = lower_is_claimed

@@ -15,6 +15,8 @@ CLAIM = Claim(
     " zero, undecided around it.",
     known=SEEN,
     scope=TINY + "; 8 exact steps",
+    result="{difference}: nothing that three seeds could see; effects beyond {high} are left out.",
+    decides="Hundreds of exact steps instead of 8, or many more seeds for a difference of a few thousandths.",
 )
 
 verdict = lower_is_claimed

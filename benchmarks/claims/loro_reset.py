@@ -16,6 +16,7 @@ CLAIM = Claim(
     "around it.",
     known=SEEN,
     scope=TINY + "; 8 cycles of 100 updates, not 20 to 500 cycles of 500 as published",
+    result="{difference}: the reset costs {mean:.2f} nats here, and the interval leaves zero out.",
 )
 
 verdict = lower_is_claimed

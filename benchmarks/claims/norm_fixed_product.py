@@ -22,6 +22,8 @@ CLAIM = Claim(
     known="The dossier's oracle has the first two to 1e-15 for its own form; not with these gradients, "
     "which depend on W.",
     scope="the arithmetic of the step: any size",
+    result="All three hold to rounding: {pair_norm:.0e}, {pair_gradient:.0e} and {pair_size:.0e}. The "
+    "largest ||dW||_2 is {pair_turn} of lr ||W||_2 here, which is an observation and no bound.",
 )
 
 LR, LIMIT, STEPS = 0.014, 1e-9, 50

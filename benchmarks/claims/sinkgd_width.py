@@ -27,6 +27,9 @@ CLAIM = Claim(
     known="Derived: an update of RMS 1 has a spectral norm between the first and the half power of the "
     "width. Not measured.",
     scope="the first step, widths 64 to 512",
+    result="Exponents of {sinkgd} for SinkGD and {adamw} for AdamW; with the target {sinkgd_muon}, as for "
+    "Muon. So without a target its rate has to fall as Adam's does when the width grows, and with `target"
+    ' = "muon"` it need not, as far as this norm decides. SWAN\'s {swan} lies between.',
 )
 
 NEAR, FAR = 0.15, 0.3
