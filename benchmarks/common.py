@@ -26,6 +26,14 @@ def timed(work: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
+def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print the table."""
+    table = Table(*columns, title=title, title_justify="left", box=None, header_style="bold")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=160).print(table)
+
+
 def publish(
     name: str,
     title: str,
@@ -36,10 +44,7 @@ def publish(
     folder: Path = RESULTS,
 ) -> Path:
     """Print the table and write `FOLDER/NAME.json` with the record, the table and the environment."""
-    table = Table(*columns, title=title, title_justify="left", box=None, header_style="bold")
-    for row in rows:
-        table.add_row(*row)
-    Console(width=160).print(table)
+    show(title, columns, rows)
     folder.mkdir(exist_ok=True)
     path = folder / f"{name}.json"
     content = {"title": title, "columns": list(columns), "rows": [list(r) for r in rows], **record}
