@@ -23,7 +23,7 @@ from lowrise import __version__
 from lowrise.allocator import keep_freed_memory
 from lowrise.console import Console, plain_warnings, survive_any_encoding
 from lowrise.errors import LowriseError, UsageError
-from lowrise.files import strict_json, write_whole
+from lowrise.files import require_file_place, require_folder_place, strict_json, write_whole
 from lowrise.flags import parse
 from lowrise.methods import METHODS
 from lowrise.names import lookup
@@ -161,7 +161,7 @@ def train(arguments: Arguments, console: Console) -> int:
     console.quiet = not world.leads
     for sentence in advice(config):
         console.print(f"warning: {sentence}", style="yellow", soft_wrap=True)
-    _require_folder(command.given_folder or Path("runs"), "--run")
+    require_folder_place(command.given_folder or Path("runs"), "--run")
     corpus = prepare_with_progress(config.data, console)
     folder = command.folder(config, corpus.fingerprint)
     with world.joined(device):
@@ -310,7 +310,7 @@ def compare(arguments: Arguments, console: Console) -> int:
     from lowrise.compare.recipes import load_recipe, planner, recipe_files
 
     recipes = recipe_files(command.recipes, trust=command.trust)
-    out = str(_require_folder(Path(command.out).expanduser(), "--out"))
+    out = str(require_folder_place(Path(command.out), "--out"))
     request = replace(command, recipes=recipes, out=out)
     return run_compare(request, load_recipe=load_recipe, plan_run=planner(console), console=console)
 
@@ -323,7 +323,7 @@ def sweep(arguments: Arguments, console: Console) -> int:
     from lowrise.sweep.sweep import sweep as run_sweep
 
     (recipe,) = recipe_files([command.recipe], trust=command.trust)
-    out = str(_require_folder(Path(command.out).expanduser(), "--out"))
+    out = str(require_folder_place(Path(command.out), "--out"))
     request = replace(command, recipe=recipe, out=out)
     return run_sweep(request, load_recipe=load_recipe, plan_run=planner(console), console=console)
 
@@ -362,10 +362,9 @@ def report(arguments: Arguments, console: Console) -> int:
     if len(folders) == 1 and command.out is None:
         target = write_report(folders[0])
     else:
-        out = (command.out or Path("report.html")).expanduser()
-        if out.exists() and not out.is_file():
-            raise UsageError(f"lowrise report --out {out} is a folder: name the HTML file.")
-        target = write_several(folders, out)
+        out = command.out or Path("report.html")
+        require_file_place(out, "lowrise report --out", "HTML")
+        target = write_several(folders, out.expanduser())
     console.print(f"Report: {target}", soft_wrap=True)
     return 0
 
@@ -510,14 +509,6 @@ def _prefix_of(error: LowriseError) -> str | None:
     from lowrise.distributed.launcher import prefix_of
 
     return prefix_of(error)
-
-
-def _require_folder(path: Path, flag: str) -> Path:
-    """Refuse a path where no folder can be made, before anything is done."""
-    existing = next((place for place in (path, *path.parents) if place.exists()), path)
-    if existing.exists() and not existing.is_dir():
-        raise UsageError(f"{flag} {path}: {existing} is a file; name a folder.")
-    return path
 
 
 def _disk_error(error: OSError) -> str:

@@ -25,9 +25,11 @@ def write_whole(path: Path, content: str | bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         aside.replace(path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):  # what went wrong first is what is told
             aside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename == str(aside):
+            error.filename = str(path)  # the one that was asked for
         raise
     flush(path.parent)
 
@@ -100,6 +102,15 @@ def require_file_place(path: Path, flag: str, kind: str) -> None:
         raise UsageError(f"{flag} {path} is a folder: name the {kind} file.")
     if not place.parent.is_dir():
         raise UsageError(f"{flag} {path}: there is no folder {place.parent}; make it, or name another place.")
+
+
+def require_folder_place(path: Path, flag: str) -> Path:
+    """The path, `~` expanded. Raises `UsageError`, before anything is done, where no folder can be made."""
+    place = path.expanduser()
+    existing = next((p for p in (place, *place.parents) if p.exists()), place)
+    if existing.exists() and not existing.is_dir():
+        raise UsageError(f"{flag} {path}: {existing} is a file; name a folder.")
+    return place
 
 
 def is_known(value: object) -> TypeGuard[float]:

@@ -29,7 +29,6 @@ in float32 and 2e-10 in float64 (tests/invariants/test_polar_forms.py).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -247,10 +246,10 @@ def chosen_segments(
 def gram_segments(triples: Sequence[Triple], eps: float) -> list[int]:
     """Steps of each segment: as many as keep f(0)^2 eps within `GRAM_TOLERANCE`, one at least."""
     segments: list[int] = []
-    growth = math.inf
+    growth = 1.0
     for a, _, _ in triples:
         growth *= a * a
-        if growth * eps > GRAM_TOLERANCE:
+        if not segments or growth * eps > GRAM_TOLERANCE:
             segments.append(0)
             growth = a * a
         segments[-1] += 1
