@@ -92,7 +92,7 @@ def test_a_file_in_no_folder_is_refused_before_the_work(words, trained, tmp_path
 
 
 # Files of this size end in an error of the system in whatever language they are written.
-FULL = 20_000
+FULL = 70_000
 LIMITED = f"""
 import resource, sys
 from lowrise.cli import main
@@ -125,7 +125,7 @@ def test_a_full_disk_is_a_message_and_leaves_no_half_folder(words, file, trained
     names["RECIPE"] = trained / "config.toml"
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, *(str(names.get(word, word)) for word in words)],
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | {"LOWRISE_CACHE": str(trained.parent / "cache")},
         capture_output=True,
         text=True,
         timeout=240,

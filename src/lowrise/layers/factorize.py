@@ -165,6 +165,13 @@ def _choose(
     """Name -> module of every dense map to replace, in module order."""
     linear = {name: module for name, module in model.named_modules() if dense_weight(module) is not None}
     if not linear:
+        own = [m for m in model.modules() if isinstance(m, nn.Linear)]
+        if own:
+            raise UsageError(
+                f"The model has no plain nn.Linear to factorize: it has {len(own)} subclasses of nn.Linear, "
+                f"such as {type(own[0]).__name__}, which may read their weight in other ways. Put nn.Linear "
+                "in their place where they are nothing else."
+            )
         raise UsageError("The model has no nn.Linear to factorize; is it factorized already?")
     if "" in linear:
         raise UsageError(
