@@ -3,6 +3,9 @@ numpy, ranks larger than a matrix."""
 
 from __future__ import annotations
 
+import math
+import typing
+
 import numpy as np
 import pytest
 import torch
@@ -52,6 +55,44 @@ def test_ranks_may_be_numbers_of_numpy(layer, given, rank):
     model = lowrise.factorize(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), layer=layer, rank=given)
     assert [m.rank for m in model] == [rank, rank]
     assert type(model[0].rank) is int
+
+
+ABSURD = [math.nan, math.inf, -1.0, 1e30, -1, 1001, 2**31, 2**70]
+ABSURD_TUPLES = [(math.nan,) * 2, (math.nan,) * 3, (0.0, math.inf, 1.0)]
+
+
+def absurd_options(name):
+    """The constructor's options that are numbers, each with absurd values of its kind."""
+    for key, kind in typing.get_type_hints(OPTIMIZERS[name].__init__).items():
+        text = str(kind)
+        if key in ("params", "return", "lr") or "Literal" in text:
+            continue
+        values = ABSURD_TUPLES if "tuple" in text else ABSURD
+        yield from ((key, value) for value in values if "tuple" in text or type(value).__name__ in text)
+
+
+def refusal(name, role, options) -> str:
+    """What is said to the options; empty after an update that leaves the state finite."""
+    named = make_params(role)
+    try:
+        optimizer = build(name, role, named, options)
+    except UsageError as error:
+        return str(error)
+    set_grads(named, 0)
+    optimizer.step()
+    for key, tensor in optimizer.named_state().items():
+        assert tensor.isfinite().all(), key
+    return ""
+
+
+@pytest.mark.parametrize(("name", "role"), CASES)
+def test_absurd_options_are_refused_or_harmless(name, role):
+    """No exception but a message, no update that stands still, and no number that is none in the state."""
+    for key, value in absurd_options(name):
+        said = refusal(name, role, {key: value})
+        finite = all(map(math.isfinite, value if isinstance(value, tuple) else (value,)))
+        assert finite or said, (key, value)
+        assert not said or str(value) in said, (key, value, said)
 
 
 RANKED = [name for name in OPTIMIZERS if "rank" in OPTIMIZERS[name].__init__.__annotations__]
