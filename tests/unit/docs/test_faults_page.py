@@ -20,7 +20,7 @@ NAMED = sorted(set(re.findall(r"`(tests/[^`]+)`", TEXT)))
 
 
 @cache
-def tests_of(path: Path) -> set[str]:
+def functions_in(path: Path) -> set[str]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
@@ -29,7 +29,7 @@ def tests_of(path: Path) -> set[str]:
 def test_the_named_test_exists(named: str) -> None:
     path, _, name = named.partition("::")
     assert (ROOT / path).is_file(), path
-    assert not name or name in tests_of(ROOT / path), named
+    assert not name or name in functions_in(ROOT / path), named
 
 
 def test_every_kind_has_a_row_and_every_row_a_test() -> None:
