@@ -20,7 +20,7 @@ from lowrise import __version__
 from lowrise.allocator import keep_freed_memory
 from lowrise.console import Console, plain_warnings, survive_any_encoding
 from lowrise.errors import LowriseError, UsageError, disk_error
-from lowrise.files import strict_json
+from lowrise.files import require_folder_place, strict_json
 from lowrise.flags import parse
 from lowrise.methods import METHODS
 from lowrise.names import lookup
@@ -66,7 +66,7 @@ def train(arguments: Arguments, console: Console) -> int:
     console.quiet = not world.leads
     for sentence in advice(config):
         console.print(f"warning: {sentence}", style="yellow", soft_wrap=True)
-    _require_folder(command.given_folder or Path("runs"), "--run")
+    require_folder_place(command.given_folder or Path("runs"), "--run")
     corpus = prepare_with_progress(config.data, console)
     folder = command.folder(config, corpus.fingerprint)
     with world.joined(device):
@@ -198,7 +198,7 @@ def compare(arguments: Arguments, console: Console) -> int:
     from lowrise.compare.recipes import load_recipe, planner, recipe_files
 
     recipes = recipe_files(command.recipes, trust=command.trust)
-    out = str(_require_folder(Path(command.out).expanduser(), "--out"))
+    out = str(require_folder_place(Path(command.out), "--out"))
     request = replace(command, recipes=recipes, out=out)
     return run_compare(request, load_recipe=load_recipe, plan_run=planner(console), console=console)
 
@@ -211,7 +211,7 @@ def sweep(arguments: Arguments, console: Console) -> int:
     from lowrise.sweep.sweep import sweep as run_sweep
 
     (recipe,) = recipe_files([command.recipe], trust=command.trust)
-    out = str(_require_folder(Path(command.out).expanduser(), "--out"))
+    out = str(require_folder_place(Path(command.out), "--out"))
     request = replace(command, recipe=recipe, out=out)
     return run_sweep(request, load_recipe=load_recipe, plan_run=planner(console), console=console)
 
@@ -392,12 +392,6 @@ def _prefix_of(error: LowriseError) -> str | None:
     return prefix_of(error)
 
 
-def _require_folder(path: Path, flag: str) -> Path:
-    """Refuse a path where no folder can be made, before anything is done."""
-    existing = next((place for place in (path, *path.parents) if place.exists()), path)
-    if existing.exists() and not existing.is_dir():
-        raise UsageError(f"{flag} {path}: {existing} is a file; name a folder.")
-    return path
 
 
 def _print_commands(console: Console) -> None:

@@ -19,6 +19,7 @@ from lowrise.errors import printable
 
 T = TypeVar("T")
 _PACKAGE = Path(__file__).parent
+_SAID = UserWarning | FutureWarning | RuntimeWarning
 
 
 class Console(rich.console.Console):
@@ -84,7 +85,7 @@ def plain_warnings(say: Callable[[str], None]) -> Iterator[None]:
             file: TextIO | None = None,
             line: str | None = None,
         ) -> None:
-            if Path(filename).is_relative_to(_PACKAGE) and issubclass(category, UserWarning | FutureWarning):
+            if Path(filename).is_relative_to(_PACKAGE) and issubclass(category, _SAID):
                 say(f"warning: {message}")
             else:
                 shown(message, category, filename, lineno, file, line)

@@ -3,6 +3,7 @@ their process."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -11,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, TypeGuard
+from typing import IO, Any, Literal, TypeGuard
 
 from lowrise.errors import UsageError
 
@@ -25,9 +26,11 @@ def write_whole(path: Path, content: str | bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         aside.replace(path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):  # what went wrong first is what is told
             aside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename == str(aside):
+            error.filename = str(path)  # the one that was asked for
         raise
     flush(path.parent)
 
@@ -44,9 +47,26 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Add whole lines to a file."""
-    with naming(path), path.open("a", encoding="utf-8") as stream:
+    """Add whole lines to a file. Raises `UsageError` for a link."""
+    with naming(path), open_itself(path, "a") as stream:
         stream.write(text)
+
+
+def open_itself(path: Path, mode: Literal["a", "a+"]) -> IO[str]:
+    """Open a text file for adding. Raises `UsageError` for a symbolic link: what is written at a known place
+    of somebody's folder could go to any file."""
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+    try:
+        return open(path, mode, encoding="utf-8", opener=opener)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EMLINK) and path.is_symlink():
+            raise UsageError(
+                f"{path} is a symbolic link, through which nothing is written: remove it."
+            ) from None
+        raise
 
 
 def is_plain_name(name: object) -> bool:
@@ -100,6 +120,15 @@ def require_file_place(path: Path, flag: str, kind: str) -> None:
         raise UsageError(f"{flag} {path} is a folder: name the {kind} file.")
     if not place.parent.is_dir():
         raise UsageError(f"{flag} {path}: there is no folder {place.parent}; make it, or name another place.")
+
+
+def require_folder_place(path: Path, flag: str) -> Path:
+    """The path, `~` expanded. Raises `UsageError`, before anything is done, where no folder can be made."""
+    place = path.expanduser()
+    existing = next((p for p in (place, *place.parents) if p.exists()), place)
+    if existing.exists() and not existing.is_dir():
+        raise UsageError(f"{flag} {path}: {existing} is a file; name a folder.")
+    return place
 
 
 def is_known(value: object) -> TypeGuard[float]:
@@ -164,11 +193,11 @@ def exclusive(path: Path, busy: Callable[[IO[str]], None]) -> Iterator[IO[str]]:
     process.
 
     If another process holds it, `busy` is called with the open file: it may raise, else the lock is waited
-    for. Yields the open file. Raises `OSError` where the file system has no locks.
+    for. Yields the open file. Raises `OSError` where the file system has no locks, `UsageError` for a link.
     """
     import fcntl  # not on Windows, where only the commands that lock are lost
 
-    with path.open("a+", encoding="utf-8") as stream:
+    with open_itself(path, "a+") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

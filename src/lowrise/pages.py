@@ -62,7 +62,9 @@ def write_pages(folders: Sequence[Path], out: Path | None = None) -> list[Path]:
         kind = kind_of(folder)
         if kind is not KINDS[-1]:
             raise UsageError(f"{folder} is {kind.name}: one page of several folders is made of runs alone.")
-    return [write_several(folders, out or Path("report.html"))]
+    together = out or Path("report.html")
+    require_file_place(together, "lowrise report --out", "HTML")
+    return [write_several(folders, together)]
 
 
 def kind_of(folder: Path) -> Kind:

@@ -32,7 +32,9 @@ def load_plugins(plugins: Iterable[str]) -> None:
                 _load_file(Path(plugin))
             else:
                 found = next(iter(entry_points(group=GROUP, name=plugin)), None)
-                importlib.import_module(plugin if found is None else found.module)
+                module = importlib.import_module(plugin if found is None else found.module)
+                if module.__file__ is None:  # Python takes any folder for a package without code
+                    raise ModuleNotFoundError(f"{plugin} is a folder without an __init__.py")
         except (LowriseError, FileNotFoundError, ModuleNotFoundError) as error:
             if isinstance(error, LowriseError):
                 raise

@@ -100,11 +100,15 @@ def test_the_commands_take_a_plugin(text_folder, tmp_path, monkeypatch, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_wrong_plugins_get_a_message(tmp_path):
+def test_wrong_plugins_get_a_message(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=r"There is no plugin '.*nowhere\.py'"):
         load_plugins([str(tmp_path / "nowhere.py")])
     with pytest.raises(UsageError, match=r"There is no plugin 'no_such_module_here'"):
         load_plugins(["no_such_module_here"])
+    (tmp_path / "a_folder").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UsageError, match=r"There is no plugin 'a_folder' \(a_folder is a folder without"):
+        load_plugins(["a_folder"])
     broken = tmp_path / "broken.py"
     broken.write_text("1 / 0\n")
     with pytest.raises(LowriseError, match=r"broken\.py failed: ZeroDivisionError"):

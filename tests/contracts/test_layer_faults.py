@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -196,3 +197,52 @@ def test_adapters_of_peft_are_left_as_they_are():
     kinds = {name: type(m).__name__ for name, m in model.named_modules() if not list(m.children())}
     assert {kind for name, kind in kinds.items() if "lora_A" in name or "lora_B" in name} == {"Linear"}
     assert [name for name, kind in kinds.items() if kind == "LowRankLinear"] == ["base_model.model.other"]
+
+
+@pytest.mark.parametrize(
+    ("hang", "what"),
+    [
+        (lambda m: m.weight.register_hook(lambda grad: None), "hooks of the gradient of its weight"),
+        (
+            lambda m: m.weight.register_post_accumulate_grad_hook(lambda p: None),
+            "hooks after the gradient of its weight",
+        ),
+        (lambda m: m.register_state_dict_pre_hook(lambda *_: None), "hooks of its state_dict"),
+        (lambda m: m.register_load_state_dict_pre_hook(lambda *_: None), "hooks of its state_dict"),
+        (lambda m: setattr(m, "forward", m.forward), "a forward of its own"),
+    ],
+    ids=["gradient", "after gradient", "state", "loading", "forward"],
+)
+def test_what_cannot_stay_with_the_layer_is_told(hang, what):
+    model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 8))
+    hang(model[0])
+    with pytest.warns(UserWarning, match=rf"^0 had {what}.*Factorize first"):
+        lowrise.factorize(model, rank=2)
+
+
+@pytest.mark.parametrize("wrap", [nn.utils.spectral_norm, nn.utils.parametrizations.weight_norm])
+def test_a_weight_that_is_computed_stays(wrap):
+    """Its parameters have other names, and the hook or parametrization writes `weight` at each pass."""
+    model = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 8))
+    wrap(model[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        lowrise.factorize(model, rank=2)
+    assert isinstance(model[0], nn.Linear)
+    assert isinstance(model[1], LowRankLayer)
+    with pytest.raises(UsageError, match=r"weight of 0 is computed|'0' matches no"):
+        lowrise.factorize(nn.Sequential(wrap(nn.Linear(8, 6)), nn.Linear(6, 8)), rank=2, targets="0")
+
+
+def test_peft_adapts_the_maps_that_stay_dense():
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    model = nn.Sequential()
+    model.add_module("proj", nn.Linear(16, 16))
+    model.add_module("head", nn.Linear(16, 16))
+    lowrise.factorize(model, rank=2, skip="head")
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["head"]))
+    adapted(torch.ones(3, 16)).sum().backward()
+    trained = {name for name, p in adapted.named_parameters() if p.grad is not None}
+    assert {name.split(".")[-3] for name in trained} == {"lora_A", "lora_B"}
+    assert not any("proj" in name for name in trained), "the factors are frozen like any base weight"

@@ -77,6 +77,21 @@ def test_restarts_follow_from_the_dtype() -> None:
     assert gram_segments(EXPRESS, half) == [1] * 7
 
 
+def test_a_polynomial_without_a_linear_term_has_its_segments_too() -> None:
+    """a = 0 is the largest loss of what is small: nothing is left to amplify a rounding error."""
+    single = torch.finfo(torch.float32).eps
+    cubic = (0.0, 0.5, 0.1)
+    assert gram_segments([cubic], single) == [1]
+    assert sum(gram_segments([cubic] * 5, single)) == 5
+    X = torch.randn(3, 40, 8, dtype=torch.float64)
+    for steps in (1, 3):
+        plain, gram = (
+            newton_schulz(X, steps=steps, coefficients=cubic, form=form) for form in ("plain", "gram")
+        )
+        assert plain.abs().max() > 0
+        torch.testing.assert_close(gram, plain, rtol=1e-9, atol=1e-12 * plain.abs().max().item())
+
+
 def test_without_the_restart_polar_express_would_pass_its_bound() -> None:
     """Why there is a restart: seven steps in one float32 segment."""
     X = ill_conditioned(512, 128, 1e4, "decades", torch.float32)

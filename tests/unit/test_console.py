@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 
+import pytest
 from rich.progress import Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
@@ -62,11 +63,11 @@ def test_characters_that_turn_the_text_are_escaped():
     assert printable("שלום\n\t世界 é") == "שלום\n\t世界 é"
 
 
-def test_our_warnings_are_sentences_and_others_stay():
+@pytest.mark.parametrize("category", [UserWarning, FutureWarning, RuntimeWarning])
+def test_our_warnings_are_sentences_and_others_stay(category):
     said: list[str] = []
-    inside = compile(
-        "import warnings\nwarnings.warn('ours', FutureWarning)", f"{lowrise.__path__[0]}/x.py", "exec"
-    )
+    code = f"import warnings\nwarnings.warn('ours', {category.__name__})"
+    inside = compile(code, f"{lowrise.__path__[0]}/x.py", "exec")
     with warnings.catch_warnings(record=True) as others:
         warnings.simplefilter("always")
         with plain_warnings(said.append):

@@ -8,6 +8,7 @@ from typing import Any
 
 from lowrise.compare.plan import parse_settings
 from lowrise.errors import UsageError
+from lowrise.files import require_file_place
 from lowrise.methods import METHODS
 from lowrise.names import lookup
 
@@ -40,8 +41,12 @@ class BenchOptions:
                 raise UsageError(f"lowrise bench --{name} {getattr(self, name)}: give at least 1.")
         for name in self.methods:
             lookup(METHODS, name, "method", "lowrise bench --methods")
-        if self.out is not None and (self.out.is_dir() or self.out.suffix == ".json"):
-            raise UsageError(f"lowrise bench --out {self.out}: name a Markdown file, for example bench.md.")
+        if self.out is not None:
+            require_file_place(self.out, "lowrise bench --out", "Markdown")
+            if self.out.suffix == ".json":
+                raise UsageError(
+                    f"lowrise bench --out {self.out}: name a Markdown file, for example bench.md."
+                )
 
     @property
     def names(self) -> list[str]:

@@ -14,10 +14,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO
 
 from lowrise.errors import LowriseError
-from lowrise.files import exclusive
+from lowrise.files import exclusive, open_itself
 
 # One thread each: workers share the cores, and an idle OpenMP thread that spins would take them from the
 # others.
@@ -106,7 +106,8 @@ class Pool:
         if self._gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self._gpus[slot % len(self._gpus)]
         job.directory.mkdir(parents=True, exist_ok=True)
-        with _append(job.directory / "train.log") as out, _append(job.directory / "stderr.log") as errors:
+        output, stderr = (job.directory / name for name in ("train.log", "stderr.log"))
+        with open_itself(output, "a") as out, open_itself(stderr, "a") as errors:
             stderr_start = errors.seek(0, os.SEEK_END)
             try:
                 process = subprocess.Popen(
@@ -143,10 +144,6 @@ class Pool:
                     os.killpg(worker.process.pid, number)
                 else:
                     worker.process.send_signal(number)
-
-
-def _append(path: Path) -> BinaryIO:
-    return path.open("ab")
 
 
 def read_tail(path: Path, start: int = 0) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lowrise.data.config import DataConfig
+from lowrise.files import append_text
 
 
 class File(Protocol):
@@ -33,8 +34,7 @@ class PrepareLog:
     def say(self, text: str) -> None:
         """One line; line ends in the text become spaces."""
         time = datetime.now(UTC).isoformat(timespec="seconds")
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(f"{time} {' '.join(text.splitlines())}\n")
+        append_text(self.path, f"{time} {' '.join(text.splitlines())}\n")
 
     @contextmanager
     def opened(self, config: DataConfig, files: Sequence[File]) -> Iterator[PrepareLog]:

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from lowrise.distributed.world import FailedElsewhere, LostRanks, World
 from lowrise.errors import LowriseError, UsageError, printable
@@ -70,7 +70,7 @@ def _told_to_torchrun() -> Iterator[None]:
 def _record(file: str, message: str) -> None:
     """Torch's form of an error, without the stack that its table would show instead of the message."""
     facts = {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}
-    with open(file, "w", encoding="utf-8") as stream:
+    with suppress(OSError), open(file, "w", encoding="utf-8") as stream:  # the message itself is what counts
         json.dump({"message": facts}, stream)
 
 

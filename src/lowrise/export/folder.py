@@ -15,20 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from lowrise.errors import UsageError
-from lowrise.files import flush, strict_json, write_whole
+from lowrise.files import flush, require_folder_place, strict_json, write_whole
 
 MARK = "lowrise.json"
 
 
 @contextmanager
-def whole_folder(path: Path, *, force: bool, origin: dict[str, Any]) -> Iterator[Path]:
+def whole_folder(path: Path, *, force: bool, origin: dict[str, Any], flag: str = "--out") -> Iterator[Path]:
     """Yield a temporary folder, which becomes `path` when the block ends without an error, and else is
     removed.
 
-    `origin` goes into `lowrise.json`. An empty folder is replaced, an earlier export only with `force`.
-    Raises `UsageError`, before anything is written, for a place that is taken.
+    `origin` goes into `lowrise.json`; `flag` names the place on the command line. An empty folder is
+    replaced, an earlier export only with `force`. Raises `UsageError`, before anything is written, for a
+    place that is taken.
     """
-    _check_place(path, force)
+    _check_place(path, force, flag)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
@@ -39,8 +40,12 @@ def whole_folder(path: Path, *, force: bool, origin: dict[str, Any]) -> Iterator
         write_whole(aside / MARK, strict_json(origin | {"files": files}, indent=2) + "\n")
         for entry in aside.iterdir():
             flush(entry)
-        _check_place(path, force)
+        _check_place(path, force, flag)
         _put_in_place(aside, path)
+    except OSError as error:
+        if str(error.filename).startswith(str(aside)):  # said by the name that was to be
+            error.filename = str(path) + str(error.filename)[len(str(aside)) :]
+        raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -54,24 +59,23 @@ def _put_in_place(aside: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _check_place(path: Path, force: bool) -> None:
+def _check_place(path: Path, force: bool, flag: str) -> None:
     if path.is_symlink():
-        raise UsageError(f"{path} is a symbolic link, which an export does not replace: name another --out.")
-    if path.exists() and not path.is_dir():
-        raise UsageError(f"{path} is a file, and an export is a folder: name another --out.")
+        raise UsageError(f"{path} is a symbolic link, which is not replaced: name another {flag}.")
+    require_folder_place(path, flag)
     present = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
     if not present:
         return
     if not force:
         raise UsageError(
-            f"{path} is there already and not empty: name another --out, or replace an earlier export with "
-            "--force true."
+            f"{path} is there already and not empty: name another {flag}, or replace what this command wrote "
+            "there earlier with --force true."
         )
     foreign = sorted(present - _listed(path) - {MARK})
     if foreign:
         raise UsageError(
-            f"{path} holds {foreign[0]}, which no export wrote, so --force does not replace it: move that "
-            "away, or name another --out."
+            f"{path} holds {foreign[0]}, which no export or import wrote, so --force does not replace it: "
+            f"move that away, or name another {flag}."
         )
 
 

@@ -25,6 +25,7 @@ from lowrise.data import Tokenizer
 from lowrise.data.tokenizer import PADDING
 from lowrise.errors import UsageError
 from lowrise.export.forms import check_dense, tensors
+from lowrise.files import naming
 from lowrise.model import Llama, LlamaConfig
 
 GGUF_BLOCK = {
@@ -67,12 +68,13 @@ def write_gguf(path: Path, model: Llama, tokenizer: Tokenizer, dtype: str, name:
     # Two passes over the tensors: the header needs the size of each, and none of them is kept.
     for tensor, values, kind in _stored(model, dtype):
         writer.add_tensor_info(tensor, values.shape, values.dtype, values.nbytes, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for _, values, _ in _stored(model, dtype):
-        writer.write_tensor_data(values)
-    writer.close()
+    with naming(path):
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for _, values, _ in _stored(model, dtype):
+            writer.write_tensor_data(values)
+        writer.close()
 
 
 def _add_shape(writer: Any, config: LlamaConfig) -> None:

@@ -17,13 +17,12 @@ _KEPT = 8
 class TextStream:
     """The text of tokens that come one by one, after a prompt.
 
-    All pieces together are `decode(prompt + tokens)` without its first `len(decode(prompt))` characters:
-    alone, new tokens would lose the space before their first word. Each push decodes a window of the last
-    tokens, not the whole text, so a text of n tokens costs n windows. The window moves on only to a place
-    from where the tokens decode to the very end of what they are in the larger window (but for a space at its
-    start, which some tokenizers drop), so that what the decoder does with neighbours (bytes of one character,
-    marks of word pieces) is kept. A text that ends within a character is held back until it is whole, or
-    until `finish`.
+    All pieces together are what `decode(prompt + tokens)` has beyond `decode(prompt)`: alone, new tokens
+    would lose the space before their first word. Each push decodes a window of the last tokens, not the whole
+    text, so a text of n tokens costs n windows. The window moves on only to a place from where the tokens
+    decode to the very end of what they are in the larger window (but for a space at its start, which some
+    tokenizers drop), so that what the decoder does with neighbours (bytes of one character, marks of word
+    pieces) is kept. A text that ends within a character is held back until it is whole, or until `finish`.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
@@ -41,7 +40,7 @@ class TextStream:
         text = self._decode(self._window)
         if text.endswith(_REPLACEMENT):  # a character may need several tokens
             return ""
-        new = text[len(self._shown) :]
+        new = beyond(self._shown, text)
         self._shown = text
         if len(self._window) > self._limit:
             self._move_on()
@@ -49,8 +48,9 @@ class TextStream:
 
     def finish(self) -> str:
         """What was held back: an unfinished character, as replacement characters."""
-        new = self._decode(self._window)[len(self._shown) :]
-        self._shown += new
+        text = self._decode(self._window)
+        new = beyond(self._shown, text)
+        self._shown = text
         return new
 
     def _move_on(self) -> None:
@@ -64,6 +64,24 @@ class TextStream:
                 self._window, self._shown, self._limit = self._window[start:], tail, _WINDOW
                 return
         self._limit = 2 * len(self._window)
+
+
+def beyond(shown: str, text: str) -> str:
+    """What is new in a text after what is shown of it, also where new tokens have changed how earlier ones
+    decode: half a character became a whole one (the replacement characters of its beginning are no text that
+    was shown), or the decoder closed a gap ("it '" and "s" are "it's").
+    """
+    if text.startswith(shown):
+        return text[len(shown) :]
+    begun = shown.rstrip(_REPLACEMENT)
+    if text.startswith(begun):
+        return text[len(begun) :]
+    left = len(shown) - sum(map(str.isspace, shown))  # characters to pass; decoders add and drop spaces alone
+    place = 0
+    while left and place < len(text):
+        left -= not text[place].isspace()
+        place += 1
+    return text[place:]
 
 
 class StopStrings:

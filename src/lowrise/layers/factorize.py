@@ -32,6 +32,17 @@ HOOKS = (
     "_backward_pre_hooks",
     "_is_full_backward_hook",
 )
+# What cannot stay: hooks of a tensor that is gone, and of entries of the state that have other names.
+OF_THE_WEIGHT = {
+    "_backward_hooks": "hooks of the gradient of its weight",
+    "_post_accumulate_grad_hooks": "hooks after the gradient of its weight",
+}
+OF_THE_STATE = (
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
 # Modules of peft that are factors already.
 ADAPTERS = frozenset({"lora_A", "lora_B"})
 
@@ -79,6 +90,7 @@ def factorize(
     if from_weights:
         for name in ranks:
             _check_values(name, chosen[name])
+    _warn_of_lost_hooks({name: chosen[name] for name in ranks})
     replacements = {
         id(chosen[name]): _replace(chosen[name], r, new_class, from_weights, options)
         for name, r in ranks.items()
@@ -111,6 +123,21 @@ def _warn_of_dense_rest(model: nn.Module) -> None:
         )
 
 
+def _warn_of_lost_hooks(chosen: Mapping[str, nn.Module]) -> None:
+    """Warn of what was hung on a map and means nothing to the layer in its place."""
+    for name, module in chosen.items():
+        weight = vars(module)["_parameters"]["weight"]
+        lost = [what for attribute, what in OF_THE_WEIGHT.items() if getattr(weight, attribute, None)]
+        lost += ["hooks of its state_dict"] * any(vars(module).get(hooks) for hooks in OF_THE_STATE)
+        lost += ["a forward of its own (as accelerate's hooks are)"] * ("forward" in vars(module))
+        if lost:
+            warnings.warn(
+                f"{name} had {' and '.join(lost)}, which factorize does not take over: the weight is no "
+                "tensor of its own any more. Factorize first, then add them where they are still needed.",
+                stacklevel=3,
+            )
+
+
 def _check_options(layer: str, new_class: type[LowRankLayer], options: Mapping[str, Any]) -> None:
     known = option_names(new_class)
     for option in options:
@@ -138,6 +165,13 @@ def _choose(
     """Name -> module of every dense map to replace, in module order."""
     linear = {name: module for name, module in model.named_modules() if dense_weight(module) is not None}
     if not linear:
+        own = [m for m in model.modules() if isinstance(m, nn.Linear)]
+        if own:
+            raise UsageError(
+                f"The model has no plain nn.Linear to factorize: it has {len(own)} subclasses of nn.Linear, "
+                f"such as {type(own[0]).__name__}, which may read their weight in other ways. Put nn.Linear "
+                "in their place where they are nothing else."
+            )
         raise UsageError("The model has no nn.Linear to factorize; is it factorized already?")
     if "" in linear:
         raise UsageError(
@@ -155,6 +189,11 @@ def _choose(
     else:
         names = select(targets, linear, what="targets")
         for name in names:
+            if not isinstance(linear[name].weight, nn.Parameter):
+                raise UsageError(
+                    f"targets: the weight of {name} is computed from others at each pass (weight_norm, "
+                    "spectral_norm) and cannot be factorized; remove that first, or skip it."
+                )
             if owners[id(linear[name].weight)] > 1:
                 raise UsageError(
                     f"targets: the weight of {name} is shared with another module and cannot be factorized; "

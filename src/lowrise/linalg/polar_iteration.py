@@ -7,7 +7,6 @@ one product of k x k for all of them, and one or two more for each stack that ta
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -76,10 +75,10 @@ def chosen_segments(
 def gram_segments(triples: Sequence[Triple], eps: float) -> list[int]:
     """Steps of each segment: as many as keep f(0)^2 eps within `GRAM_TOLERANCE`, one at least."""
     segments: list[int] = []
-    growth = math.inf
+    growth = 1.0
     for a, _, _ in triples:
         growth *= a * a
-        if growth * eps > GRAM_TOLERANCE:
+        if not segments or growth * eps > GRAM_TOLERANCE:
             segments.append(0)
             growth = a * a
         segments[-1] += 1

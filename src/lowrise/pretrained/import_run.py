@@ -45,7 +45,7 @@ def import_run(options: ImportOptions) -> RunConfig:
     check_vocabulary(source.config, tokenizer.vocab_size, source.folder)
     config = config_of(source, run, options.source)
     origin = {"format": "run", "lowrise": __version__, "layer": source.layer}
-    with whole_folder(run, force=options.force, origin=origin) as aside:
+    with whole_folder(run, force=options.force, origin=origin, flag="--run") as aside:
         model = source.model()
         RunDirectory(aside).write_settings(config)
         tokenizer.write(aside / "tokenizer.json")

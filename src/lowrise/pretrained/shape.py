@@ -34,6 +34,10 @@ def read_json(file: Path) -> dict[str, Any]:
             f"There is no {file.name} in {file.parent}: give a Hugging Face folder, as save_pretrained "
             "writes it."
         ) from None
+    except NotADirectoryError:
+        raise UsageError(
+            f"{file.parent} is a file: give a Hugging Face folder, as save_pretrained writes it."
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{file} cannot be read as JSON ({error}): give a Hugging Face folder.") from None
     if not isinstance(values, dict):

@@ -9,7 +9,7 @@ from typing import Any
 
 from lowrise.console import Console
 from lowrise.errors import UsageError
-from lowrise.files import strict_json
+from lowrise.files import require_folder_place, strict_json
 from lowrise.flags import parse
 from lowrise.names import lookup
 from lowrise.scaling.options import FitOptions, FitRules, PlotOptions, SweepOptions
@@ -133,9 +133,5 @@ def scaling(words: Sequence[str], console: Console) -> int:
 
 
 def folder_for(text: str) -> Path:
-    """A path where a folder is or can be made. Raises `UsageError` before anything is done."""
-    path = Path(text).expanduser()
-    existing = next((place for place in (path, *path.parents) if place.exists()), path)
-    if existing.exists() and not existing.is_dir():
-        raise UsageError(f"--out {path}: {existing} is a file; name a folder.")
-    return path
+    """The value of --out. Raises `UsageError` where no folder is or can be made."""
+    return require_folder_place(Path(text), "--out")

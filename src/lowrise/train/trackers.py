@@ -12,10 +12,13 @@ metrics.jsonl (docs/runs.md); a tracker must not change them. What it raises end
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from lowrise.files import naming
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -63,17 +66,19 @@ class Trackers(Tracker):
 class TensorBoard(Tracker):
     """The numbers of metrics.jsonl as TensorBoard events."""
 
-    def __init__(self, writer: SummaryWriter) -> None:
+    def __init__(self, writer: SummaryWriter, folder: Path) -> None:
         self._writer = writer
+        self._folder = folder
 
     def on_log(self, record: Mapping[str, Any]) -> None:
         """Every number of the line, those of matrices under their names."""
-        for key, value in record.items():
-            if isinstance(value, int | float) and key != "step":
-                self._writer.add_scalar(key, value, record["step"])
-        for name, values in record.get("matrices", {}).items():
-            for key, value in values.items():
-                self._writer.add_scalar(f"{key}/{name}", value, record["step"])
+        with naming(self._folder):
+            for key, value in record.items():
+                if isinstance(value, int | float) and key != "step":
+                    self._writer.add_scalar(key, value, record["step"])
+            for name, values in record.get("matrices", {}).items():
+                for key, value in values.items():
+                    self._writer.add_scalar(f"{key}/{name}", value, record["step"])
 
     def on_evaluate(self, record: Mapping[str, Any]) -> None:
         self.on_log(record)
@@ -84,5 +89,31 @@ def open_tensorboard(folder: Path, step: int) -> Iterator[TensorBoard]:
     """A writer; events of a continued run after `step` are replaced."""
     from torch.utils.tensorboard import SummaryWriter
 
-    with SummaryWriter(str(folder), purge_step=step + 1 if step else None) as writer:
-        yield TensorBoard(writer)
+    with _errors_of_the_writer_told_once():
+        with naming(folder):
+            writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+        try:
+            yield TensorBoard(writer, folder)
+        except BaseException:
+            with suppress(OSError):  # what ended the run is what is told
+                writer.close()
+            raise
+        with naming(folder):
+            writer.close()
+
+
+@contextmanager
+def _errors_of_the_writer_told_once() -> Iterator[None]:
+    """TensorBoard writes in a thread and raises its errors again at the next call; the thread's own stack is
+    kept from the screen."""
+    shown = threading.excepthook
+
+    def show(failed: threading.ExceptHookArgs) -> None:
+        if not type(failed.thread).__module__.startswith("tensorboard."):
+            shown(failed)
+
+    threading.excepthook = show
+    try:
+        yield
+    finally:
+        threading.excepthook = shown

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import json
+import os
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow
@@ -89,6 +92,25 @@ def test_a_link_to_nowhere_is_named(tmp_path: Path) -> None:
     (tmp_path / "corpus" / "gone").symlink_to("nothing")
     with pytest.raises(UsageError, match="gone is a link that leads nowhere"):
         prepared(tmp_path, tmp_path / "corpus")
+
+
+@pytest.mark.parametrize("pattern", ["", "**/*.txt"])
+def test_a_folder_that_may_not_be_read_is_named(
+    tmp_path: Path, pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user who is no administrator; played, since tests may be run by one."""
+    (tmp_path / "corpus" / "locked").mkdir(parents=True)
+    (tmp_path / "corpus" / "a.txt").write_text("text")
+    scandir = os.scandir
+
+    def refused(folder: str | Path) -> Iterator[os.DirEntry[str]]:
+        if Path(folder).name == "locked":
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(UsageError, match=r"folder .*locked cannot be read \(Permission denied\)"):
+        prepared(tmp_path, tmp_path / "corpus" / pattern)
 
 
 @pytest.mark.parametrize("name", ["D.JSONL", "d.jsonlines", "d.jl", "d.NdJson", "d.jsonl.GZ"])

@@ -107,6 +107,13 @@ def test_a_key_that_stands_twice_in_a_line_is_refused(line: str, tmp_path: Path)
         list(readers.read_json_lines(tmp_path / "a.jsonl", "text"))
 
 
+def test_a_number_of_too_many_digits_is_a_message(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"id": ' + "7" * 5000 + ', "text": "two"}\n')
+    with pytest.raises(UsageError, match=r"a\.jsonl, line 2: not a JSON object") as error:
+        list(readers.read_json_lines(tmp_path / "a.jsonl", "text"))
+    assert len(str(error.value)) < 500, "the number itself is not shown"
+
+
 def test_a_text_may_quote_its_key(tmp_path: Path) -> None:
     row = {"id": {"text": "other"}, "text": 'a "text" that quotes "text"'}
     (tmp_path / "a.jsonl").write_text(json.dumps(row))

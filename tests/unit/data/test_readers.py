@@ -155,3 +155,18 @@ def test_a_large_text_file_is_read_in_bounded_pieces(tmp_path: Path) -> None:
     path.write_bytes(b"0123456789abcde\n" * 2**18)  # 4 MiB
     longest = max(len(chunk.text) for chunk in readers.read_text(path, "\n\n\n"))
     assert longest <= stored.BLOCK_BYTES + 2  # a block, and what may be the start of a separator
+
+
+def test_a_long_line_is_joined_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adding each block to what is there would copy the whole line once a block."""
+
+    class Block(bytes):
+        def __add__(self, other: object) -> bytes:
+            raise AssertionError("a line is copied once a block")
+
+        __radd__ = __add__
+
+    blocks = [b'{"text": "', *[b"ab"] * 1000, b'"}\n{"text": "c"}']
+    monkeypatch.setattr(readers, "read_blocks", lambda path, limits: ((Block(b), 0) for b in blocks))
+    lines = [line for _, line, _, _ in readers.read_lines(tmp_path / "a.jsonl")]
+    assert [json.loads(line)["text"] for line in lines] == ["ab" * 1000, "c"]

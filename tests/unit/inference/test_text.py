@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from lowrise.data import Tokenizer
 from lowrise.data.tokenizer import train_bpe
 from lowrise.errors import UsageError
-from lowrise.inference.text import StopStrings, TextStream
+from lowrise.inference.text import StopStrings, TextStream, beyond
 
+WORDS = ["[UNK]", "[SEP]", "the", "fox", "dog", "'", "s"]
 TEXT = ["the fox jumps over the dog. Don't stop, it said: go!\n  and 12,345 more 你好 café 🦊"] * 9
 
 
@@ -70,9 +71,9 @@ def whole_at_each_step(tokenizer: Tokenizer, prompt: list[int], new: list[int]) 
     for end in range(1, len(new) + 1):
         whole = tokenizer.decode([*prompt, *new[:end]])
         if not whole.endswith("\N{REPLACEMENT CHARACTER}"):
-            text += whole[len(shown) :]
+            text += beyond(shown, whole)
             shown = whole
-    return text + tokenizer.decode([*prompt, *new])[len(shown) :]
+    return text + beyond(shown, tokenizer.decode([*prompt, *new]))
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -122,6 +123,39 @@ def test_a_character_is_shown_once_it_is_whole() -> None:
     assert [stream.push(i) for i in ids[:2]] == ["", ""]
     assert stream.finish() == "\N{REPLACEMENT CHARACTER}"
     assert stream.finish() == ""
+
+
+def test_tokens_that_change_how_a_prompt_decodes_lose_nothing() -> None:
+    made = t.Tokenizer(t.models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
+    made.pre_tokenizer = t.pre_tokenizers.Whitespace()
+    made.decoder = t.decoders.Sequence(
+        [t.decoders.WordPiece(cleanup=False), t.decoders.Fuse(), t.decoders.Replace(" ' s", "'s")]
+    )
+    closing = Tokenizer(made.to_str())
+    prompt, new = closing.encode("the fox '"), closing.encode("s dog")
+    assert closing.decode(prompt) == "the fox '"
+    assert closing.decode([*prompt, *new]) == "the fox's dog"
+    assert streamed(closing, prompt, new) == "s dog"
+    snow = byte_level().encode("a☃b")
+    assert byte_level().decode(snow[:2]) == "a\N{REPLACEMENT CHARACTER}"
+    for cut in (1, 2, 3):  # before the character and within it
+        assert streamed(byte_level(), snow[:cut], snow[cut:]) == "☃b"
+
+
+@pytest.mark.parametrize(
+    ("shown", "text", "new"),
+    [
+        ("the dog", "the dog runs", " runs"),
+        ("it '", "it's here", "s here"),  # the gap before the mark is closed
+        ("one ( two", "one (two)", ")"),
+        ("a\ufffd", "a☃", "☃"),
+        ("a\ufffd", "a\ufffdb", "b"),  # a replacement character that is meant
+        ("", "a", "a"),
+        ("a b", "a", ""),
+    ],
+)
+def test_what_is_new_after_what_is_shown(shown: str, text: str, new: str) -> None:
+    assert beyond(shown, text) == new
 
 
 @given(st.text("ab\n", max_size=30), st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=3), st.data())

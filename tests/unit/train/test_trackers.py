@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -65,6 +67,31 @@ def test_a_failure_ends_a_tracker_too(text_folder, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="broken"):
         tracked(config_for(text_folder, "adamw"), tmp_path, notes)
     assert notes.heard[-1] == ("end", "failed")
+
+
+WRITER = """
+import resource, sys
+from pathlib import Path
+from lowrise.train.trackers import open_tensorboard
+folder = Path(sys.argv[1])
+import torch.utils.tensorboard
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+try:
+    with open_tensorboard(folder, 0) as board:
+        for step in range(2000):
+            board.on_log({"step": step, "loss": 1.0})
+except OSError as error:
+    print(error.filename, error.strerror)
+"""
+
+
+def test_a_full_disk_under_tensorboard_is_one_error_that_names_its_folder(tmp_path):
+    pytest.importorskip("tensorboard")
+    done = subprocess.run(
+        [sys.executable, "-c", WRITER, str(tmp_path / "events")], capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == f"{tmp_path / 'events'} File too large\n"
+    assert "Traceback" not in done.stderr
 
 
 def test_trackers_change_no_bit(text_folder, tmp_path):

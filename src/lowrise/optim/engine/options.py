@@ -31,6 +31,10 @@ UNIT_DIMS: dict[str, tuple[int, ...] | None] = {
     "head": (2,),
 }
 
+# Options that count products within an update, and the most that is taken: what is more stands still.
+ITERATIONS = ("ns_steps", "iters", "steps", "power_iters", "power_iters_first")
+MOST_ITERATIONS = 1000
+
 
 def parameter_name(group: Mapping[str, Any], i: int) -> str:
     """The name of parameter i of a group, or a description where it was given without one."""
@@ -149,7 +153,8 @@ def _check_shape(
 
 
 def check_numbers(options: Mapping[str, Any], *, where: str) -> None:
-    """Refuse learning rates, decays, eps and momenta outside their range, and what is no plain number."""
+    """Refuse learning rates, decays, eps and momenta outside their range, what is no plain number, options
+    that are not finite, and iterations without end."""
     for key in ("lr", "weight_decay", "eps"):
         value = options.get(key, 0.0)
         if not isinstance(value, Real) or not 0.0 <= float(value) < math.inf:
@@ -161,6 +166,20 @@ def check_numbers(options: Mapping[str, Any], *, where: str) -> None:
         raise UsageError(f"{where} has betas = {betas!r}; give two numbers, each at least 0 and below 1.")
     if not _is_decay(momentum):
         raise UsageError(f"{where} has momentum = {momentum!r}; it must be at least 0 and below 1.")
+    for key, value in options.items():
+        numbers = () if key == "params" else value if isinstance(value, tuple | list) else (value,)
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            raise UsageError(f"{where} has {key} = {value!r}; it must be finite.")
+    seed = options.get("seed")
+    if isinstance(seed, int) and not -(2**63) <= seed < 2**63:
+        raise UsageError(f"{where} has seed = {seed}; it must have 64 bits.")
+    for key in ITERATIONS:
+        value = options.get(key)
+        if isinstance(value, int) and value > MOST_ITERATIONS:
+            raise UsageError(
+                f"{where} has {key} = {value}; each is a product of matrices in every update, and more than "
+                f"{MOST_ITERATIONS} end in none."
+            )
 
 
 def check_gauge(group: Mapping[str, Any], option: str, *, who: str, remedy: str) -> None:
