@@ -97,7 +97,7 @@ def nearest_name(name: str, known: Iterable[str]) -> str | None:
     spelled = difflib.get_close_matches(last, here, n=1, cutoff=0.75)
     roughly = difflib.get_close_matches(last, here, n=1, cutoff=0.5)
     candidates = [
-        *(same_section if section else []),
+        *(same_section if section else (key for key in meant if key in known)),
         *(here[word] for word in spelled),
         *(key for key in meant if key in known),
         *elsewhere,
