@@ -78,6 +78,9 @@ class Eval:
     """Examples before each question; none: as the task says."""
     limit: int | None = None
     """Questions of each task; none: all."""
+    chat: bool = False
+    """Ask the questions of tasks as turns of a conversation: by the model's chat template, or in the plain
+    form."""
     trust: bool = False
     """Read the files that a run of somebody else's names in its config.toml."""
     weights: Weights = "raw"
@@ -205,6 +208,7 @@ def evaluate(arguments: Arguments, console: Console) -> int:
         task_path=command.task_path,
         shots=command.shots,
         limit=command.limit,
+        chat=command.chat,
         weights=command.weights,
     )
     if command.json:

@@ -65,6 +65,7 @@ _OTHER_WORDS = {
     "sweep": "tune grid search hyperopt optuna hparams gridsearch",
     "vary": "params param grid space key values",
     "search": "method sampler algorithm strategy",
+    "chat": "apply_chat_template chat_template",
     "trials": "n_trials num_trials count runs",
     "scaling": "isoflop isoflops chinchilla laws scaling_law scaling_laws",
     "budgets": "budget flops compute",

@@ -8,9 +8,10 @@ from typing import Any
 
 from lowrise.console import Console
 from lowrise.errors import UsageError
+from lowrise.evaluation.conversation import Conversation
 from lowrise.evaluation.harness import Tasks, show_tasks
 from lowrise.evaluation.measure import Subject, check_subjects, measure, show
-from lowrise.pretrained.load import load_model
+from lowrise.pretrained.load import load_model, template_folders
 from lowrise.runs.chosen_weights import Weights
 
 
@@ -26,25 +27,28 @@ def evaluate_models(
     task_path: Path | None = None,
     shots: int | None = None,
     limit: int | None = None,
+    chat: bool = False,
     weights: Weights = "raw",
 ) -> list[dict[str, Any]]:
     """Numbers of every model: `run`, `step`, those of `measure` where there is a text, and `tasks` where they
     were asked for. All that can be wrong with the request is said before the first model is loaded.
     """
-    for flag, value in (("task_path", task_path), ("shots", shots), ("limit", limit)):
+    for flag, value in (("task_path", task_path), ("shots", shots), ("limit", limit), ("chat", chat or None)):
         if value is not None and not tasks:
             raise UsageError(f"--{flag} is of tasks, and none is named: add --tasks NAME, or leave it out.")
     expanded = [place.expanduser() for place in places]
     check_subjects(expanded, source=source, trust=trust, tasks=bool(tasks))
+    templates = [template_folders(place, trust) if chat else [] for place in expanded]
     harness = Tasks(tasks, task_path and task_path.expanduser()) if tasks else None
     results = []
-    for place in expanded:
+    for place, folders in zip(expanded, templates, strict=True):
         subject = Subject(place, load_model(place, device, console, weights=weights))
         result: dict[str, Any] = {"run": str(place), "step": subject.loaded.step}
         if source or subject.is_run:
             result |= measure(subject, console, source=source, seq_len=seq_len)
         if harness is not None:
-            result["tasks"] = harness.measure(subject.loaded, shots=shots, limit=limit)
+            talk = Conversation.of(folders) if chat else None
+            result["tasks"] = harness.measure(subject.loaded, chat=talk, shots=shots, limit=limit)
         results.append(result)
     return results
 

@@ -9,16 +9,12 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from lowrise.config import load
 from lowrise.console import Console
 from lowrise.errors import LowriseError, UsageError
 from lowrise.inference.session import TextModel, load_text_model
-from lowrise.pretrained.load import check_model, is_run, load_model
-from lowrise.runs.directory import open_run
-from lowrise.runs.trust import require_trust
+from lowrise.pretrained.load import load_model, template_folders
 from lowrise.serve.chat import chat_format
 from lowrise.serve.options import ServeConfig
 from lowrise.serve.requests import Limits
@@ -40,7 +36,7 @@ def serve(command: ServeConfig, console: Console) -> int:
         ) from error
     _check(command)
     with _listening(command.host, command.port) as listener, StopRequest() as stop:
-        folders = _folders(command.run.expanduser(), command.trust)
+        folders = template_folders(command.run.expanduser(), command.trust)
         load = partial(load_model, weights=command.weights)
         model = load_text_model(command.run, command.device, console, forms=command.forms, load=load)
         if model.choice:
@@ -120,22 +116,6 @@ def _limits(command: ServeConfig, model: TextModel) -> Limits:
         rows=command.max_rows,
         context=model.decoder.config.max_seq_len,
     )
-
-
-def _folders(run: Path, trust: bool) -> list[Path]:
-    """Where a chat template may lie: the run, and the tokenizer that its recipe names. Raises `UsageError`
-    where that was named by somebody else.
-    """
-    check_model(run)
-    if not is_run(run):
-        return [run if run.is_dir() else run.parent]
-    named = load(open_run(run).config).data.tokenizer
-    if named is None:
-        return [run]
-    remedy = "copy a chat template that you know into the run's folder and take data.tokenizer out of it"
-    require_trust(run, trust=trust, remedy=remedy, reads=[named])
-    tokenizer = Path(named).expanduser()
-    return [run, tokenizer if tokenizer.is_dir() else tokenizer.parent]
 
 
 def _hosts(host: str) -> frozenset[str] | None:
