@@ -108,7 +108,7 @@ def test_one_table_of_tasks(run: Path, tasks: Path, capsys) -> None:
 
 
 def test_questions_as_turns_of_a_conversation(run: Path, tasks: Path, tmp_path: Path, capsys) -> None:
-    """The run has no template: the plain form. Its export gets one. Examples are turns before the question."""
+    """The run has no template: the plain form. Its export gets one. Examples are earlier turns."""
     assert cli.main(["export", str(run), "--out", str(tmp_path / "hf")]) == 0
     (tmp_path / "hf" / "chat_template.jinja").write_text(
         "{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}"
@@ -144,7 +144,8 @@ def test_questions_as_turns_of_a_conversation(run: Path, tasks: Path, tmp_path: 
         ]
         assert cli.main(["eval", str(run), str(tmp_path / "hf"), *choice, "--json"]) == 0
     plain, _, marked, _ = asked
-    assert plain.startswith("User: ") and plain.count("User: ") == plain.count("Assistant: ") == 2
+    assert plain.startswith("User: ")
+    assert plain.count("User: ") == plain.count("Assistant: ") == 2
     assert plain.endswith(f"User: {QUESTIONS[0]['question']}\nAssistant: 0")
     assert marked.endswith(f"[user] {QUESTIONS[0]['question']} [assistant] 0")
 
