@@ -112,33 +112,42 @@ def generate(arguments: Arguments, console: Console) -> int:
 
 
 def serve(arguments: Arguments, console: Console) -> int:
-    from lowrise.serve.server import ServeConfig
+    from lowrise.serve.options import ServeConfig
+
+    command = parse(ServeConfig, arguments, "serve")
     from lowrise.serve.server import serve as run_server
 
-    return run_server(parse(ServeConfig, arguments, "serve"), console)
+    return run_server(command, console)
 
 
 def export(arguments: Arguments, console: Console) -> int:
-    from lowrise.export.export import ExportOptions, export_run
+    from lowrise.export.options import ExportOptions
 
-    done = export_run(parse(ExportOptions, arguments, "export"), console)
+    command = parse(ExportOptions, arguments, "export")
+    from lowrise.export.export import export_run
+
+    done = export_run(command, console)
     console.print(f"{done.folder}: step {done.step}, {done.size_bytes:,} bytes", soft_wrap=True)
     return 0
 
 
 def import_(arguments: Arguments, console: Console) -> int:
-    from lowrise.pretrained.import_run import ImportOptions, import_run
+    from lowrise.pretrained.options import ImportOptions
 
     command = parse(ImportOptions, arguments, "import")
+    from lowrise.pretrained.import_run import import_run
+
     config = import_run(command)
     console.print(f"{command.run}: layer {config.layer.name}", soft_wrap=True)
     return 0
 
 
 def factorize(arguments: Arguments, console: Console) -> int:
-    from lowrise.pretrained.factorize_folder import FactorizeOptions, factorize_folder, summary, table_of
+    from lowrise.pretrained.options import FactorizeOptions
 
     command = parse(FactorizeOptions, arguments, "factorize")
+    from lowrise.pretrained.factorize_folder import factorize_folder, summary, table_of
+
     result = factorize_folder(command, console)
     console.print(table_of(result, weighted=bool(command.calibrate)))
     console.print(summary(result), soft_wrap=True)
@@ -390,8 +399,6 @@ def _prefix_of(error: LowriseError) -> str | None:
     from lowrise.distributed.launcher import prefix_of
 
     return prefix_of(error)
-
-
 
 
 def _print_commands(console: Console) -> None:

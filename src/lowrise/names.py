@@ -65,6 +65,7 @@ _OTHER_WORDS = {
     "sweep": "tune grid search hyperopt optuna hparams gridsearch",
     "vary": "params param grid space key values",
     "search": "method sampler algorithm strategy",
+    "chat": "apply_chat_template chat_template",
     "trials": "n_trials num_trials count runs",
     "scaling": "isoflop isoflops chinchilla laws scaling_law scaling_laws",
     "budgets": "budget flops compute",
@@ -97,7 +98,7 @@ def nearest_name(name: str, known: Iterable[str]) -> str | None:
     spelled = difflib.get_close_matches(last, here, n=1, cutoff=0.75)
     roughly = difflib.get_close_matches(last, here, n=1, cutoff=0.5)
     candidates = [
-        *(same_section if section else []),
+        *(same_section if section else (key for key in meant if key in known)),
         *(here[word] for word in spelled),
         *(key for key in meant if key in known),
         *elsewhere,

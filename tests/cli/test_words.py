@@ -229,6 +229,13 @@ LIGHT = [
     ["generate", "--tokns", "3"],
     ["compare", "--seeds", "1", "--seeds", "2"],
     ["data", "info", "nowhere"],
+    ["serve", "--help"],
+    ["export", "--help"],
+    ["import", "--help"],
+    ["factorize", "--help"],
+    ["bench", "--help"],
+    ["plan", "--help"],
+    ["export", "RUN", "--too", "hf"],
 ]
 
 

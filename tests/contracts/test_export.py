@@ -15,7 +15,8 @@ from small_runs import config_for, console, run_training
 
 from lowrise.console import Console
 from lowrise.errors import UsageError
-from lowrise.export.export import ExportOptions, export_run
+from lowrise.export.export import export_run
+from lowrise.export.options import ExportOptions
 from lowrise.inference.generate import generate
 from lowrise.layers import LAYERS
 from lowrise.methods import METHODS

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lowrise.compare.plan import parse_settings
 from lowrise.errors import UsageError
 from lowrise.files import require_file_place
 from lowrise.methods import METHODS
@@ -56,5 +55,7 @@ class BenchOptions:
 
     def overrides(self, method: str) -> dict[str, Any]:
         """Dotted settings of a method's run."""
+        from lowrise.compare.plan import parse_settings  # needs torch, which the help does not
+
         own = {"method": method, "model.preset": self.preset, "plugin": self.plugin}
         return own | dict(parse_settings(self.set, owned={}))

@@ -35,7 +35,8 @@ def load(path: str | Path | None, overrides: Mapping[str, Any] | None = None) ->
         except FileNotFoundError:
             raise UsageError(f"There is no recipe at {path}: give the path of a TOML file.") from None
         except (ValueError, RecursionError) as error:  # also a number of more digits than Python takes
-            raise UsageError(f"{path} is not valid TOML: {error}.") from None
+            as_text = "" if Path(path).suffix == ".toml" else f" Text to train on: --data.source {path}."
+            raise UsageError(f"{path} is not valid TOML: {error}.{as_text}") from None
         except OSError as error:
             raise UsageError(f"{path} cannot be read ({error.strerror}): give a TOML file.") from None
     for key, value in (overrides or {}).items():

@@ -59,6 +59,12 @@ class ChatTemplate:
             ) from error
 
 
+def plain_text(messages: Sequence[Mapping[str, Any]], *, answer_follows: bool) -> str:
+    """The conversation in the plain form, up to where the answer begins if one follows."""
+    lines = [f"{PLAIN_ROLES[m['role']]}: {m['content']}\n" for m in messages]
+    return "".join(lines) + (PLAIN_ANSWER if answer_follows else "")
+
+
 @functools.lru_cache(maxsize=8)
 def _compiled(source: str) -> Any:
     """The template, in a sandbox: it may come from anywhere. Raises `LowriseError` for one that is none."""

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from lowrise.console import Console
+from lowrise.evaluation.conversation import Conversation
 from lowrise.evaluation.harness import Tasks, show_tasks
 from lowrise.evaluation.measure import Subject, check_subjects, measure, show
 from lowrise.evaluation.options import EvalOptions
-from lowrise.pretrained.load import load_model
+from lowrise.pretrained.load import load_model, template_folders
 
 
 def evaluate_models(options: EvalOptions, console: Console) -> list[dict[str, Any]]:
@@ -19,15 +20,19 @@ def evaluate_models(options: EvalOptions, console: Console) -> list[dict[str, An
     places = [place.expanduser() for place in options.runs]
     source, tasks, task_path = options.data.source, options.tasks, options.task_path
     check_subjects(places, source=source, trust=options.trust, tasks=bool(tasks))
+    templates = [template_folders(place, options.trust) if options.chat else [] for place in places]
     harness = Tasks(tasks, task_path and task_path.expanduser()) if tasks else None
     results = []
-    for place in places:
+    for place, folders in zip(places, templates, strict=True):
         subject = Subject(place, load_model(place, options.device, console, weights=options.weights))
         result: dict[str, Any] = {"run": str(place), "step": subject.loaded.step}
         if source or subject.is_run:
             result |= measure(subject, console, source=source, seq_len=options.seq_len)
         if harness is not None:
-            result["tasks"] = harness.measure(subject.loaded, shots=options.shots, limit=options.limit)
+            talk = Conversation.of(folders) if options.chat else None
+            result["tasks"] = harness.measure(
+                subject.loaded, chat=talk, shots=options.shots, limit=options.limit
+            )
         results.append(result)
     return results
 

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from lowrise.console import Console
 from lowrise.errors import LowriseError, UsageError
+from lowrise.evaluation.conversation import Conversation
 from lowrise.evaluation.scoring import Scorer
 from lowrise.runs.load import TrainedRun
 
@@ -51,14 +52,22 @@ class Tasks:
             )
 
     def measure(
-        self, run: TrainedRun, *, shots: int | None = None, limit: int | None = None, batch_size: int = 16
+        self,
+        run: TrainedRun,
+        *,
+        chat: Conversation | None = None,
+        shots: int | None = None,
+        limit: int | None = None,
+        batch_size: int = 16,
     ) -> dict[str, dict[str, Any]]:
         """Task (or group, or a task of one) -> metric -> value; `NAME_stderr` beside it where it is known.
-        Raises `LowriseError` with what lm-eval met, for example a data set that is not there offline.
+        With `chat`, questions are turns of a user and examples are turns before them. Raises `LowriseError`
+        with what lm-eval met, for example a data set that is not there offline.
         """
         from lm_eval import simple_evaluate
 
-        model = _adapter(Scorer(run, batch_size))
+        marked = chat is not None and chat.template is not None
+        model = _adapter(Scorer(run, batch_size, marked=marked), chat)
         try:
             with _quiet():
                 answer = simple_evaluate(
@@ -67,6 +76,8 @@ class Tasks:
                     task_manager=self._manager,
                     num_fewshot=shots,
                     limit=limit,
+                    apply_chat_template=chat is not None,
+                    fewshot_as_multiturn=chat is not None,
                     log_samples=False,
                     bootstrap_iters=1000,
                 )
@@ -93,7 +104,7 @@ def _metrics(values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _adapter(scorer: Scorer) -> Any:
+def _adapter(scorer: Scorer, chat: Conversation | None) -> Any:
     """The model in lm-eval's own terms."""
     from lm_eval.api.model import LM
 
@@ -105,7 +116,22 @@ def _adapter(scorer: Scorer) -> Any:
             return scorer.rolling([request.args[0] for request in requests])
 
         def generate_until(self, requests: Any) -> Any:
-            return scorer.generated([request.args for request in requests])
+            if chat is None:
+                return scorer.generated([request.args for request in requests])
+            return [chat.answer(text) for text in scorer.generated([chat.asked(*r.args) for r in requests])]
+
+        # What lm-eval asks for where conversations are asked for; it does not call these otherwise.
+
+        def apply_chat_template(self, chat_history: Any, add_generation_prompt: bool = True) -> str:
+            assert chat is not None
+            return chat.context(chat_history, answer_follows=add_generation_prompt)
+
+        def chat_template(self, chat_template: Any = False) -> str:
+            return chat.name if chat is not None else ""
+
+        @property
+        def tokenizer_name(self) -> str:
+            return chat.name if chat is not None else ""
 
     return Adapter()
 

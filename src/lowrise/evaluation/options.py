@@ -38,6 +38,9 @@ class EvalOptions:
     """Examples before each question; none: as the task says."""
     limit: int | None = None
     """Questions of each task; none: all."""
+    chat: bool = False
+    """Ask the questions of tasks as turns of a conversation: by the model's chat template, or in the plain
+    form."""
     trust: bool = False
     """Read the files that a run of somebody else's names in its config.toml."""
     weights: Weights = "raw"
@@ -55,7 +58,8 @@ class EvalOptions:
         for flag, value, least in numbers:
             if value is not None and value < least:
                 raise UsageError(f"--{flag} {value}: give at least {least}, or leave it out.")
-        for flag, given in (("task_path", self.task_path), ("shots", self.shots), ("limit", self.limit)):
+        of_tasks = {"task_path": self.task_path, "shots": self.shots, "limit": self.limit}
+        for flag, given in (*of_tasks.items(), ("chat", self.chat or None)):
             if given is not None and not self.tasks:
                 raise UsageError(
                     f"--{flag} is of tasks, and none is named: add --tasks NAME, or leave it out."

@@ -20,10 +20,12 @@ from lowrise.runs.load import TrainedRun
 
 
 class Scorer:
-    """A loaded model that scores texts, `batch_size` at a time."""
+    """A loaded model that scores texts, `batch_size` at a time. `marked`: contexts were written by a chat
+    template, and special tokens in them are marks.
+    """
 
-    def __init__(self, run: TrainedRun, batch_size: int = 16) -> None:
-        self.run, self.batch_size = run, batch_size
+    def __init__(self, run: TrainedRun, batch_size: int = 16, *, marked: bool = False) -> None:
+        self.run, self.batch_size, self.marked = run, batch_size, marked
         self.tokenizer: Tokenizer = run.tokenizer
         self.longest = run.model.config.max_seq_len
 
@@ -68,11 +70,11 @@ class Scorer:
 
     def _ids(self, context: str, continuation: str) -> tuple[list[int], int]:
         """Tokens of both after a separator, and how many of the last are the continuation's. Spaces between
-        them belong to the continuation, as they do to its tokens."""
-        stripped = context.rstrip()
+        them belong to the continuation, as they do to its tokens; what a chat template ends with does not.
+        """
+        stripped = context if self.marked else context.rstrip()
         continuation = context[len(stripped) :] + continuation
-        before = self.tokenizer.encode(stripped)
-        whole = self.tokenizer.encode(stripped + continuation)
+        before, whole = self._encoded(stripped), self._encoded(stripped + continuation)
         if whole[: len(before)] != before:  # a token across the border
             whole = before + self.tokenizer.encode(continuation)
         counted = len(whole) - len(before)
@@ -82,6 +84,13 @@ class Scorer:
                 f"({self.longest}, model.max_seq_len): leave the task out."
             )
         return [self.tokenizer.separator_id, *whole][-(self.longest + 1) :], counted
+
+    def _encoded(self, context: str) -> list[int]:
+        """Tokens of a context, without the separator, which a template may write too."""
+        if not self.marked:
+            return self.tokenizer.encode(context)
+        ids = self.tokenizer.encode_marked(context)
+        return ids[1:] if ids[:1] == [self.tokenizer.separator_id] else ids
 
     @torch.no_grad()
     def _scored(self, rows: Sequence[tuple[Sequence[int], int]]) -> list[tuple[float, bool]]:
@@ -110,7 +119,7 @@ class Scorer:
         stops = [until] if isinstance(until, str) else list(until)
         most = max(1, min(int(settings.get("max_gen_toks") or 256), self.longest // 2))
         temperature = float(settings.get("temperature") or 0.0) if settings.get("do_sample") else 0.0
-        ids = self.tokenizer.encode(context)[-(self.longest - most - 1) :]
+        ids = self._encoded(context)[-(self.longest - most - 1) :]
         pieces = continue_texts(
             model,
             [ids],

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from tyro.conf import Positional
 
 from lowrise import __version__
 from lowrise.console import Console
@@ -17,40 +16,16 @@ from lowrise.export.folder import MARK, whole_folder
 from lowrise.export.gguf_file import require_gguf, write_gguf
 from lowrise.export.huggingface import write_folder
 from lowrise.export.native import write_native
+from lowrise.export.options import ExportOptions
 from lowrise.export.shards import parse_size
 from lowrise.export.tokenizer_files import add_template
-from lowrise.runs.chosen_weights import Weights
 from lowrise.runs.load import TrainedRun, load_run
 
-Target = Literal["hf", "safetensors", "gguf"]
 DTYPES: dict[str, tuple[str, ...]] = {
     "hf": ("float32", "bfloat16", "float16"),
     "safetensors": ("float32", "bfloat16", "float16"),
     "gguf": ("float32", "float16", "q8_0"),
 }
-
-
-@dataclass(kw_only=True)
-class ExportOptions:
-    """Write a run's newest checkpoint in a form that others read."""
-
-    run: Positional[Path]
-    """Folder of the run."""
-    to: Target = "hf"
-    """hf: a Hugging Face folder. gguf: one file for llama.cpp and its kin. safetensors: one file with our own
-    names."""
-    form: Literal["dense", "factored"] | None = None
-    """hf: dense, a plain Llama (the default), or factored, every factor a linear layer of its own."""
-    dtype: Literal["float32", "bfloat16", "float16", "q8_0"] = "float32"
-    """How weights are stored: float32, bfloat16 or float16; for gguf float32, float16 or q8_0."""
-    out: Path | None = None
-    """Folder to write; none: RUN/export/ and a name after the format."""
-    weights: Weights = "raw"
-    """raw: the last weights; ema: with the average that the recipe's [ema] kept."""
-    shard_size: str | None = None
-    """hf: largest file of weights; none: 5GB."""
-    force: bool = False
-    """Replace an earlier export in the same place."""
 
 
 @dataclass(frozen=True)

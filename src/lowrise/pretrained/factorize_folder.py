@@ -12,14 +12,12 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from rich.table import Table
 from torch import Tensor, nn
-from tyro.conf import Positional
 
 from lowrise import __version__
 from lowrise.console import Console
@@ -39,38 +37,13 @@ from lowrise.model import Llama
 from lowrise.model.llama import MAPS
 from lowrise.pretrained.folder import Pretrained, open_folder
 from lowrise.pretrained.import_run import check_vocabulary
+from lowrise.pretrained.options import FactorizeOptions
 from lowrise.pretrained.spectra import Profile, Spectrum, spectrum_of, spread_ranks
 
 TABLE = "factorize.json"
 _BATCH = 8
 # Maps of a block that are applied to the same tensor.
 _SAME_INPUT = (MAPS[:3], MAPS[3:4], MAPS[4:6], MAPS[6:7])
-
-
-@dataclass(kw_only=True)
-class FactorizeOptions:
-    """Split the maps of a dense Hugging Face folder into two factors each."""
-
-    folder: Positional[Path]
-    """Folder of a dense Llama."""
-    out: Path
-    """Folder to write, in factored form."""
-    rank: int | float | None = None
-    """Rank of every map (1 or more), or the fraction of min(rows, columns) (up to 1.0)."""
-    energy: float | None = None
-    """Instead of a rank: the fraction of the squared singular values that every map keeps."""
-    spread: Literal["alike", "energy"] = "alike"
-    """alike: the rank as given. energy: as many parameters, shared out where they keep most."""
-    calibrate: tuple[str, ...] = ()
-    """Text, as data.source: the output's error on it is made small, not the weight's."""
-    measure: tuple[str, ...] = ("builtin",)
-    """Text, as data.source, whose held-out part is measured; with --calibrate, that text's."""
-    tokens: int = 65536
-    """Tokens to calibrate on, and to measure on, at most."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """How the weights are stored."""
-    force: bool = False
-    """Replace an earlier folder in the same place."""
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from tyro.conf import Positional
 
 from lowrise import __version__
 from lowrise.checkpoint import CheckpointStore
@@ -16,25 +13,12 @@ from lowrise.errors import UsageError
 from lowrise.export.folder import whole_folder
 from lowrise.model import LlamaConfig
 from lowrise.pretrained.folder import Pretrained, open_folder
+from lowrise.pretrained.options import ImportOptions
 from lowrise.runs.directory import RunDirectory
 from lowrise.runs.load import NO_CORPUS
 from lowrise.runs.weights import model_tensors
 
 METHOD_OF = {"dense": "adamw", "lowrank": "lowrank", "cola": "cola", "sltrain": "sltrain"}
-
-
-@dataclass(kw_only=True)
-class ImportOptions:
-    """Make a run out of a Hugging Face folder: a Llama, dense or as an export in factored form writes it."""
-
-    folder: Positional[Path]
-    """Folder with config.json, safetensors and tokenizer.json."""
-    run: Path
-    """Folder of the run to write."""
-    source: tuple[str, ...] = ("builtin",)
-    """Text that lowrise eval measures it on, as data.source."""
-    force: bool = False
-    """Replace an earlier import in the same place."""
 
 
 def import_run(options: ImportOptions) -> RunConfig:

@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lowrise.config import from_dict, options_of
+from lowrise.config import from_dict, load, options_of
 from lowrise.console import Console
 from lowrise.data import Tokenizer
 from lowrise.errors import UsageError
@@ -36,6 +36,7 @@ from lowrise.runs.chosen_weights import Weights
 from lowrise.runs.directory import RunDirectory, open_run
 from lowrise.runs.environment import choose_device
 from lowrise.runs.load import NO_CORPUS, TrainedRun, load_run
+from lowrise.runs.trust import require_trust
 
 _OWN = "model.safetensors"
 
@@ -139,6 +140,22 @@ def _of_own_names(place: Path, device: torch.device) -> TrainedRun:
             layer.before_update(step, config.train.steps)
     _fill(model, tensors, file)
     return TrainedRun(config, model.to(device).eval(), tokenizer, step, "raw", NO_CORPUS, device)
+
+
+def template_folders(run: Path, trust: bool) -> list[Path]:
+    """Where the chat template of a model may lie: its folder, and the tokenizer that its recipe names. Raises
+    `UsageError` where that was named by somebody else.
+    """
+    check_model(run)
+    if not is_run(run):
+        return [run if run.is_dir() else run.parent]
+    named = load(open_run(run).config).data.tokenizer
+    if named is None:
+        return [run]
+    remedy = "copy a chat template that you know into the run's folder and take data.tokenizer out of it"
+    require_trust(run, trust=trust, remedy=remedy, reads=[named])
+    tokenizer = Path(named).expanduser()
+    return [run, tokenizer if tokenizer.is_dir() else tokenizer.parent]
 
 
 @torch.no_grad()

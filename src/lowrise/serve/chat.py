@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lowrise.data import Tokenizer
-from lowrise.data.chat import PLAIN_ANSWER, PLAIN_ROLES, PLAIN_STOP, ChatTemplate, find_template
+from lowrise.data.chat import PLAIN_ROLES, PLAIN_STOP, ChatTemplate, find_template, plain_text
 from lowrise.errors import UsageError
 
 __all__ = ["PLAIN_ROLES", "PLAIN_STOP", "ChatFormat", "Message", "chat_format"]
@@ -32,8 +32,7 @@ class ChatFormat:
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Tokens of the conversation up to where the answer begins, without the document separator."""
         if self.template is None:
-            lines = [f"{PLAIN_ROLES[m['role']]}: {m['content']}\n" for m in messages]
-            return self.tokenizer.encode("".join(lines) + PLAIN_ANSWER)
+            return self.tokenizer.encode(plain_text(messages, answer_follows=True))
         for number, message in enumerate(messages):
             quoted = [name for name in self.tokenizer.special_tokens if name in message["content"]]
             if quoted:

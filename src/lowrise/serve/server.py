@@ -8,61 +8,17 @@ import ipaddress
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from tyro.conf import Positional
-
-from lowrise.config import load
 from lowrise.console import Console
 from lowrise.errors import LowriseError, UsageError
-from lowrise.inference.options import Forms
 from lowrise.inference.session import TextModel, load_text_model
-from lowrise.pretrained.load import check_model, is_run, load_model
-from lowrise.runs.chosen_weights import Weights
-from lowrise.runs.directory import open_run
-from lowrise.runs.trust import require_trust
+from lowrise.pretrained.load import load_model, template_folders
 from lowrise.serve.chat import chat_format
+from lowrise.serve.options import ServeConfig
 from lowrise.serve.requests import Limits
 from lowrise.signals import StopRequest
-
-
-@dataclass(kw_only=True)
-class ServeConfig:
-    """Answer requests in the OpenAI format with a run's newest checkpoint, or an exported model."""
-
-    run: Positional[Path]
-    """Folder of the run, or one that lowrise export wrote, a Hugging Face Llama's, or a GGUF file."""
-    host: str = "127.0.0.1"
-    """Address to listen on; the default reaches this machine alone."""
-    port: int = 8000
-    """Port; 0: any that is free."""
-    name: str = ""
-    """Name of the model; empty: the folder's."""
-    max_tokens: int = 1024
-    """Most new tokens that a request may ask for."""
-    max_rows: int = 16
-    """Most texts (prompts times n) of a request."""
-    max_body: int = 1_000_000
-    """Longest body of a request in bytes."""
-    concurrency: int = 1
-    """Requests that are answered at a time; more share the processor."""
-    queue: int = 16
-    """Requests that may wait; more are told to come again."""
-    grace: int = 10
-    """Seconds that running requests get to finish after a stop signal."""
-    trust: bool = False
-    """Read the tokenizer folder that a run of somebody else's names in its config.toml: it may hold a chat
-    template."""
-    forms: Forms = "auto"
-    """Factored maps as they are stored, merged, whichever has fewer elements (auto) or was faster
-    (measured)."""
-    weights: Weights = "raw"
-    """raw: the last weights; ema: with the average that the recipe's [ema] kept."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
 
 
 def serve(command: ServeConfig, console: Console) -> int:
@@ -80,7 +36,7 @@ def serve(command: ServeConfig, console: Console) -> int:
         ) from error
     _check(command)
     with _listening(command.host, command.port) as listener, StopRequest() as stop:
-        folders = _folders(command.run.expanduser(), command.trust)
+        folders = template_folders(command.run.expanduser(), command.trust)
         load = partial(load_model, weights=command.weights)
         model = load_text_model(command.run, command.device, console, forms=command.forms, load=load)
         if model.choice:
@@ -160,22 +116,6 @@ def _limits(command: ServeConfig, model: TextModel) -> Limits:
         rows=command.max_rows,
         context=model.decoder.config.max_seq_len,
     )
-
-
-def _folders(run: Path, trust: bool) -> list[Path]:
-    """Where a chat template may lie: the run, and the tokenizer that its recipe names. Raises `UsageError`
-    where that was named by somebody else.
-    """
-    check_model(run)
-    if not is_run(run):
-        return [run if run.is_dir() else run.parent]
-    named = load(open_run(run).config).data.tokenizer
-    if named is None:
-        return [run]
-    remedy = "copy a chat template that you know into the run's folder and take data.tokenizer out of it"
-    require_trust(run, trust=trust, remedy=remedy, reads=[named])
-    tokenizer = Path(named).expanduser()
-    return [run, tokenizer if tokenizer.is_dir() else tokenizer.parent]
 
 
 def _hosts(host: str) -> frozenset[str] | None:

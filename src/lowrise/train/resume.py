@@ -253,7 +253,7 @@ def check_branch(
             f"train.steps = {config.train.steps} counts from the beginning of {run.path}, and its checkpoint "
             f"{checkpoint.path.name} has done {checkpoint.step}: give a larger number."
         )
-    what = f" with {told(changed, 9)}" if changed else ""
+    what = f"; changed: {told(changed, 9)}" if changed else ""
     say(f"A branch of {run.path} from step {checkpoint.step}, with its optimizer state{what}.")
     if checkpoint.numbers["corpus"] != corpus.fingerprint:
         say(f"The text is another one: batches go on with number {checkpoint.step + 1} of it.")

@@ -21,7 +21,8 @@ from lowrise.export.huggingface import write_folder
 from lowrise.export.native import write_native
 from lowrise.layers import LowRankLinear
 from lowrise.model import Llama
-from lowrise.pretrained.import_run import ImportOptions, import_run
+from lowrise.pretrained.import_run import import_run
+from lowrise.pretrained.options import ImportOptions
 from lowrise.runs.build import model_from
 
 S = (10.0, 3.0, 2.0, 1.0, 0.5, 0.1, 0.01, 0.001)

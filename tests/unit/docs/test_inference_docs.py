@@ -10,8 +10,8 @@ import pytest
 
 from lowrise.evaluation.options import EvalOptions
 from lowrise.inference.options import GenerateConfig
+from lowrise.serve.options import ServeConfig
 from lowrise.serve.requests import IGNORED, NEUTRAL, SHARED
-from lowrise.serve.server import ServeConfig
 
 DOCS = Path(__file__).parents[3] / "docs" / "commands"
 PAGES = {"generate": GenerateConfig, "eval": EvalOptions, "serve": ServeConfig}

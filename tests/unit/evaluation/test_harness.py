@@ -107,6 +107,49 @@ def test_one_table_of_tasks(run: Path, tasks: Path, capsys) -> None:
     assert "acc" in printed
 
 
+def test_questions_as_turns_of_a_conversation(run: Path, tasks: Path, tmp_path: Path, capsys) -> None:
+    """The run has no template: the plain form. Its export gets one. Examples are earlier turns."""
+    assert cli.main(["export", str(run), "--out", str(tmp_path / "hf")]) == 0
+    (tmp_path / "hf" / "chat_template.jinja").write_text(
+        "{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}"
+        "{% if add_generation_prompt %}[assistant] {% endif %}"
+    )
+    capsys.readouterr()
+    names = ["--tasks", "local_choice", "local_writing", "--task_path", str(tasks), "--shots", "1", "--chat"]
+    assert cli.main(["eval", str(run), str(tmp_path / "hf"), *names, "--json"]) == 0
+    results = [json.loads(line)["tasks"] for line in capsys.readouterr().out.splitlines()]
+    for result in results:
+        assert result["local_choice"]["acc"] in [pytest.approx(right / 6) for right in range(7)]
+        assert result["local_writing"]["exact_match"] == 0.0
+
+    asked: list[str] = []
+    scores = Scorer.log_likelihoods
+
+    def noted(self: Scorer, pairs):
+        asked.extend(context + continuation for context, continuation in pairs)
+        return scores(self, pairs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Scorer, "log_likelihoods", noted)
+        choice = [
+            "--tasks",
+            "local_choice",
+            "--task_path",
+            str(tasks),
+            "--limit",
+            "1",
+            "--chat",
+            "--shots",
+            "1",
+        ]
+        assert cli.main(["eval", str(run), str(tmp_path / "hf"), *choice, "--json"]) == 0
+    plain, _, marked, _ = asked
+    assert plain.startswith("User: ")
+    assert plain.count("User: ") == plain.count("Assistant: ") == 2
+    assert plain.endswith(f"User: {QUESTIONS[0]['question']}\nAssistant: 0")
+    assert marked.endswith(f"[user] {QUESTIONS[0]['question']} [assistant] 0")
+
+
 def test_an_unknown_task_is_named(run: Path, tasks: Path, capsys) -> None:
     assert cli.main(["eval", str(run), "--tasks", "local_chioce", "--task_path", str(tasks)]) == 2
     assert "lm-eval has no task 'local_chioce'" in capsys.readouterr().err
@@ -132,6 +175,7 @@ def test_without_the_package_it_says_what_to_install(run: Path, monkeypatch, cap
     [
         (["--limit", "3"], "--limit is of tasks, and none is named"),
         (["--task_path", "x"], "--task_path is of tasks"),
+        (["--chat"], "--chat is of tasks"),
         (["--tasks", "a", "--limit", "0"], "--limit 0: give at least 1"),
         (["--seq_len", "100000"], "longer than the model reads"),
     ],

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from small_runs import config_for, console, run_training
 
 from lowrise.errors import UsageError
-from lowrise.export.export import ExportOptions, export_run
+from lowrise.export.export import export_run
+from lowrise.export.options import ExportOptions
 from lowrise.inference.generate import generate
 from lowrise.layers import DLRLinear
 from lowrise.runs.load import TrainedRun, load_run

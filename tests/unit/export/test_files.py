@@ -17,10 +17,11 @@ from lowrise.cli import main
 from lowrise.data import Tokenizer
 from lowrise.data.tokenizer import train_bpe
 from lowrise.errors import UsageError
-from lowrise.export.export import ExportOptions, export_run
+from lowrise.export.export import export_run
 from lowrise.export.forms import factors_of, tensors
 from lowrise.export.gguf_file import gpt2_vocabulary, write_gguf
 from lowrise.export.huggingface import write_folder
+from lowrise.export.options import ExportOptions
 from lowrise.export.shards import parse_size
 from lowrise.export.tokenizer_files import write_tokenizer
 from lowrise.model import Llama, LlamaConfig, build_model

@@ -89,7 +89,8 @@ def test_the_cache_changes_nothing(model: LowriseForCausalLM, attention: str) ->
     with torch.no_grad():
         whole = model(TOKENS).logits
         first = model(TOKENS[:, :4], use_cache=True)
-        rest = model(TOKENS[:, 4:], past_key_values=first.past_key_values).logits
+        name = "cache" if hasattr(first, "cache") else "past_key_values"  # before transformers 5.24
+        rest = model(TOKENS[:, 4:], **{name: getattr(first, name)}).logits
     torch.testing.assert_close(torch.cat([first.logits, rest], 1), whole, rtol=0, atol=1e-5)
 
 

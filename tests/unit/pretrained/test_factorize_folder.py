@@ -19,13 +19,13 @@ from lowrise.export.huggingface import write_folder
 from lowrise.layers import LowRankLinear
 from lowrise.model import Llama, LlamaConfig, build_model
 from lowrise.pretrained.factorize_folder import (
-    FactorizeOptions,
     _corpus,
     _moments,
     _perplexity,
     factorize_folder,
 )
 from lowrise.pretrained.folder import open_folder
+from lowrise.pretrained.options import FactorizeOptions
 from lowrise.pretrained.spectra import Profile, cholesky_of, spectrum_of, spread_ranks
 
 # ---- the mathematics

@@ -22,7 +22,8 @@ from lowrise.layers import CoLALinear, LowRankLinear, SparseLowRankLinear
 from lowrise.model import Llama, LlamaConfig, build_model
 from lowrise.pretrained.adopt import adopted
 from lowrise.pretrained.folder import open_folder
-from lowrise.pretrained.import_run import ImportOptions, import_run
+from lowrise.pretrained.import_run import import_run
+from lowrise.pretrained.options import ImportOptions
 from lowrise.runs.load import load_run
 
 TOKENS = torch.arange(24).view(2, 12)

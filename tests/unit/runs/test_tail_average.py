@@ -231,7 +231,8 @@ def test_the_hash_of_a_run_without_it_is_what_it_was():
 def test_exported_under_a_name_of_its_own(text_folder, tmp_path: Path):
     from safetensors.torch import load_file
 
-    from lowrise.export.export import ExportOptions, export_run
+    from lowrise.export.export import export_run
+    from lowrise.export.options import ExportOptions
 
     run_training(config_for(text_folder, "spectron", **EMA), tmp_path / "run")
     folders = {
