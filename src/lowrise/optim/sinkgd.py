@@ -150,11 +150,15 @@ def _updates(group: Mapping[str, Any], chunk: Sequence[Sequence[Unit]], power_it
     """
     stacks = [stacked([unit.grads[0] for unit in bucket]) for bucket in chunk]  # (batch, m, n)
     vectors = sinkhorn_vectors_each(stacks, iters=group["iters"], rows_first=group["rows_first"])
-    torch._foreach_mul_([r for r, _ in vectors], group["lr"])
-    for bucket, G, (r, c) in zip(chunk, stacks, vectors, strict=True):
-        if power_iters:
-            us = [unit.states[0]["u"] for unit in bucket]
-            r = _to_target(group["target"], G, r, c, us, power_iters)
+    rows = [r for r, _ in vectors]
+    if power_iters:
+        us = [[unit.states[0]["u"] for unit in bucket] for bucket in chunk]
+        rows = [
+            _to_target(group["target"], G, r, c, u, power_iters)
+            for G, (r, c), u in zip(stacks, vectors, us, strict=True)
+        ]
+    torch._foreach_mul_(rows, group["lr"])  # after the target: sigma is of r and c as they were
+    for G, r, (_, c) in zip(stacks, rows, vectors, strict=True):
         yield (G * r.unsqueeze(-1)).mul_(c.unsqueeze(-2))
 
 
