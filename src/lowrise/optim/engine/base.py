@@ -256,11 +256,12 @@ class Optimizer(FromModel, Scheduled, Counted):
         for group, units in zip(self.param_groups, ready, strict=True):
             self._check_start(group, units)
         left_out = set() if known else self._unusable()
+        owner = self.ownership.owner
         try:
             for group, units in zip(self.param_groups, ready, strict=True):
                 units = [unit for unit in units if id(unit[0]) not in left_out]
-                owned = [unit for unit in units if self.ownership.owner(unit) is not None]
-                self._move(group, [self._unit(u) for u in units if self.ownership.owner(u) is None])
+                owned = [unit for unit in units if owner(unit) is not None]
+                self._move(group, [self._unit(unit) for unit in units if owner(unit) is None])
                 self.ownership.update(owned, self.state, partial(self._move, group))
         finally:
             self._guard.end()
