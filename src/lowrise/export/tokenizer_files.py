@@ -35,6 +35,9 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, max_length: int) -> None
     }
     if tokenizer.id_of(PADDING) is not None:
         settings["pad_token"] = PADDING
+    splits = json.loads(tokenizer.text).get("pre_tokenizer") or {}
+    if splits.get("add_prefix_space"):  # transformers 4 takes its own default over the file's
+        settings["add_prefix_space"] = True
     write_whole(folder / "tokenizer_config.json", strict_json(settings, indent=2) + "\n")
 
 

@@ -104,17 +104,26 @@ class RunDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for one process."""
+        """Hold the folder for one process. A folder that was not there before is not there after a request
+        that cannot be right either, unless something was written."""
 
         def refuse(lock: IO[str]) -> None:
             raise UsageError(
                 f"Another process is training in {self.path}: wait for it, or give another folder with --run."
             )
 
+        is_new = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
-        with exclusive(self.path / ".lock", refuse):
+        lock = self.path / ".lock"
+        with exclusive(lock, refuse):
             remove_left_behind(self.path)
-            yield
+            try:
+                yield
+            except UsageError:
+                if is_new and list(self.path.iterdir()) == [lock]:
+                    lock.unlink()  # still held: whoever waits for it is refused
+                    self.path.rmdir()
+                raise
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add one line."""
