@@ -14,6 +14,7 @@ from torch import nn
 
 from lowrise import cli
 from lowrise.config import load, validate
+from lowrise.data import DataConfig
 from lowrise.errors import UsageError, printable
 from lowrise.inference.generate import generate
 from lowrise.inference.sampling import pick
@@ -99,6 +100,12 @@ def test_a_group_after_a_scheduler_is_a_message():
 def test_numbers_that_no_machine_holds_are_refused(key, value):
     with pytest.raises(UsageError, match=key.replace(".", r"\.")):
         validate(load(None, {key: value}))
+
+
+@pytest.mark.parametrize("key", ["vocab_size", "workers"])
+def test_numbers_that_no_preparation_holds_are_refused(key):
+    with pytest.raises(UsageError, match=rf"data\.{key} = 10\d+ cannot be"):
+        DataConfig(source="builtin", **{key: 10**20})
 
 
 @pytest.mark.parametrize("temperature", [1e-39, 1e-300])

@@ -108,6 +108,9 @@ class DataConfig:
         self._check_weights()
         if not -(2**63) <= self.split_seed < 2**63:
             raise UsageError(f"data.split_seed = {self.split_seed} cannot be: it has 64 bits.")
+        for name in ("vocab_size", "workers"):
+            if getattr(self, name) >= 2**31:
+                raise UsageError(f"data.{name} = {getattr(self, name)} cannot be: it is at most {2**31 - 1}.")
         if not self.valid and not 0 < self.valid_fraction < 1:
             raise UsageError(
                 f"data.valid_fraction is {self.valid_fraction}: it must lie between 0 and 1 (for example "

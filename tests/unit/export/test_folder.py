@@ -59,7 +59,7 @@ def test_force_never_takes_what_no_export_wrote(tmp_path: Path, earlier: bool) -
         write(path)
     path.mkdir(exist_ok=True)
     (path / "thesis.tex").write_text("precious")
-    with pytest.raises(UsageError, match=r"thesis\.tex, which no export wrote"):
+    with pytest.raises(UsageError, match=r"thesis\.tex, which no export or import wrote"):
         write(path, force=True)
     assert (path / "thesis.tex").read_text() == "precious"
 
