@@ -71,7 +71,7 @@ def section(entry: Entry) -> str:
     decides = f"\n\n**What would decide.** {claim.decides}" if claim.decides else ""
     return f"""<a id="{entry.name}"></a>
 
-### {claim.title}
+### {claim.title.rstrip(".")}
 
 {claim.source}
 

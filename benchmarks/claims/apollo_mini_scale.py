@@ -22,9 +22,9 @@ CLAIM = Claim(
     "min(m, n), the law of the dossier.",
     known="Derived: a ratio of sqrt(r / d), checked by the dossier at ranks 1 to 64 with d up to 256.",
     scope="these shapes, gradients without structure: the size of a step, not the loss",
-    result="The ratio follows sqrt(128 / d): {ratio_60M:.2f} at 60M, {ratio_1B:.2f} at 1B. The factor "
-    "makes up for the rank where d = 128 ({ratio_tiny:.2f}) and nowhere else; a rate that was tuned with "
-    "it hides the difference at one size, not between sizes. `relative_scale` divides it out.",
+    result="The ratio follows sqrt(128 / d): {ratio_60M} at 60M, {ratio_1B} at 1B. The factor makes up for"
+    " the rank where d = 128 ({ratio_tiny:.2f}) and at none of the larger shapes; a rate that was tuned "
+    "with it hides the difference at one size, not between sizes. `relative_scale` divides it out.",
 )
 
 LOW, HIGH = 0.8, 1.25

@@ -21,9 +21,9 @@ CLAIM = Claim(
     known="The dossier measured 1.29 against 0.24 at other lengths (beta2 v rounds to v).",
     scope="beta2 = 0.999; any size. What it costs in loss is another question",
     result="In bfloat16 sqrt(v) stays at {bfloat16_after} where in float32 it falls to {float32_after}: "
-    "too large by {off%:.0f}, so that steps are too short by as much once gradients have become small. It"
-    " is too large before as well ({bfloat16_before} against {float32_before}). lowrise keeps float32 "
-    "moments for bfloat16 weights ({lowrise_after}).",
+    "too large by {off%:.0f}, so that steps are too short by that factor once gradients have become "
+    "small. It is too large before as well ({bfloat16_before} against {float32_before}). lowrise keeps "
+    "float32 moments for bfloat16 weights ({lowrise_after}).",
 )
 
 NEAR, FAR = 0.05, 0.2

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import torch
 from claim import Claim, Measured, Values, Verdict, run
-from torch import Tensor, nn
+from matrices import frobenius, orthonormal
+from torch import nn
 
 from lowrise.optim import Fira
 
 CLAIM = Claim(
     group="Optimizer state",
-    title="Fira adds to Adam's step in the subspace what lies outside of it, (I - P P^T) G.",
+    title="As released, Fira adds to Adam's step in the subspace what lies outside of it, (I - P P^T) G.",
     source="Chen et al., arXiv 2410.01623, Algorithm 1; released code at 5c28b13 and fira 1.0.2.",
     hypothesis="The part S that the released code adds is orthogonal to the subspace, with the recipes' "
     'alpha (0.25; 0.0625 at 1B). Our `residual = "reference"` is that code: its trajectories are held to '
@@ -55,7 +56,7 @@ def one_run(alpha: float, residual: str, steps: int) -> tuple[float, float]:
     W = nn.Parameter(torch.zeros(SHAPE, dtype=torch.float64))
     options = {"rank": RANK, "alpha": alpha, "residual": residual, "limiter": "off", "correct_bias": False}
     optimizer = Fira([{"params": [W], "role": "matrix"}], lr=1.0, update_proj_gap=200, **options)
-    U, V = (torch.linalg.qr(torch.randn(k, m, generator=g, dtype=torch.float64)).Q for k in SHAPE)
+    U, V = (orthonormal(k, m, g) for k in SHAPE)
     signal = (U * torch.arange(1, m + 1, dtype=torch.float64) ** -1.0) @ V.mT
     for _ in range(steps):
         before = W.detach().clone()
@@ -65,11 +66,7 @@ def one_run(alpha: float, residual: str, steps: int) -> tuple[float, float]:
     P, N = state["left"], state["exp_avg"] / (state["exp_avg_sq"].sqrt() + 1e-6)
     adam = alpha * P @ N
     S = before - W.detach() - adam
-    return norm(P.mT @ S) / norm(S), norm(S) / norm(adam)
-
-
-def norm(X: Tensor) -> float:
-    return float(torch.linalg.matrix_norm(X))
+    return frobenius(P.mT @ S) / frobenius(S), frobenius(S) / frobenius(adam)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import statistics
 
 import torch
 from claim import Claim, Measured, Values, Verdict, run
+from matrices import cosine, frobenius
 from torch import Tensor
 from toy import batches, loss_of, model_of
 
@@ -82,7 +83,7 @@ def switches(projection: str, steps: int) -> tuple[list[float], list[float]]:
             X, Y = reading(M, bases), reading(M, new)
             kept.append(cosine(X, Y))
             (side, P), *_ = new.items()
-            inside.append(float(torch.linalg.matrix_norm(P.mT @ X if side == "left" else X @ P)) / norm(X))
+            inside.append(frobenius(P.mT @ X if side == "left" else X @ P) / frobenius(X))
     return kept, inside
 
 
@@ -95,14 +96,6 @@ def snapshot(optimizer: GaLore, p: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
 def reading(M: Tensor, bases: dict[str, Tensor]) -> Tensor:
     """M of the subspace as an m x n matrix."""
     return torch.matmul(*back(M, bases))
-
-
-def norm(X: Tensor) -> float:
-    return float(torch.linalg.matrix_norm(X))
-
-
-def cosine(X: Tensor, Y: Tensor) -> float:
-    return float((X * Y).sum()) / (norm(X) * norm(Y))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 from claim import Claim, Measured, Values, Verdict, run
-from torch import Tensor, nn
+from matrices import orthonormal, spectral
+from torch import nn
 
 from lowrise.optim import LoRAMuon
 
@@ -56,7 +57,7 @@ def one_step(least: float, seed: int, *, bound: str) -> tuple[float, float]:
     `least`."""
     g = torch.Generator().manual_seed(seed)
     sizes = torch.linspace(1.0, least, RANK, dtype=torch.float64)
-    A, B = ((orthonormal(k, g) * sizes) @ orthonormal(RANK, g).mT for k in SHAPE)
+    A, B = ((orthonormal(k, RANK, g) * sizes) @ orthonormal(RANK, RANK, g).mT for k in SHAPE)
     pair = [nn.Parameter(X.clone()) for X in (A, B)]
     G = torch.randn(SHAPE, generator=g, dtype=torch.float64)
     pair[0].grad, pair[1].grad = G @ B, G.mT @ A
@@ -66,15 +67,7 @@ def one_step(least: float, seed: int, *, bound: str) -> tuple[float, float]:
     LoRAMuon([group], lr=LR, momentum=0.0, scale="none", bound=bound, **msign).step()
     dA, dB = pair[0].detach() - A, pair[1].detach() - B
     first = dA @ B.mT + A @ dB.mT
-    return norm_of(first) / LR, norm_of(first + dA @ dB.mT) / LR
-
-
-def norm_of(W: Tensor) -> float:
-    return float(torch.linalg.matrix_norm(W, ord=2))
-
-
-def orthonormal(k: int, generator: torch.Generator) -> Tensor:
-    return torch.linalg.qr(torch.randn(k, RANK, generator=generator, dtype=torch.float64)).Q
+    return spectral(first) / LR, spectral(first + dA @ dB.mT) / LR
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from claim import Claim, Measured, Values, Verdict, run
+from matrices import cosine
 from torch import Tensor, nn
 
 from lowrise.linalg.fixed_rank import tangent_step
@@ -116,10 +117,6 @@ def disagreement(A: Tensor, B: Tensor, D_A: Tensor, D_B: Tensor) -> float:
     by_B = torch.linalg.solve_triangular(R_A, D_B, upper=True, left=False).mT @ V
     size = 0.5 * (torch.linalg.matrix_norm(by_A) + torch.linalg.matrix_norm(by_B))
     return float(torch.linalg.matrix_norm(by_A - by_B) / size)
-
-
-def cosine(X: Tensor, Y: Tensor) -> float:
-    return float((X * Y).sum() / (torch.linalg.matrix_norm(X) * torch.linalg.matrix_norm(Y)))
 
 
 if __name__ == "__main__":

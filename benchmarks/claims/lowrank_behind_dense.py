@@ -16,9 +16,9 @@ CLAIM = Claim(
     " it.",
     known=SEEN,
     scope=TINY + "; dense models need more tokens than these",
-    result="{difference}: here it is the dense model that ends higher. The published gap is thus no "
-    "property of factors as such; at this size and so few tokens, tuned alike, there is none. Whether one"
-    " opens with more tokens these runs do not say.",
+    result="{difference}: here it is the dense model that ends higher. So factors with Adam need not be "
+    "far behind when both are tuned alike; whether the published gap opens at more tokens or larger "
+    "widths these runs do not say.",
 )
 
 verdict = lower_is_claimed

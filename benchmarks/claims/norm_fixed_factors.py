@@ -18,8 +18,8 @@ CLAIM = Claim(
     "undecided around it.",
     known="Nothing: no run of this comparison had been made.",
     scope="nano: width 64, English Wikipedia, 0.2 M tokens, 3 seeds",
-    result="{difference}, so against the claim, but both best rates are the lowest of their grids: in so "
-    "few updates embedding and head learn, and the blocks next to nothing, so that small rates look best.",
+    result="{difference}, so against the claim, but both best rates are the lowest of their grids, "
+    "probably because in so few updates embedding and head do the learning (as in docs/transfer.md).",
     decides="Runs long enough for best rates inside of the grid: tiny, 1.6 M tokens or more, 3 seeds.",
     before=(
         "lowrise compare recipes/spectronh-tiny.toml recipes/spectron-tiny.toml "

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import torch
 from claim import Claim, Measured, Values, Verdict, run
+from matrices import spectral
 from torch import Tensor, nn
 
 from lowrise.optim import Muon, Spectron
@@ -92,10 +93,6 @@ def product(weights: list[nn.Parameter]) -> Tensor:
 def apart(one: Tensor, other: Tensor) -> float:
     """The largest relative distance of two trajectories."""
     return float((torch.linalg.matrix_norm(one - other) / torch.linalg.matrix_norm(other)).max())
-
-
-def spectral(W: Tensor) -> float:
-    return float(torch.linalg.matrix_norm(W, ord=2))
 
 
 if __name__ == "__main__":

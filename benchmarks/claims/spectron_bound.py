@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import torch
 from claim import Claim, Measured, Values, Verdict, run
+from matrices import orthonormal, spectral
 from torch import Tensor, nn
 from toy import batches, loss_of, model_of
 
@@ -69,7 +70,7 @@ def verdict(values: Values) -> Verdict:
 def one_step(variant: str, norm: float, gradient: str, start: str, seed: int) -> float:
     """||dW||_2 / lr of one step from factors of the spectral norm `norm`."""
     g = torch.Generator().manual_seed(seed)
-    left, right, inner = (orthonormal(k, g) for k in (*SHAPE, RANK))
+    left, right, inner = (orthonormal(k, RANK, g) for k in (*SHAPE, RANK))
     fading = torch.logspace(0, -1, RANK, dtype=torch.float64) * norm
     pair = [nn.Parameter((X * fading) @ inner.mT) for X in (left, right)]
     gradients = [
@@ -86,7 +87,7 @@ def one_step(variant: str, norm: float, gradient: str, start: str, seed: int) ->
         optimizer.param_groups[0]["lr"] = LR
     before = product(pair)
     step(optimizer, pair, gradients)
-    return norm_of(product(pair) - before) / LR
+    return spectral(product(pair) - before) / LR
 
 
 def bad(X: Tensor, inner: Tensor) -> Tensor:
@@ -108,7 +109,7 @@ def in_training(variant: str, steps: int) -> float:
         loss_of(model, batch).backward()
         before = [product(pair) for pair in pairs]
         optimizer.step()
-        moved = [norm_of(product(pair) - W) for pair, W in zip(pairs, before, strict=True)]
+        moved = [spectral(product(pair) - W) for pair, W in zip(pairs, before, strict=True)]
         largest = max(largest, max(moved) / LR)
     return largest
 
@@ -122,14 +123,6 @@ def step(optimizer: Spectron, pair: list[nn.Parameter], gradients: list[Tensor])
 def product(pair: list[nn.Parameter]) -> Tensor:
     A, B = (p.detach() for p in pair)
     return A @ B.mT
-
-
-def norm_of(W: Tensor) -> float:
-    return float(torch.linalg.matrix_norm(W, ord=2))
-
-
-def orthonormal(k: int, generator: torch.Generator) -> Tensor:
-    return torch.linalg.qr(torch.randn(k, RANK, generator=generator, dtype=torch.float64)).Q
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ CLAIM = Claim(
     scope="the constants of re-implementations; not what the step is worth in loss (see the row of losses)",
     result="They spread from {least} to {largest}, whatever the shape; the cosine to the exact polar "
     "factor is {cosine} at least. With beta 0.5 and 40 steps they are 1 to {converging_off:.0e}. That is "
-    "no word against the method, which does well in the losses below: its step is just not the one of its"
-    " formula.",
+    "no word against the method, which does well in the losses below, at that size: its step is just not "
+    "the one of its formula.",
 )
 
 LOW, HIGH = 0.95, 1.05

@@ -72,7 +72,7 @@ def test_a_claim_has_all_its_parts(entry) -> None:
     ):
         assert text.strip(), claim.title
     assert claim.title.endswith(".")
-    assert claim.title in section
+    assert f"### {claim.title.rstrip('.')}\n" in section
     for part in PARTS:
         assert re.search(rf"^\*\*{re.escape(part)}\*\* \S", section, re.MULTILINE), part
     assert f"**Verdict: {entry.record['verdict']}.** Scope: " in section
