@@ -95,7 +95,7 @@ def _cell(value: Any, show: Callable[[Any], str]) -> str:
 
 def _validation(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
     """Over tokens, and over FLOPs and training time where the runs tell them."""
-    figures = []
+    figures: list[str] = []
     for label, per_token in (
         ("tokens", lambda run: 1.0),
         ("training FLOPs", lambda run: _ratio(run, "train_flops", "tokens")),
