@@ -45,8 +45,8 @@ def test_several_runs_make_one_page(two_runs, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "needs a run"),
-        (["absent"], "is not a run directory"),
+        ([], "needs a folder: a run (lowrise train)"),
+        (["absent"], "absent is not there: lowrise report takes the folder of a run"),
         (["a/run", "b/run", "--out", "a"], "is a folder: name the HTML file"),
     ],
 )

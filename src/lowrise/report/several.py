@@ -11,12 +11,13 @@ from typing import Any
 
 from lowrise.files import is_known, write_whole
 from lowrise.report import html
-from lowrise.report.charts import COLORS, Series, chart, smooth
+from lowrise.report.charts import Series, chart, smooth
 from lowrise.report.differences import differences
 from lowrise.report.formatting import UNKNOWN, bytes_, duration, number, scientific, si
 from lowrise.report.run_report import flatten, loss_range
 from lowrise.runs.history import Run, read_run
 
+_FEW = 3  # runs whose names stand above every chart
 _COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("val_loss", "validation loss", number),
     ("val_bits_per_byte", "bits per byte", number),
@@ -109,7 +110,7 @@ def _validation(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
         if series:
             width, height = (860, 320) if label == "tokens" else (450, 270)
             y_label = "validation loss (nats per token)"
-            legend = not figures or len(runs) <= COLORS  # of many runs the first one is enough
+            legend = not figures or len(runs) <= _FEW  # of many runs the first one is enough
             figures.append(
                 chart(series, x_label=label, y_label=y_label, width=width, height=height, legend=legend)
             )
