@@ -85,7 +85,7 @@ def test_wrong_folders(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         ([run / "checkpoints" / "step-00000008"], "--step"),
         ([run, "--step", 5], "it has 4, 8"),
         ([tmp_path / "empty", "--step", 5], "leave --step 5 out"),
-        ([run, "--energy", 0], "above 0 and up to 1"),
+        ([run, "--energy", 0], "a fraction above 0, at most 1"),
         ([run, "--out", tmp_path], "name the HTML file"),
         ([run, "--out", tmp_path / "no" / "x.html"], "there is no folder"),
     ):
