@@ -220,7 +220,7 @@ def moved_by(trainer: Trainer, updates: int) -> tuple[dict[str, Tensor], list[An
 @pytest.mark.parametrize("micro", [0, 1])
 def test_training_per_layer_is_ordinary_training(method, micro, text_folder, tmp_path) -> None:
     """The same loop without clipping. The batched kernels of some rules round otherwise than the single ones,
-    by some 1e-7 of an update; the updates after it see other weights, hence 1e-4 of the movement."""
+    by some 1e-7 of an update; the updates after it see other weights, hence 2e-4 of the movement."""
     settings = {"train.grad_clip": 0.0, "train.micro_batch_size": micro}
     a, seen_a = moved_by(trainer_for(config_for(text_folder, method, **settings), tmp_path / "a"), 4)
     config = config_for(text_folder, method, **settings | PER_LAYER)
@@ -229,7 +229,7 @@ def test_training_per_layer_is_ordinary_training(method, micro, text_folder, tmp
         assert right == pytest.approx(left, rel=1e-5)
     for name in a:
         difference = torch.linalg.vector_norm((a[name] - b[name]).double())
-        assert difference <= 1e-4 * torch.linalg.vector_norm(a[name].double()), name
+        assert difference <= 2e-4 * torch.linalg.vector_norm(a[name].double()), name
 
 
 @every_method

@@ -112,7 +112,7 @@ def iterate_each(
     scales = scale.unbind() if isinstance(scale, Tensor) else None
     results: dict[int, Tensor] = {}
     for alike in sides.values():
-        stacks = [stacked([_tall(Xs[i]) for i in places]) for places in alike]
+        stacks = [stacked([_tall(Xs[i]) for i in places]).contiguous() for places in alike]
         own: Tensor | float = 1.0 if isinstance(scale, Tensor) else scale
         if scales is not None:
             own = torch.stack([scales[i] for places in alike for i in places])
