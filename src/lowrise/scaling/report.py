@@ -154,6 +154,8 @@ def _near(series: Sequence[Series], factor: float | None) -> tuple[float, float]
     span = (high - low) or 0.05 * abs(high)
     least, most = (low - span, high + span) if factor is None else (low / factor, high * factor)
     low, high = max(float(everything.min()), least), min(float(everything.max()), most)
+    if low == high:  # one value alone: the chart makes room around it
+        return None
     pad = 0.05 * (high - low)
     return (low - pad, high + pad) if factor is None else (low / 1.1, high * 1.1)
 

@@ -179,7 +179,8 @@ def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch, build,
 
     def counted(*arguments: Any) -> Iterator[list[Any]]:
         for chunk in chunked(*arguments):
-            sizes.append(len(chunk))
+            if not isinstance(chunk[0], list):  # of matrices, not of stacks of one shape that move together
+                sizes.append(len(chunk))
             yield chunk
 
     monkeypatch.setattr(f"lowrise.optim.{limit.rpartition('.')[0]}.chunked", counted)

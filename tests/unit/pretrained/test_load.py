@@ -98,7 +98,7 @@ def test_a_plugin_named_in_a_file_is_not_loaded(text_folder: Path, tmp_path: Pat
 
 
 def test_generate_and_serve_take_every_form(text_folder: Path, tmp_path: Path, capsys) -> None:
-    from lowrise.serve.server import _folders
+    from lowrise.pretrained.load import template_folders
 
     run_training(config_for(text_folder, "spectron", **{"eval.every": 0}), tmp_path / "run")
     texts = []
@@ -108,7 +108,7 @@ def test_generate_and_serve_take_every_form(text_folder: Path, tmp_path: Path, c
             to, _, kind = form.partition("-")
             words = ["export", str(tmp_path / "run"), "--to", to, "--out", str(place)]
             assert main([*words, *(["--form", kind] if kind else [])]) == 0
-            assert _folders(place, trust=False) == [place], "a chat template may lie there"
+            assert template_folders(place, trust=False) == [place], "a chat template may lie there"
         capsys.readouterr()
         words = ["generate", str(place), "--prompt", "the rank", "--tokens", "8", "--temperature", "0"]
         assert main(words) == 0

@@ -58,7 +58,7 @@ def test_locks_and_added_lines_go_through_no_link(target, tmp_path, kept):
     (folder / ".lock").symlink_to(tmp_path / target)
     for hold in (
         RunDirectory(folder).locked(),
-        hold_directory(folder),
+        hold_directory(folder, "lowrise compare"),
         exclusive(folder / ".lock", lambda stream: None),
     ):
         with pytest.raises(UsageError, match=r"\.lock is a symbolic link"), hold:

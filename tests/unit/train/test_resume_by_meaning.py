@@ -251,7 +251,11 @@ def test_a_merge_that_the_end_left_out_is_refused(text_folder, tmp_path):
         ({}, 12, r"train.steps: 8 there, 12 here.*A cosine schedule is fixed by its length.*--init.what all"),
         ({"schedule.name": "linear"}, 12, "A linear schedule is fixed by its length"),
         (WSD, 12, "A wsd run can be made longer until its decay begins, and the updates from 6 to 8"),
-        (CONSTANT | {"schedule.warmup": 0.25}, 12, r"schedule.warmup = 0.25 is a share.*--schedule.warmup 2"),
+        (
+            CONSTANT | {"schedule.warmup": 0.25},
+            12,
+            r"schedule.warmup = 0.25 is a fraction.*--schedule.warmup 2",
+        ),
         (CONSTANT, 6, "has done 8 updates already: give at least 8"),
     ],
 )

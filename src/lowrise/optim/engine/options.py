@@ -167,7 +167,14 @@ def check_numbers(options: Mapping[str, Any], *, where: str) -> None:
     if not _is_decay(momentum):
         raise UsageError(f"{where} has momentum = {momentum!r}; it must be at least 0 and below 1.")
     for key, value in options.items():
-        numbers = () if key == "params" else value if isinstance(value, tuple | list) else (value,)
+        # a layer whose residual has no bound says so by inf
+        numbers = (
+            ()
+            if key in ("params", "residual_norm")
+            else value
+            if isinstance(value, tuple | list)
+            else (value,)
+        )
         if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
             raise UsageError(f"{where} has {key} = {value!r}; it must be finite.")
     seed = options.get("seed")
