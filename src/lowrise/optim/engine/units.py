@@ -22,8 +22,8 @@ T = TypeVar("T")
 
 # Most elements that one batched call works on (one matrix at least). On a GPU few launches, with temporaries
 # that stay small beside the model (256 MiB in float32). A CPU gains nothing from stacking large matrices, and
-# is up to three times faster where the temporaries stay in its caches (docs/decisions.md); with 2^19 they also
-# stay below the activations that are gone by then, so that the planned peak holds.
+# is up to three times faster where the temporaries stay in its caches (docs/decisions.md); with 2^19 they
+# stay below the activations too, which are gone by then, so that the planned peak holds.
 BATCH_ELEMENTS = 1 << 26
 BATCH_ELEMENTS_CPU = 1 << 19
 
