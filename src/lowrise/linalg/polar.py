@@ -247,5 +247,6 @@ def _iterate(
     Y = X.reshape(-1, *X.shape[-2:])
     if isinstance(scale, Tensor):
         scale = scale.expand(*X.shape[:-2], 1, 1).reshape(-1, 1, 1)
-    (Y,) = iterate([Y.mT if wide else Y], triples, start, dtype=dtype, scale=scale, form=form)
+    stack = (Y.mT if wide else Y).contiguous()  # the bits of `iterate_each`
+    (Y,) = iterate([stack], triples, start, dtype=dtype, scale=scale, form=form)
     return (Y.mT if wide else Y).reshape(X.shape)
