@@ -4,6 +4,7 @@ the flag and what it takes."""
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -46,9 +47,13 @@ class Flag:
     def check(self, values: Sequence[str], source: str) -> None:
         """Raise `UsageError` for values that are none of its kinds. `source`: the command."""
         kinds = options_of(self.kind)
+        given = " ".join(repr(value if len(value) < 80 else f"{value[:60]}...") for value in values)
         if any(_fits(kind, values) for kind in kinds):
+            if not {str, Path} & {*kinds} and any(map(_is_beyond, values)):
+                raise UsageError(
+                    f"{source}: --{self.name} {given} cannot be: numbers are finite, integers have 64 bits."
+                )
             return
-        given = " ".join(map(repr, values))
         wanted = " or ".join(dict.fromkeys(map(_described, kinds)))
         if not values:
             raise UsageError(f"{source}: --{self.name} needs a value: {wanted}{self._example()}.")
@@ -120,6 +125,18 @@ def _fits(kind: Any, values: Sequence[str]) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _is_beyond(value: str) -> bool:
+    """Whether this is a number that no machine word holds."""
+    try:
+        return abs(int(value)) >= 2**64
+    except ValueError:
+        pass
+    try:
+        return not math.isfinite(float(value))
+    except ValueError:
+        return False
 
 
 def _fits_any(kind: Any, value: str) -> bool:
