@@ -75,7 +75,7 @@ def refused(words: list[str], tensor: str, capsys) -> str:
 @pytest.mark.parametrize("form", FORMS)
 def test_no_export_is_made(form, places, tmp_path, capsys):
     error = refused(["export", str(places["run"]), *FORMS[form], "--out", str(tmp_path / "x")], NAME, capsys)
-    assert "init.step and a lower optimizer.lr" in error
+    assert "init.step, a lower optimizer.lr" in error
     assert list(tmp_path.iterdir()) == []
 
 
