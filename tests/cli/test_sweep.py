@@ -91,6 +91,20 @@ def test_a_killed_comparison_goes_on(text_folder: Path, tmp_path: Path) -> None:
         (["sweep", "r.toml", "--vary", "optimizer.lr=1,2", "--out", "r.toml"], "is a file; name a folder"),
         (["tune", "r.toml"], "the nearest is 'sweep'"),
         (["compare", "r.toml", "--budget", "minutes=3", "--out", "x"], "has no known unit"),
+        (
+            ["compare", "r.toml", "--budget", "tokens=1k", "--seeds", "1000000000", "--out", "x"],
+            "3,000,000,000 runs, and at most 10,000 are planned together",
+        ),
+        (["compare", "r.toml", "--budget", "tokens=1k", "--first-seed", "-1", "--out", "x"], "-1 cannot be"),
+        (["compare", "r.toml", "--budget", "tokens=1e300", "--out", "x"], "updates, and a run at most"),
+        (
+            ["scaling", "run", "r.toml", "--budgets", "1e15,2e15", "--seeds", "1000000000", "--out", "x"],
+            "10,000,000,000 runs, and at most 10,000 are planned together",
+        ),
+        (
+            ["sweep", "r.toml", "--vary", "optimizer.lr=1,2", "--seeds", "9" * 50, "--out", "x"],
+            "have 64 bits",
+        ),
         (["compare", "r.toml", "--budget", "bytes=10", "--out", "x"], "does not fit in at most 10 B"),
         (["compare", "r.toml", "--budget", "tokens=1k", "flops=1e9", "--out", "x"], "two budgets of length"),
         (

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
+from lowrise.config.rules import LARGEST_NUMBER
 from lowrise.errors import UsageError
 from lowrise.report.formatting import bytes_, duration, si
 from lowrise.runs.plan_options import bytes_of
@@ -61,10 +62,17 @@ class Budget:
         raise UsageError(f"The budget {text!r} is a size, and a length is asked for here. {_EXAMPLE}")
 
     def steps(self, run_plan: RunPlan) -> int:
-        """The first number of steps that reaches a budget of tokens or FLOPs."""
+        """The first number of steps that reaches a budget of tokens or FLOPs. Raises `UsageError` for more
+        than a run can have."""
         assert self.unit != "seconds", "the time of a step is measured, not planned"
         per_step = run_plan.tokens_per_step if self.unit == "tokens" else step_flops(run_plan)
-        return max(1, math.ceil(self.amount / per_step - 1e-9))  # 1e-9: 2e6 / 0.1e6 is not 21 steps
+        steps = max(1, math.ceil(self.amount / per_step - 1e-9))  # 1e-9: 2e6 / 0.1e6 is not 21 steps
+        if steps > LARGEST_NUMBER:
+            raise UsageError(
+                f"A budget of {self} is {float(steps):.3g} updates, and a run at most {LARGEST_NUMBER:,}: "
+                "give less, or a larger train.global_batch_size."
+            )
+        return steps
 
     def steps_in_time(self, seconds_per_step: float) -> int:
         """The last number of steps that keeps to a budget of seconds, at least one."""

@@ -107,6 +107,9 @@ class Recipe:
         return scaled_warmup(base, factor) if axis.endswith("warmup") else scaled(base, factor)
 
 
+LARGEST_PLAN = 10_000  # runs
+
+
 @dataclass(frozen=True)
 class Plan:
     """All that decides which runs there are, and what is said about them."""
@@ -152,15 +155,14 @@ def build_plan(config: CompareConfig, load_recipe: LoadRecipe, plan_run: PlanRun
     """
     if not config.recipes:
         raise UsageError("There is nothing to compare. Name at least one recipe (a TOML file).")
-    for option, value, least in (
-        ("--seeds", config.seeds, 1),
-        ("--max-extensions", config.max_extensions, 0),
-    ):
-        if value < least:
-            raise UsageError(f"{option} {value} is too small. It must be at least {least}.")
+    require_seeds(config.first_seed, config.seeds)
+    if config.max_extensions < 0:
+        raise UsageError(f"--max-extensions {config.max_extensions} is too small. It must be at least 0.")
     require_workers(config.workers)
     length, size = parse_budgets(config.budget)
     factors = {axis: parse_factors(getattr(config, f"{axis}_factors"), AXES[axis].flag) for axis in AXES}
+    points = math.prod(map(len, factors.values()))
+    require_runs(len(config.recipes) * points * config.seeds, f"--seeds {config.seeds} over the grids")
     overrides = parse_settings(config.set)
     recipes: list[Recipe] = []
     for label, path in zip(unique_labels(config.recipes), config.recipes, strict=True):
@@ -238,9 +240,30 @@ def _require_bases(recipe: Recipe, factors: Mapping[str, tuple[float, ...]]) -> 
 
 
 def require_workers(workers: int | None) -> None:
-    """`UsageError` for fewer than one."""
+    """`UsageError` for fewer than one, and for more than runs."""
     if workers is not None and workers < 1:
         raise UsageError(f"--workers {workers} runs nothing. It must be at least 1.")
+    if workers is not None and workers > LARGEST_PLAN:
+        raise UsageError(
+            f"--workers {workers} are more than there can be runs, {LARGEST_PLAN:,}: give fewer."
+        )
+
+
+def require_runs(runs: int, what: str) -> None:
+    """`UsageError` for more runs than anybody waits for: a number that was written wrongly, which would fill
+    the memory before the first run."""
+    if runs > LARGEST_PLAN:
+        raise UsageError(
+            f"{what} would be {runs:,} runs, and at most {LARGEST_PLAN:,} are planned together: give fewer."
+        )
+
+
+def require_seeds(first: int, count: int) -> None:
+    """`UsageError` for seeds that no run can have, or none."""
+    if count < 1:
+        raise UsageError(f"--seeds {count} is too small. It must be at least 1.")
+    if not 0 <= first < 2**63 - count:
+        raise UsageError(f"--first-seed {first} cannot be: seeds are 0 to {2**63 - 1}.")
 
 
 def unique_labels(paths: Sequence[str]) -> tuple[str, ...]:

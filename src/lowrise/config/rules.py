@@ -216,7 +216,10 @@ def _require_representable(config: RunConfig) -> None:
         wide = key.endswith(("seed", "tokens", "bytes"))
         largest = LARGEST_COUNT if wide else LARGEST_NUMBER
         if isinstance(value, int) and abs(value) > largest:
-            raise UsageError(f"{key} = {value} cannot be: it is {-largest} to {largest}.")
+            told = (
+                str(value) if abs(value) < 10**40 else f"{value:.3e}" if abs(value) < 10**300 else "so much"
+            )
+            raise UsageError(f"{key} = {told} cannot be: it is {-largest} to {largest}.")
 
 
 def _numbers(tree: Any, key: str = "") -> Iterator[tuple[str, int | float]]:

@@ -24,7 +24,8 @@ def evaluate_models(options: EvalOptions, console: Console) -> list[dict[str, An
     harness = Tasks(tasks, task_path and task_path.expanduser()) if tasks else None
     results = []
     for place, folders in zip(places, templates, strict=True):
-        subject = Subject(place, load_model(place, options.device, console, weights=options.weights))
+        loaded = load_model(place, options.device, console, weights=options.weights, look=True)
+        subject = Subject(place, loaded)
         result: dict[str, Any] = {"run": str(place), "step": subject.loaded.step}
         if source or subject.is_run:
             result |= measure(subject, console, source=source, seq_len=options.seq_len)

@@ -64,7 +64,7 @@ def evaluate_run(
     """Load a model and measure it: `check_subjects`, `load_model`, `measure`."""
     place = Path(folder).expanduser()
     check_subjects([place], source=source, trust=trust, tasks=False)
-    subject = Subject(place, load_model(place, device, console, weights=weights))
+    subject = Subject(place, load_model(place, device, console, weights=weights, look=True))
     return {"run": str(folder), **measure(subject, console, source=source, seq_len=seq_len)}
 
 

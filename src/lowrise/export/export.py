@@ -19,7 +19,9 @@ from lowrise.export.native import write_native
 from lowrise.export.options import ExportOptions
 from lowrise.export.shards import parse_size
 from lowrise.export.tokenizer_files import add_template
-from lowrise.runs.load import TrainedRun, load_run
+from lowrise.model.finite import require_finite
+from lowrise.runs.load import EARLIER, TrainedRun, load_run
+from lowrise.runs.weights import model_tensors
 
 DTYPES: dict[str, tuple[str, ...]] = {
     "hf": ("float32", "bfloat16", "float16"),
@@ -43,6 +45,7 @@ def export_run(options: ExportOptions, console: Console) -> Exported:
     """
     shard_bytes = _check(options)
     run = load_run(options.run.expanduser(), "cpu", console, weights=options.weights)
+    require_finite(model_tensors(run.model), options.run, EARLIER)
     if run.choice:
         console.print(run.choice, highlight=False)
     folder = (options.out or options.run / "export" / _name(options)).expanduser()

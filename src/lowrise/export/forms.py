@@ -15,6 +15,7 @@ from lowrise.errors import UsageError
 from lowrise.layers.base import FactoredForm, LowRankLayer
 from lowrise.linalg.precision import full_precision_matmul
 from lowrise.model import Llama
+from lowrise.model.finite import require_finite, rounded_to
 
 Form = Literal["dense", "factored"]
 Named = Iterator[tuple[str, Tensor]]
@@ -75,11 +76,17 @@ def tensors(model: Llama, factors: dict[str, FactoredForm], dtype: torch.dtype) 
             yield from _factor_tensors(name, factors[name], dtype)
         elif isinstance(module, LowRankLayer):
             with full_precision_matmul(next(module.parameters()).device):
-                yield f"{name}.weight", module.dense().to(dtype)
+                yield f"{name}.weight", _stored(f"{name}.weight", module.dense(), dtype)
         elif not _within_layer(model, name):
             for key, parameter in module.named_parameters(recurse=False):
                 if not (module is model.lm_head and model.config.tie_embeddings):
-                    yield f"{name}.{key}", parameter.detach().to(dtype)
+                    yield f"{name}.{key}", _stored(f"{name}.{key}", parameter.detach(), dtype)
+
+
+def _stored(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    """As it is written. Factors that are finite may have a product that is not."""
+    require_finite({name: value}, "The export", "Export --form factored, or an earlier checkpoint.")
+    return rounded_to(name, value, dtype)
 
 
 def _within_layer(model: nn.Module, name: str) -> bool:
@@ -88,8 +95,8 @@ def _within_layer(model: nn.Module, name: str) -> bool:
 
 
 def _factor_tensors(name: str, form: FactoredForm, dtype: torch.dtype) -> Named:
-    yield f"{name}.down.weight", form.down.to(dtype).contiguous()
-    yield f"{name}.up.weight", form.up.to(dtype).contiguous()
+    yield f"{name}.down.weight", _stored(f"{name}.down.weight", form.down, dtype).contiguous()
+    yield f"{name}.up.weight", _stored(f"{name}.up.weight", form.up, dtype).contiguous()
     if form.values is not None and form.index is not None and form.values.numel():
-        yield f"{name}.values", form.values.to(dtype)
+        yield f"{name}.values", _stored(f"{name}.values", form.values, dtype)
         yield f"{name}.index", form.index

@@ -27,6 +27,7 @@ from lowrise.errors import UsageError
 from lowrise.export.forms import check_dense, tensors
 from lowrise.files import naming
 from lowrise.model import Llama, LlamaConfig
+from lowrise.model.finite import require_range
 
 GGUF_BLOCK = {
     "input_layernorm": "attn_norm",
@@ -41,6 +42,7 @@ GGUF_BLOCK = {
 }
 GGUF_OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 _Q8_BLOCK = 32
+_FLOAT16 = float(np.finfo(np.float16).max)
 
 
 def require_gguf() -> None:
@@ -101,8 +103,10 @@ def _stored(model: Llama, dtype: str) -> Iterator[tuple[str, np.ndarray, Any]]:
         if dtype == "float32" or values.ndim == 1:
             yield _gguf_name(stem), values, types.F32
         elif dtype == "q8_0" and values.shape[-1] % _Q8_BLOCK == 0:
+            require_range(name, float(np.abs(values).max()), 127 * _FLOAT16, "q8_0")  # a float16 scale
             yield _gguf_name(stem), gguf.quants.quantize(values, types.Q8_0), types.Q8_0
         else:
+            require_range(name, float(np.abs(values).max()), _FLOAT16, "float16")
             yield _gguf_name(stem), values.astype(np.float16), types.F16
 
 

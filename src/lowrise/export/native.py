@@ -11,6 +11,7 @@ import torch
 from lowrise import __version__
 from lowrise.export.shards import WHOLE, save_tensors
 from lowrise.layers.base import LowRankLayer
+from lowrise.model.finite import rounded_to
 from lowrise.runs.load import TrainedRun
 from lowrise.runs.weights import model_tensors
 
@@ -23,7 +24,7 @@ def write_native(folder: Path, run: TrainedRun, dtype: torch.dtype) -> None:
     build the model again.
     """
     tensors = {
-        name: (t.detach().to(dtype) if t.is_floating_point() else t.detach()).contiguous()
+        name: (rounded_to(name, t.detach(), dtype) if t.is_floating_point() else t.detach()).contiguous()
         for name, t in model_tensors(run.model).items()
     }
     layers = {

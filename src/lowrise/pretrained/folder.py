@@ -16,6 +16,7 @@ from torch import Tensor
 from lowrise.data import Tokenizer
 from lowrise.errors import UsageError
 from lowrise.model import Llama, LlamaConfig, build_model
+from lowrise.model.finite import require_finite
 from lowrise.pretrained.shape import llama_of, read_json
 
 _ALPHA = 32.0  # of SparseLowRankLinear; the scale alpha / r is taken out of B
@@ -110,6 +111,12 @@ class Pretrained:
                 )
             tensor.copy_(there[name])
         return model.eval()
+
+    def sound_model(self) -> Llama:
+        """`model`, whose weights are all numbers. Raises `UsageError` for others."""
+        model = self.model()
+        require_finite(dict(model.named_parameters()), self.folder, "Give a sound model.")
+        return model
 
 
 def open_folder(folder: str | Path) -> Pretrained:

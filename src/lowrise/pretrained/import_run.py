@@ -30,7 +30,7 @@ def import_run(options: ImportOptions) -> RunConfig:
     config = config_of(source, run, options.source)
     origin = {"format": "run", "lowrise": __version__, "layer": source.layer}
     with whole_folder(run, force=options.force, origin=origin, flag="--run") as aside:
-        model = source.model()
+        model = source.sound_model()
         RunDirectory(aside).write_settings(config)
         tokenizer.write(aside / "tokenizer.json")
         numbers = {"corpus": NO_CORPUS, "step": 0, "tokens": 0, "mathematics": config.mathematics}

@@ -29,14 +29,16 @@ from lowrise.export.folder import MARK
 from lowrise.files import is_count
 from lowrise.layers import LowRankLayer
 from lowrise.model import LlamaConfig, build_model
+from lowrise.model.finite import DIVERGED, finite_sentence, not_finite, require_finite
 from lowrise.pretrained.folder import open_folder
 from lowrise.pretrained.gguf_reader import gguf_in, read_gguf
 from lowrise.pretrained.import_run import check_vocabulary, config_of
 from lowrise.runs.chosen_weights import Weights
 from lowrise.runs.directory import RunDirectory, open_run
 from lowrise.runs.environment import choose_device
-from lowrise.runs.load import NO_CORPUS, TrainedRun, load_run
+from lowrise.runs.load import EARLIER, NO_CORPUS, TrainedRun, load_run
 from lowrise.runs.trust import require_trust
+from lowrise.runs.weights import model_tensors
 
 _OWN = "model.safetensors"
 
@@ -59,12 +61,28 @@ def check_model(folder: str | Path) -> None:
         )
 
 
-def load_model(folder: str | Path, device: str, console: Console, *, weights: Weights = "raw") -> TrainedRun:
+def load_model(
+    folder: str | Path, device: str, console: Console, *, weights: Weights = "raw", look: bool = False
+) -> TrainedRun:
     """The model of a run or of a folder in another form, in evaluation mode. Raises `UsageError` for what is
     none or cannot be held, and for the average of a folder that holds weights of one kind.
+
+    Weights that are NaN or infinite are refused too, or told as a warning where they are only looked at
+    (`look`).
     """
     place = Path(folder).expanduser()
     check_model(place)
+    loaded = _loaded(place, device, console, weights)
+    tensors = model_tensors(loaded.model)
+    if not look:
+        require_finite(tensors, place, EARLIER if is_run(place) else "Export it again from a sound run.")
+    elif names := not_finite(tensors):
+        sentence = f"warning: {finite_sentence(place, names)}: {DIVERGED}."
+        console.print(sentence, style="yellow", soft_wrap=True)
+    return loaded
+
+
+def _loaded(place: Path, device: str, console: Console, weights: Weights) -> TrainedRun:
     if is_run(place):
         return load_run(place, device, console, weights=weights)
     if weights != "raw":

@@ -13,7 +13,16 @@ from typing import Any
 
 from lowrise.compare.budget import parse_amount, step_flops
 from lowrise.compare.outcomes import RunSpec
-from lowrise.compare.plan import AXES, LoadRecipe, PlanRun, lookup, unique_labels
+from lowrise.compare.plan import (
+    AXES,
+    LoadRecipe,
+    PlanRun,
+    lookup,
+    require_runs,
+    require_seeds,
+    require_workers,
+    unique_labels,
+)
 from lowrise.compare.settings import SEED_KEY, STEPS_KEY, parse_factors, parse_settings
 from lowrise.errors import UsageError
 from lowrise.files import is_known
@@ -100,11 +109,12 @@ def _checked(options: SweepOptions) -> tuple[tuple[float, ...], tuple[float, ...
         raise UsageError("There is nothing to sweep. Name at least one recipe (a TOML file).")
     budgets = parse_budgets(options.budgets)
     factors = parse_factors(options.lr_factors, "--lr-factors")
-    if options.seeds < 1:
-        raise UsageError(f"--seeds {options.seeds} is too small. It must be at least 1.")
-    if options.workers is not None and options.workers < 1:
-        raise UsageError(f"--workers {options.workers} runs nothing. It must be at least 1.")
+    require_seeds(options.first_seed, options.seeds)
+    require_workers(options.workers)
     check_choice(options.sizes, options.tokens_per_parameter, options.spread, options.widths)
+    sizes = len(options.widths) or options.sizes
+    runs = len(options.recipes) * len(budgets) * sizes * len(factors) * options.seeds
+    require_runs(runs, f"{len(budgets)} budgets of {sizes} sizes with --seeds {options.seeds}")
     settings = dict(parse_settings(options.set))
     for key in settings:
         if key in _DECIDED:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from lowrise.compare.budget import Budget, RunPlan, step_flops
 from lowrise.compare.outcomes import RunSpec
-from lowrise.compare.plan import Config, LoadRecipe, PlanRun, lookup, require_workers
+from lowrise.compare.plan import (
+    Config,
+    LoadRecipe,
+    PlanRun,
+    lookup,
+    require_runs,
+    require_seeds,
+    require_workers,
+)
 from lowrise.compare.settings import SEED_KEY, STEPS_KEY, parse_settings
 from lowrise.errors import UsageError
 from lowrise.sweep.options import SweepConfig
@@ -51,13 +60,17 @@ class SweepPlan:
 
 def build_plan(config: SweepConfig, load_recipe: LoadRecipe) -> SweepPlan:
     """Check the request before anything runs. Raises `UsageError`."""
-    for option, value in (("--trials", config.trials), ("--seeds", config.seeds)):
-        if value < 1:
-            raise UsageError(f"{option} {value} is too small. It must be at least 1.")
+    if config.trials < 1:
+        raise UsageError(f"--trials {config.trials} is too small. It must be at least 1.")
+    if not 0 <= config.search_seed < 2**31:  # optuna's samplers take 32 bits, and it grows with the trials
+        raise UsageError(f"--search-seed {config.search_seed} cannot be: it is 0 to {2**31 - 1}.")
+    require_seeds(0, config.seeds)
     require_workers(config.workers)
     if config.search == "optuna":
         require_optuna()
     space = parse_space(config.vary)
+    points = math.prod(len(d.grid()) for d in space) if config.search == "grid" else config.trials
+    require_runs(points * config.seeds, "The space with its seeds")
     budget = Budget.parse(config.budget) if config.budget is not None else None
     if budget is not None and budget.unit == "seconds":
         raise UsageError("--budget seconds=... is for lowrise compare: give a sweep tokens or flops.")
@@ -105,16 +118,35 @@ def _require_free(keys: Sequence[str], overrides: Mapping[str, Any], config: Swe
 def _require_possible(
     dimension: Dimension, recipe: str, overrides: Mapping[str, Any], load_recipe: LoadRecipe
 ) -> None:
-    """Raise the first `UsageError` of a key's values where every one has one: a misspelled key, above all."""
+    """Raise the `UsageError` of an end of a range, and the first of listed values where every one has one: a
+    misspelled key, above all. Listed values that cannot be are trials that are refused."""
     errors = []
     values = dimension.ends() if dimension.is_range else dimension.values
     for value in values or ():
         try:
             load_recipe(recipe, {**overrides, dimension.key: value})
-            return
         except UsageError as error:
             errors.append(error)
-    raise errors[0]
+            if dimension.is_range:
+                raise UsageError(f"--vary {dimension}: {error}") from None
+        else:
+            if not dimension.is_range:
+                return
+    if errors:
+        raise errors[0]
+
+
+def require_ends(plan: SweepPlan, load_recipe: LoadRecipe, plan_run: PlanRun) -> None:
+    """Raise `UsageError` for a range that no model has, such as ranks above its matrices. The
+    text is prepared for it, as for every trial."""
+    for dimension in plan.space:
+        for value in (dimension.is_range and dimension.ends()) or ():
+            try:
+                plan_run(load_recipe(plan.recipe, {**plan.overrides, dimension.key: value}))
+            except UsageError as error:
+                raise UsageError(
+                    f"--vary {dimension}: {error} Give a range that a run can have at both ends."
+                ) from None
 
 
 def specs_of(

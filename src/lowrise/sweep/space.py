@@ -19,7 +19,7 @@ from lowrise.report.formatting import learning_rate
 _NUMBER = r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
 _RANGE = re.compile(rf"\s*({_NUMBER})\.\.({_NUMBER})((?::[a-z0-9]+)*)\s*")
 _EXAMPLE = "Write --vary optimizer.lr=0.01,0.02 or --vary optimizer.lr=1e-3..1e-1:log."
-_POINTS, _DIGITS = 5, 4  # of a range in a grid; significant digits of a drawn number
+_POINTS, _MOST_POINTS, _DIGITS = 5, 10_000, 4  # of a range in a grid; digits of a drawn number
 
 Settings = dict[str, Any]
 
@@ -105,7 +105,7 @@ def _range(key: str, text: str, found: re.Match[str]) -> Dimension:
     low_text, high_text, marks = found[1], found[2], [mark for mark in found[3].split(":") if mark]
     low, high = float(low_text), float(high_text)
     log = "log" in marks
-    counts = [int(mark) for mark in marks if mark.isdecimal()]
+    counts = [int(mark[:20]) for mark in marks if mark.isdecimal()]  # longer ones are too large anyway
     unknown = [mark for mark in marks if mark != "log" and not mark.isdecimal()]
     if unknown or len(counts) > 1:
         raise UsageError(
@@ -115,8 +115,8 @@ def _range(key: str, text: str, found: re.Match[str]) -> Dimension:
         raise UsageError(f"--vary {text!r}: a range goes from a smaller number to a larger one.")
     if log and low <= 0:
         raise UsageError(f"--vary {text!r}: a logarithmic range begins above 0.")
-    if counts and counts[0] < 2:
-        raise UsageError(f"--vary {text!r}: a range has at least 2 points.")
+    if counts and not 2 <= counts[0] <= _MOST_POINTS:
+        raise UsageError(f"--vary {text!r}: a range has at least 2 points, and at most {_MOST_POINTS:,}.")
     whole = all(re.fullmatch(r"[-+]?[0-9]+", part) for part in (low_text, high_text))
     return Dimension(key, (), low, high, log, whole, counts[0] if counts else _POINTS)
 

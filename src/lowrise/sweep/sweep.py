@@ -28,7 +28,7 @@ from lowrise.files import write_whole
 from lowrise.signals import StopRequest, told
 from lowrise.sweep.options import SweepConfig
 from lowrise.sweep.optuna_search import draw
-from lowrise.sweep.plan import SweepPlan, build_plan, specs_of
+from lowrise.sweep.plan import SweepPlan, build_plan, require_ends, specs_of
 from lowrise.sweep.report import print_sweep, write_numbers, write_sweep
 from lowrise.sweep.trials import Record, Trial, TrialKey, best_of, judged
 
@@ -47,6 +47,7 @@ def sweep(
     128 + N when signal N interrupted the sweep. Raises `UsageError` for a request that cannot be right.
     """
     plan = build_plan(config, load_recipe)
+    require_ends(plan, load_recipe, plan_run)
     out = Path(config.out)
     size, gpus = default_slots()
     size = config.workers or size

@@ -18,6 +18,7 @@ from lowrise.config.identity import Changes, Kind, differences, told
 from lowrise.config.sections import InitSection
 from lowrise.data import Corpus
 from lowrise.errors import UsageError
+from lowrise.model.finite import require_finite
 from lowrise.pretrained.folder import weights_digest
 from lowrise.runs.directory import RunDirectory, open_run, require_recipe
 from lowrise.runs.environment import precision_of
@@ -90,6 +91,8 @@ def go_on(
     checkpoint = origin_checkpoint(config.init)
     if config.init.what == "all":
         check_branch(checkpoint, config, step.corpus, say)
+        remedy = "Branch off at an earlier step, init.step."
+        require_finite(checkpoint.parts["model"], checkpoint.path, remedy)
         step.load(checkpoint)
     else:
         spent = warm_start(step.model, config, checkpoint, step.corpus.tokenizer, say)

@@ -25,6 +25,7 @@ from lowrise.data import Tokenizer
 from lowrise.distributed.sharding import copy_whole_, whole_parameters
 from lowrise.errors import UsageError
 from lowrise.layers.base import LowRankLayer
+from lowrise.model.finite import require_finite
 from lowrise.pretrained.adopt import check_fits, weights_for
 from lowrise.pretrained.folder import open_folder
 from lowrise.runs.directory import RunDirectory, open_run
@@ -92,6 +93,7 @@ def require_same_tokenizer(run: RunDirectory, before: RunConfig, tokenizer: Toke
 @torch.no_grad()
 def load_weights_(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
     """The three cases of the module's docstring. All is checked before the first tensor is changed."""
+    require_finite(tensors, source, "Begin from weights of an earlier step, init.step, or from others.")
     own: dict[str, Tensor] = dict(model.named_parameters())
     dense: dict[str, LowRankLayer] = {}
     wanted: set[str] = set()

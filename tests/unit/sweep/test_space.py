@@ -48,6 +48,8 @@ def test_values_of_a_grid(text: str, values: tuple[Any, ...]) -> None:
         (["a=0..1:log"], "begins above 0"),
         (["a=1..2:lin"], "stand :log and a number of points, not lin"),
         (["a=1..2:1"], "at least 2 points"),
+        (["a=1..2:100000000"], "at most 10,000"),
+        (["a=1..2:" + "9" * 5000], "at most 10,000"),
         (["a=1,2", "a=3"], "given twice"),
     ],
 )

@@ -112,7 +112,7 @@ def test_more_random_trials_add_to_those_that_are_there(tmp_path: Path) -> None:
 def test_optuna_follows_its_results_records_them_and_goes_on(tmp_path: Path) -> None:
     pytest.importorskip("optuna")
     recipe = write_recipe(tmp_path, "one", diverges_above=0.08)
-    space = ("optimizer.lr=1e-3..1e-1:log", "layer.rank=4..99", "other.name=a,b")
+    space = ("optimizer.lr=1e-3..1e-1:log", "layer.rank=4,8,16,32,64,99", "other.name=a,b")
     options = {"search": "optuna", "workers": 2}
     _, first, _ = run(request(tmp_path, recipe, *space, trials=12, **options))
     assert len(first["trials"]) == 12
@@ -156,6 +156,18 @@ def test_two_trials_that_are_the_same_run_are_run_once(tmp_path: Path) -> None:
         ([LRS], {"trials": 0}, "--trials 0 is too small"),
         ([LRS], {"seeds": 0}, "--seeds 0 is too small"),
         ([LRS], {"workers": 0}, "--workers 0 runs nothing"),
+        ([LRS], {"workers": 10**9}, "--workers 1000000000 are more than"),
+        (
+            ["layer.rank=1..100000000000000000000"],
+            {},
+            "from 1 to .*layer.rank = 100000000000000000000 cannot",
+        ),
+        (["layer.rank=8..99"], {}, "layer.rank: integers from 8 to 99: .*layer.rank = 99 cannot be"),
+        (["layer.rank=8..99"], {"search": "random"}, "layer.rank = 99 cannot be"),
+        (["layer.rank=8..32:10000", "optimizer.lr=1e-3..1e-2:10000"], {}, "at most 10,000 are planned"),
+        ([LRS], {"search": "random", "trials": 10**12}, "1,000,000,000,000 runs, and at most 10,000"),
+        ([LRS], {"seeds": 10**9}, "3,000,000,000 runs, and at most 10,000"),
+        ([LRS], {"search_seed": -1}, "--search-seed -1 cannot be"),
         ([LRS], {"budget": "seconds=10"}, "is for lowrise compare"),
         ([LRS], {"budget": "bytes=10M"}, "is a size"),
         ([LRS], {"budget": "much"}, "no known unit"),
@@ -168,6 +180,20 @@ def test_what_cannot_be_is_said_before_anything_runs(
     with pytest.raises(UsageError, match=told):
         run(request(tmp_path, recipe, *vary, **options))
     assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_a_range_that_a_model_cannot_have_is_refused_at_once(tmp_path: Path) -> None:
+    """What the planner alone refuses, a rank above the matrices of a model: not every field has a range."""
+
+    def refusing(config: Any) -> Any:
+        if config.to_dict()["layer"]["rank"] > 24:
+            raise UsageError("rank 32 is impossible for a 24 x 24 weight.")
+        return plan_run(config)
+
+    config = request(tmp_path, write_recipe(tmp_path, "one"), "layer.rank=8..32")
+    with pytest.raises(UsageError, match=r"integers from 8 to 32: rank 32 is impossible .* at both ends"):
+        sweep(config, load_recipe=load_recipe, plan_run=refusing, console=Console(file=io.StringIO()))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("search", ["grid", "optuna"])
