@@ -9,9 +9,8 @@ What it does otherwise than `Llama.forward(cache=...)`, which stays the plain re
    sums over these entries, stay the same.
 4. Prompts of different lengths are padded on the left: all rows write the same column, each counts positions
    from its own first token, and padding is masked.
-
-5. On a CPU, bfloat16 matrices are packed for oneDNN where several sequences at a time are expected; one
-   sequence alone takes products of a matrix and a vector.
+5. On a CPU with a C++ compiler a step of one sequence is one call (`lowrise.inference.native_step`); other
+   bfloat16 products have their matrices packed for oneDNN.
 
 Logits equal the reference's but for rounding. Weights are only read, so several generations may use one
 decoder at a time; each has a `DecodeState` of its own.
@@ -19,8 +18,10 @@ decoder at a time; each has a `DecodeState` of its own.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -30,6 +31,7 @@ from torch import Tensor
 from lowrise.errors import UsageError, did_you_mean
 from lowrise.inference.frozen import (
     FORMS,
+    Call,
     Choice,
     Forms,
     FrozenMap,
@@ -37,6 +39,7 @@ from lowrise.inference.frozen import (
     choose_forms,
     frozen_map,
 )
+from lowrise.inference.native_step import Library, NativeStep, in_reading_order, native_library
 from lowrise.model.llama import Block, Llama, rope_angles
 
 
@@ -56,12 +59,14 @@ class DecodeState:
     def __init__(self, decoder: FrozenDecoder, padding: Sequence[int], columns: int) -> None:
         c = decoder.config
         batch = len(padding)
+        self._pads = list(padding)
         shape = (c.num_layers, 2, batch, c.kv_heads, columns, c.head_dim)
         buffer = torch.empty(shape, dtype=decoder.dtype, device=decoder.device)
         self.caches: tuple[Tensor, ...] = buffer.unbind(0)
         self.columns = columns
         self.length = 0
         """Columns that hold keys and values."""
+        self._native: tuple[ctypes.Array[ctypes.c_void_p], Tensor] | None = None
         self.padding: Tensor | None = None
         if any(padding):
             self.padding = torch.tensor(padding, device=decoder.device)[:, None]  # B x 1
@@ -69,8 +74,20 @@ class DecodeState:
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows alone."""
         self.caches = tuple(cache[:, list(rows)] for cache in self.caches)
+        self._pads = [self._pads[row] for row in rows]
+        self._native = None
         if self.padding is not None:
             self.padding = self.padding[list(rows)]
+
+    def native_step(self, step: NativeStep, token: int) -> Tensor:
+        """Logits (1, vocab) of a batch of one sequence after one more token."""
+        if self._native is None:
+            addresses = (ctypes.c_void_p * len(self.caches))(*(cache.data_ptr() for cache in self.caches))
+            self._native = addresses, step.scratch(self.columns)
+        addresses, scratch = self._native
+        logits = step(addresses, self.columns, self._pads[0], self.length, token, scratch)
+        self.length += 1
+        return logits
 
     def rotation(self, table: Tensor, length: int) -> Tensor:
         """Rotations (B or 1, L, 1, head_dim / 2) of the next `length` columns."""
@@ -97,16 +114,24 @@ class DecodeState:
 class FrozenDecoder:
     """The weights of `model` in `dtype` (None: the model's), arranged for decoding.
 
-    What need not be copied is shared with the model, which must not be trained meanwhile.
+    What need not be copied is shared with the model, which must not be trained meanwhile; the C++ step has a
+    copy of every matrix.
 
     `rows` is the number of sequences at a time that the arrangement is best for; any number works. `forms`
-    says how factored maps are used, and `choices` tells what became of it. The model itself is not needed
-    afterwards. Raises `UsageError` for a map of an unknown kind.
+    says how factored maps are used, and `choices` tells what became of it. `native` allows the step in C++
+    where there can be one, and says afterwards whether there is. The model itself is not needed afterwards.
+    Raises `UsageError` for a map of an unknown kind.
     """
 
     @torch.no_grad()
     def __init__(
-        self, model: Llama, *, dtype: torch.dtype | None = None, forms: Forms = "auto", rows: int = 1
+        self,
+        model: Llama,
+        *,
+        dtype: torch.dtype | None = None,
+        forms: Forms = "auto",
+        rows: int = 1,
+        native: bool = True,
     ) -> None:
         if forms not in FORMS:
             raise UsageError(f"forms = {forms!r}: {did_you_mean(str(forms), FORMS)}")
@@ -115,20 +140,44 @@ class FrozenDecoder:
         self.dtype = dtype or weight.dtype
         self.device = weight.device
         self.embedding = model.model.embed_tokens.weight.detach().to(self.dtype)
-        self.head = MapGroup([frozen_map("lm_head", model.lm_head, self.dtype)], model.model.norm)
-        blocks = [self._groups(i, cast(Block, b)) for i, b in enumerate(model.model.layers)]
-        self.choices: list[Choice] = []
-        columns = []
-        for place, maps in enumerate(("q, k, v", "o", "gate, up", "down")):
-            groups, choices = choose_forms([b[place] for b in blocks], maps, forms, rows)
-            columns.append(groups)
-            self.choices += choices
-        self.layers = [_Layer(*(g.for_rows(rows) for g in groups)) for groups in zip(*columns, strict=True)]
-        self.head = self.head.for_rows(rows)
         # Angles in float32 as in the reference, whatever the dtype.
         cos, sin = rope_angles(0, c.max_seq_len, c.head_dim, c.rope_theta, self.device)
         self._wide = torch.promote_types(self.dtype, torch.float32)
         self._rotations = torch.complex(cos.to(self._wide), sin.to(self._wide))
+        self._library = native_library(self.device, self.dtype) if native and rows == 1 else None
+        self.native = self._library is not None
+        head = MapGroup([frozen_map("lm_head", model.lm_head, self.dtype)], model.model.norm)
+        blocks = [self._groups(i, cast(Block, b)) for i, b in enumerate(model.model.layers)]
+        self.choices: list[Choice] = []
+        columns = []
+        for place, maps in enumerate(("q, k, v", "o", "gate, up", "down")):
+            groups, choices = choose_forms([b[place] for b in blocks], maps, forms, rows, self._ready)
+            columns.append(groups)
+            self.choices += choices
+        in_order = [*(g for groups in zip(*columns, strict=True) for g in groups), head]
+        self._step: NativeStep | None = None
+        if self._library is None:
+            in_order = [g.packed() for g in in_order]
+        else:
+            in_order = in_reading_order(in_order)
+            self._step = self._native_step(self._library, in_order)
+        self.head = in_order.pop()
+        self.layers = [_Layer(*in_order[i : i + 4]) for i in range(0, len(in_order), 4)]
+
+    def _native_step(self, library: Library, groups: Sequence[MapGroup]) -> NativeStep:
+        return NativeStep(library, self.config, groups, self.embedding, self._rotations)
+
+    def _ready(self, groups: Sequence[MapGroup]) -> Sequence[Call]:
+        """Groups as a step of this decoder calls them, to measure their times."""
+        if self._library is None:
+            return [g.packed() for g in groups]
+        step = self._native_step(self._library, groups)
+        scratch = step.scratch(0)
+        return [partial(self._apply_one, step, i, scratch) for i in range(len(groups))]
+
+    @staticmethod
+    def _apply_one(step: NativeStep, group: int, scratch: Tensor, x: Tensor) -> Tensor:
+        return step.apply(group, x[0].float(), scratch)
 
     def _groups(self, layer: int, block: Block) -> tuple[MapGroup, MapGroup, MapGroup, MapGroup]:
         def frozen(part: str, name: str, order: Tensor | None = None) -> FrozenMap:
@@ -170,24 +219,23 @@ class FrozenDecoder:
             raise UsageError(
                 f"The decoder's state holds {state.columns} tokens and is full: make it with more new tokens."
             )
+        if self._step is not None and len(tokens) == 1:
+            return state.native_step(self._step, int(tokens))
         return self._advance(state, tokens[:, None])
 
     def _advance(self, state: DecodeState, tokens: Tensor) -> Tensor:
         B, L = tokens.shape
         c = self.config
         x = self.embedding[tokens]  # B x L x d
-        if tokens.numel() == 1 and self.head.takes_vectors:
-            x = x.view(-1)  # products of a matrix and a vector have a faster way
         rotation, mask = state.rotation(self._rotations, L), state.mask(L)
         for layer, cache in zip(self.layers, state.caches, strict=True):
             heads = layer.qkv(x).view(B, L, -1, c.head_dim)
             y = self._attend(heads, cache, state.length, rotation, mask)
-            x = layer.o.add_to_(x, y.reshape(*x.shape[:-1], c.hidden_size))
+            x = x + layer.o(y.reshape(B, L, c.hidden_size))
             gate, up = layer.gate_up(x).chunk(2, -1)
-            x = layer.down.add_to_(x, (F.silu(gate) if c.mlp_activation == "silu" else gate) * up)
+            x = x + layer.down((F.silu(gate) if c.mlp_activation == "silu" else gate) * up)
         state.length += L
-        last = x if x.dim() == 1 else x[:, -1]
-        return self.head(last).view(B, -1)
+        return self.head(x[:, -1])
 
     def _attend(
         self, heads: Tensor, cache: Tensor, start: int, rotation: Tensor, mask: Tensor | None

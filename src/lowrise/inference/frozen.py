@@ -5,8 +5,7 @@ For maps 1..k that read the same n numbers (q, k, v; gate, up), factored as W_i 
 1. z = [down_1; ...; down_k] x        (R x n) (n), R the sum of the ranks: one product instead of k
 2. y_i = up_i act(z_i)                k products into the slices of one vector
 
-A dense map has its rows of W in the place of `down` and no `up`. The norm before the maps belongs to them: on
-a CPU one vector takes its 1 / rms as the scale of product 1, which costs nothing.
+A dense map has its rows of W in the place of `down` and no `up`. The norm before the maps belongs to them.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -100,16 +99,31 @@ class MapGroup:
         pieces = self.first.split([m.first.shape[0] for m in self.maps])
         self.maps = tuple(replace(m, first=piece) for m, piece in zip(self.maps, pieces, strict=True))
         self._latents = [m.first.shape[0] for m in self.maps]
-        self._outputs = [m.outputs for m in self.maps]
-        self._dense = all(m.up is None for m in self.maps)
         biases = [m.bias for m in self.maps]
-        self._bias = None
+        self.bias: Tensor | None = None
+        """Of all outputs; None: none."""
         if any(b is not None for b in biases):
             zero = self.first.new_zeros
-            self._bias = torch.cat([zero(m.outputs) if m.bias is None else m.bias for m in self.maps])
-        dtype = self.first.dtype
-        self._norm = None if norm is None else norm.weight.detach().to(dtype)
-        self._eps = 0.0 if norm is None else norm.eps
+            self.bias = torch.cat([zero(m.outputs) if m.bias is None else m.bias for m in self.maps])
+        self.norm = None if norm is None else norm.weight.detach().to(self.first.dtype)
+        self.eps = 0.0 if norm is None else norm.eps
+
+    @property
+    def inputs(self) -> int:
+        return self.maps[0].first.shape[1]
+
+    @property
+    def latents(self) -> int:
+        """Rows of the first product."""
+        return sum(self._latents)
+
+    @property
+    def outputs(self) -> int:
+        return sum(m.outputs for m in self.maps)
+
+    @property
+    def factored(self) -> bool:
+        return any(m.up is not None for m in self.maps)
 
     @property
     def elements(self) -> int:
@@ -123,19 +137,28 @@ class MapGroup:
     def merged(self) -> MapGroup:
         """The same group with every mergeable map merged."""
         group = MapGroup([m.merged() for m in self.maps])
-        group._norm, group._eps = self._norm, self._eps
+        group.norm, group.eps = self.norm, self.eps
         return group
 
     @property
-    def takes_vectors(self) -> bool:
-        """Whether one vector (n,) is faster than one row (1, n), and possible."""
-        return self.first.device.type == "cpu" and not self.first.is_mkldnn
+    def matrices(self) -> list[Tensor]:
+        """What a call reads, in this order."""
+        return [self.first, *(m.up for m in self.maps if m.up is not None)]
 
-    def for_rows(self, rows: int) -> MapGroup:
-        """The group for so many rows at a time: where these are several and oneDNN has bfloat16 products (on
-        a CPU), a group with its matrices packed for these, which takes no vector (n,) and cannot be merged.
-        """
-        if rows == 1 or not packs(self.first):
+    def moved(self, place: Callable[[Tensor], Tensor]) -> MapGroup:
+        """The group with every matrix, in the order of `matrices`, where `place` puts it."""
+        group = copy.copy(self)
+        group.first = place(self.first)
+        parts = zip(self.maps, group.first.split(self._latents), strict=True)
+        group.maps = tuple(
+            replace(m, first=piece, up=None if m.up is None else place(m.up)) for m, piece in parts
+        )
+        return group
+
+    def packed(self) -> MapGroup:
+        """The group with its matrices packed for oneDNN where this has bfloat16 products (on a CPU). It
+        cannot be merged, and its maps' `first` hold no values."""
+        if not packs(self.first):
             return self
         group = copy.copy(self)
         shapes = [torch.empty_like(m.first, device="meta") for m in self.maps]  # the values are in `first`
@@ -146,51 +169,15 @@ class MapGroup:
         return group
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The outputs side by side, (..., sum of m_i), for x (..., n); a single vector (n,) goes the way
-        that is fastest on a CPU."""
-        y = self._of_vector(x) if x.dim() == 1 else self._of_rows(x)
-        return y if self._bias is None else y + self._bias
-
-    def add_to_(self, residual: Tensor, x: Tensor) -> Tensor:
-        """residual + y(x), the residual overwritten where that is faster."""
-        (only,) = self.maps
-        if x.dim() == 1 and self._norm is None and self._bias is None:
-            if only.up is None:
-                return residual.addmv_(only.first, x)
-            return residual.addmv_(only.up, self._latent(torch.mv(only.first, x), only))
-        return residual + self(x)
-
-    def _of_rows(self, x: Tensor) -> Tensor:
-        if self._norm is not None:
-            x = F.rms_norm(x, self._norm.shape, self._norm, self._eps)
+        """The outputs side by side, (..., sum of m_i), for x (..., n)."""
+        if self.norm is not None:
+            x = F.rms_norm(x, self.norm.shape, self.norm, self.eps)
         z = _product(x, self.first)
-        if self._dense:
-            return z
-        parts = zip(self.maps, z.split(self._latents, -1), strict=True)
-        outputs = [p if m.up is None else _product(self._latent(p, m), m.up) for m, p in parts]
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
-
-    def _of_vector(self, x: Tensor) -> Tensor:
-        z = self.first.new_empty(self.first.shape[0])
-        if self._norm is None:
-            torch.mv(self.first, x, out=z)
-        else:
-            wide = x if x.dtype == torch.float64 else x.float()
-            scale = (wide.dot(wide).item() / x.numel() + self._eps) ** -0.5
-            z.addmv_(self.first, x * self._norm, beta=0, alpha=scale)
-        if self._dense:
-            return z
-        y = self.first.new_empty(sum(self._outputs))
-        for m, part, out in zip(self.maps, z.split(self._latents), y.split(self._outputs), strict=True):
-            if m.up is None:
-                out.copy_(part)
-            else:
-                torch.mv(m.up, self._latent(part, m), out=out)
-        return y
-
-    @staticmethod
-    def _latent(z: Tensor, m: FrozenMap) -> Tensor:
-        return F.silu(z) if m.silu else z
+        if self.factored:
+            parts = zip(self.maps, z.split(self._latents, -1), strict=True)
+            outputs = [z if m.up is None else _product(F.silu(z) if m.silu else z, m.up) for m, z in parts]
+            z = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+        return z if self.bias is None else z + self.bias
 
 
 def packs(weight: Tensor) -> bool:
@@ -231,8 +218,13 @@ class Choice:
     """stored or merged."""
 
 
+Call = Callable[[Tensor], Tensor]
+Ready = Callable[[Sequence[MapGroup]], Sequence[Call]]
+"""Groups -> these as decoding will call them."""
+
+
 def choose_forms(
-    groups: Sequence[MapGroup], maps: str, forms: Forms, rows: int
+    groups: Sequence[MapGroup], maps: str, forms: Forms, rows: int, ready: Ready
 ) -> tuple[list[MapGroup], list[Choice]]:
     """The groups of all layers in the form that `forms` asks for, alike where they do the same work."""
     kinds: dict[tuple[object, ...], list[int]] = {}
@@ -240,8 +232,7 @@ def choose_forms(
         kinds.setdefault(group.signature, []).append(i)
     chosen, choices = list(groups), []
     for members in kinds.values():
-        same = [groups[i] for i in members]
-        choice = _choice(same, maps, forms, rows)
+        choice = _choice([groups[i] for i in members], maps, forms, rows, ready)
         choices.append(choice)
         if choice.used == "merged":
             for i in members:
@@ -249,15 +240,15 @@ def choose_forms(
     return chosen, choices
 
 
-def _choice(groups: Sequence[MapGroup], maps: str, forms: Forms, rows: int) -> Choice:
+def _choice(groups: Sequence[MapGroup], maps: str, forms: Forms, rows: int, ready: Ready) -> Choice:
     first = groups[0]
     mergeable = any(m.mergeable for m in first.maps)
     after = sum(m.outputs * m.first.shape[1] if m.mergeable else m.elements for m in first.maps)
     stored_us = merged_us = None
     if forms == "measured" and mergeable:
         sample = groups[:_MEASURED_LAYERS]
-        stored = [g.for_rows(rows) for g in sample]
-        stored_us, merged_us = _microseconds(stored, [g.merged().for_rows(rows) for g in sample], rows)
+        x = torch.randn(rows, first.inputs, device=first.first.device).to(first.first.dtype)
+        stored_us, merged_us = _microseconds(ready(sample), ready([g.merged() for g in sample]), x)
         merge = merged_us < _GAIN * stored_us
     else:
         merge = mergeable and (forms == "merged" or (forms == "auto" and after <= first.elements))
@@ -274,26 +265,22 @@ def _choice(groups: Sequence[MapGroup], maps: str, forms: Forms, rows: int) -> C
 
 @torch.no_grad()
 def _microseconds(
-    stored: Sequence[MapGroup], merged: Sequence[MapGroup], rows: int, rounds: int = 7
+    stored: Sequence[Call], merged: Sequence[Call], x: Tensor, rounds: int = 7
 ) -> tuple[float, float]:
     """Median time of a call in both forms, measured in turn so that a slow moment hits both."""
-    weight = stored[0].first
-    x = torch.randn(rows, weight.shape[1], device=weight.device).to(weight.dtype)
-    if rows == 1 and stored[0].takes_vectors:
-        x = x[0]
     times: dict[int, list[float]] = {0: [], 1: []}
     for _ in range(rounds + 1):
-        for which, groups in enumerate((stored, merged)):
-            times[which].append(_seconds(groups, x))
+        for which, calls in enumerate((stored, merged)):
+            times[which].append(_seconds(calls, x))
     micro = [1e6 * statistics.median(times[which][1:]) / len(stored) for which in (0, 1)]
     return micro[0], micro[1]
 
 
-def _seconds(groups: Sequence[MapGroup], x: Tensor) -> float:
+def _seconds(calls: Sequence[Call], x: Tensor) -> float:
     _drain(x.device)
     started = time.perf_counter()
-    for group in groups:
-        group(x)
+    for call in calls:
+        call(x)
     _drain(x.device)
     return time.perf_counter() - started
 

@@ -169,7 +169,7 @@ def maps(rank: int, m: int = 40, n: int = 30) -> MapGroup:
 @pytest.mark.parametrize(("rank", "used"), [(17, "stored"), (18, "merged")])
 def test_auto_takes_the_form_of_fewer_elements(rank: int, used: str) -> None:
     # 40 * 30 / (40 + 30) is 17.1
-    groups, (choice,) = choose_forms([maps(rank), maps(rank)], "gate, up", "auto", 1)
+    groups, (choice,) = choose_forms([maps(rank), maps(rank)], "gate, up", "auto", 1, ready=list)
     assert (choice.used, choice.layers) == (used, 2)
     assert all((g.elements == 2 * 1200) == (used == "merged") for g in groups)
     assert choice.stored_us is None
@@ -178,7 +178,7 @@ def test_auto_takes_the_form_of_fewer_elements(rank: int, used: str) -> None:
 def test_measured_takes_the_faster_form_and_tells_both_times() -> None:
     # 16 times the elements: no machine is so busy that their median is mistaken
     large = [MapGroup([FrozenMap(torch.randn(32, 1024), torch.randn(1024, 32))])]
-    groups, (choice,) = choose_forms(large, "o", "measured", 1)
+    groups, (choice,) = choose_forms(large, "o", "measured", 1, ready=list)
     assert choice.used == "stored"
     assert groups == large
     assert choice.stored_us is not None
