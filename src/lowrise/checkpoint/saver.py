@@ -1,10 +1,14 @@
 """Saving beside training.
 
 `Saver.save` takes a copy of everything in CPU memory, and a thread writes, hashes, flushes and renames it
-while training goes on: 1. the ranks agree who writes what (collective, no values); 2. each copies what it
-will write;
+while training goes on:
+
+1. the ranks agree who writes what (collective, no values)
+2. each copies what it will write, into memory that is kept until the run's end
 3. the threads of all ranks write, and agree through a process group of their own, so that they never meet a
-collective of the training. What is written was copied between two updates, so it has the bits that waiting
+   collective of the training
+
+ What is written was copied between two updates, so it has the bits that waiting
 would have written, and nothing that the thread does touches a weight.
 
 One save is under way at most. What the thread met is raised at the next `save` or `finish`, at all ranks.
@@ -21,7 +25,7 @@ import torch.distributed as dist
 
 from lowrise.checkpoint.layout import Parts, agree
 from lowrise.checkpoint.store import CheckpointStore
-from lowrise.checkpoint.writer import copied
+from lowrise.checkpoint.writer import Buffers
 from lowrise.distributed import World
 from lowrise.distributed.collectives import Words
 from lowrise.distributed.world import COLLECTIVE_TIMEOUT
@@ -54,6 +58,7 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
         self._under_way = False
+        self._buffers = Buffers()
         self._words: Words | None = None
 
     def save(self, step: int, parts: Parts, numbers: Mapping[str, Any]) -> None:
@@ -64,7 +69,7 @@ class Saver:
         plan = agree(parts, words, collect=self.whole)
         pieces = plan.pieces(parts, self.world.rank)
         if self.asynchronous:
-            pieces = copied(pieces)
+            pieces = self._buffers.copied(pieces)
 
         def work() -> None:
             try:
@@ -109,7 +114,7 @@ class Saver:
             self._join()
             if self._failure is not None:
                 self._warn(f"Besides: {self._failure}")
-        self._failure, self._under_way = None, False
+        self._failure, self._under_way, self._buffers = None, False, Buffers()
         words, self._words = self._words, None
         if words is not None:
             words.end()

@@ -20,22 +20,38 @@ from lowrise.files import flush
 Pieces = Mapping[str, Mapping[str, Tensor]]
 
 
-def copied(pieces: Pieces) -> dict[str, dict[str, Tensor]]:
-    """Copies on the CPU, which later updates do not touch. From a GPU all copies are on their way before the
-    first is waited for; they land in pinned memory."""
-    devices: set[torch.device] = set()
+class Buffers:
+    """Memory for copies on the CPU, kept from one save to the next: pages that a process asks for anew are
+    cleared by the system first, which takes several times as long as the copy.
+    """
 
-    def copy(tensor: Tensor) -> Tensor:
-        if tensor.device.type == "cpu":
-            return tensor.detach().clone()
-        devices.add(tensor.device)
-        there = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-        return there.copy_(tensor.detach(), non_blocking=True)
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, str], Tensor] = {}
 
-    done = {part: {name: copy(t) for name, t in tensors.items()} for part, tensors in pieces.items()}
-    for device in devices:
-        torch.cuda.current_stream(device).synchronize()
-    return done
+    def copied(self, pieces: Pieces) -> dict[str, dict[str, Tensor]]:
+        """Copies of `pieces` that later updates do not touch, good until the next call. From a GPU all copies
+        are on their way before the first is waited for; they land in pinned memory.
+        """
+        before, self._kept = self._kept, {}
+        devices: set[torch.device] = set()
+
+        def copy(key: tuple[str, str], tensor: Tensor) -> Tensor:
+            on_cpu = tensor.device.type == "cpu"
+            there = before.pop(key, None)
+            if there is None or there.shape != tensor.shape or there.dtype != tensor.dtype:
+                there = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=not on_cpu)
+            self._kept[key] = there
+            if not on_cpu:
+                devices.add(tensor.device)
+            return there.copy_(tensor.detach(), non_blocking=not on_cpu)
+
+        done = {
+            part: {name: copy((part, name), t) for name, t in tensors.items()}
+            for part, tensors in pieces.items()
+        }
+        for device in devices:
+            torch.cuda.current_stream(device).synchronize()
+        return done
 
 
 def write_share(folder: Path, plan: Plan, pieces: Pieces, words: Words) -> dict[str, Any]:

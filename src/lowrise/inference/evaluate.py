@@ -25,7 +25,7 @@ from lowrise.data.progress import held_out_with_progress
 from lowrise.distributed import World
 from lowrise.distributed.fsdp import reshard
 from lowrise.errors import LowriseError, UsageError
-from lowrise.model.loss import DEFAULT_CHUNK_TOKENS, next_token_loss, parts_of
+from lowrise.model.loss import next_token_loss, parts_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ def evaluate(
     batches: Iterable[np.ndarray | Tensor],
     *,
     text_bytes: int,
-    chunk: int | None = DEFAULT_CHUNK_TOKENS,
+    chunk: int | None = None,
     total: Callable[[float, float], list[float]] | None = None,
 ) -> EvalResult:
     """Evaluate on all `batches`, each int64 of shape (B, L + 1), which together hold `text_bytes` bytes of

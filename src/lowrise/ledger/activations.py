@@ -4,10 +4,10 @@ Counted are the storages that eager autograd keeps, each once. With d the width,
 the MLP's, H heads; w bytes of a wide element, e of an element in products (2 under autocast, else w), a block
 keeps for each token
 
-    norms       2 (2 d + 1) w           the stream before each, its scale, the scaled stream
+    norms       2 (d + 1) w             the stream before each and its scale
     inputs      2 d w                   outputs of the norms; under autocast a narrow copy for each reader
     attention   (3 d + 2 k) e + 4 H     rotated q and k, v, the output and its copy by heads, logsumexp
-    MLP         4 f e                   gate, silu(gate), up, product; 3 f e without the silu
+    MLP         3 f e                   gate, up, product
     maps        saved_elements e        `LedgerEntry` of each
 
 and under autocast narrow copies of the weights and of the rotary angles. With recompute "block" only the
@@ -25,7 +25,7 @@ from torch import nn
 from lowrise.layers.base import LatentLayer, LedgerEntry
 from lowrise.ledger.flops import linear_entry
 from lowrise.model.llama import MAPS, Llama
-from lowrise.model.loss import DEFAULT_CHUNK_TOKENS
+from lowrise.model.loss import chunk_tokens, softmax_rows
 
 _READERS = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj"))
 _NARROW = 2  # bytes of bfloat16 and float16
@@ -63,9 +63,12 @@ def plan_activations(
     sequences: int = 1,
     autocast: bool = False,
     recompute: str | None = None,
-    chunk: int | None = DEFAULT_CHUNK_TOKENS,
+    chunk: int | None = None,
+    on_cpu: bool = False,
 ) -> ActivationPlan:
-    """Plan of a pass over `sequences` of `seq_len` tokens; `recompute` None: the model's own."""
+    """Plan of a pass over `sequences` of `seq_len` tokens; `recompute` None: the model's own; `chunk` as in
+    `lowrise.model.loss.chunk_tokens`. On a CPU the softmax takes a part of a chunk at a time.
+    """
     mode = recompute or model.config.recompute
     config, tokens = model.config, seq_len * sequences
     width, wide = config.hidden_size, model.lm_head.weight.element_size()
@@ -73,7 +76,7 @@ def plan_activations(
     angles = 0 if own_angles else 4 * seq_len * config.head_dim
     parts = [_Parts.of(model, block, seq_len, sequences, autocast) for block in model.model.layers]
     head = model.lm_head.weight
-    last_norm = tokens * (2 * width + 1) * wide
+    last_norm = tokens * (width * wide + max(4, wide))
     return ActivationPlan(
         blocks=tuple(part.kept(mode) for part in parts),
         outside=8 * tokens + angles + last_norm + tokens * width * wide,
@@ -81,7 +84,14 @@ def plan_activations(
         recomputed=tuple(part.recomputed(mode) for part in parts),
         backward=tokens * (2 * config.intermediate_size * (_NARROW if autocast else wide) + width * wide),
         cast=sum(part.cast - part.cast_kept(mode) for part in parts),
-        logits=_logits(tokens, chunk, head.shape[0], width, _NARROW if autocast else wide, max(4, wide)),
+        logits=_logits(
+            chunk_tokens(tokens, chunk),
+            head.shape[0],
+            width,
+            _NARROW if autocast else wide,
+            max(4, wide),
+            on_cpu,
+        ),
     )
 
 
@@ -109,16 +119,15 @@ class _Parts:
         e = _NARROW if autocast else wide
         kv, f = config.kv_heads * config.head_dim, config.intermediate_size
         entries = {name: linear_entry(block.get_submodule(name)) for name in MAPS}
-        products = 4 if config.mlp_activation == "silu" else 3
         return cls(
             stream=tokens * d * wide,
-            norms=2 * tokens * (d + 1) * wide,
+            norms=2 * tokens * max(4, wide),
             inputs=tuple(
                 tokens * d * (e * sum(_reads(entries[name]) for name in names) if autocast else wide)
                 for names in _READERS
             ),
             attention=tokens * ((3 * d + 2 * kv) * e + config.num_heads * 4),
-            mlp=tokens * products * f * e,
+            mlp=tokens * 3 * f * e,
             maps=tokens * e * sum(entry.saved_elements for entry in entries.values() if entry),
             latents=tokens * e * sum(_rank(block, name) for name in MAPS),
             cast=e * sum(_elements(block, MAPS)) if autocast else 0,
@@ -170,14 +179,11 @@ def _decoders(block: nn.Module) -> int:
     return sum(m.role_parameters()[0].numel() for m in modules if isinstance(m, LatentLayer))
 
 
-def _logits(tokens: int, chunk: int | None, vocabulary: int, width: int, e: int, wide: int) -> int:
-    """The larger one of two moments of `model.loss`: a softmax beside the chunk before it, and the product
-    for the head's gradient beside its chunk; with the narrow copy of the head.
+def _logits(rows: int, vocabulary: int, width: int, e: int, wide: int, on_cpu: bool) -> int:
+    """A chunk of `rows` logits (step 1 of `model.loss`) beside the larger one of its softmax (step 2) and,
+    where products are narrow, the product for the head's gradient (step 3); with the narrow copy of the head.
     """
-    rows = min(chunk or tokens, tokens)
-    before = (wide + e) if rows < tokens else 0
-    softmax = rows * vocabulary * (before + 2 * wide)
-    narrowing = rows * vocabulary * (2 * wide + e if e < wide else 2 * wide)
-    product = rows * vocabulary * (wide + e) + vocabulary * width * e
-    copy = vocabulary * width * e if e < wide else 0
-    return max(softmax, narrowing, product) + copy
+    at_once = softmax_rows(rows, vocabulary, on_cpu=on_cpu)
+    softmax = at_once * vocabulary * (2 * wide if e < wide else wide)
+    narrow = vocabulary * width * e if e < wide else 0
+    return rows * vocabulary * e + max(softmax, narrow) + narrow

@@ -29,8 +29,9 @@ from lowrise.layers.base import LatentLayer
 from lowrise.model.cache import KVCache
 from lowrise.model.config import LlamaConfig
 from lowrise.model.init import init_weights
-from lowrise.model.loss import DEFAULT_CHUNK_TOKENS, head_loss
+from lowrise.model.loss import head_loss
 from lowrise.model.norm import RMSNorm
+from lowrise.model.swiglu import swiglu
 
 # No region draws random numbers, so the generators need not be saved and put back.
 _region: Any = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
@@ -158,7 +159,7 @@ class MLP(nn.Module):
 
     def combine(self, gate: Tensor, up: Tensor) -> Tensor:
         """The input of down_proj."""
-        return (F.silu(gate) if self.activation == "silu" else gate) * up
+        return swiglu(gate, up) if self.activation == "silu" else gate * up
 
 
 class Block(nn.Module):
@@ -266,13 +267,13 @@ class Llama(nn.Module):
         *,
         cache: KVCache | None = None,
         reduction: str = "mean",
-        chunk: int | None = DEFAULT_CHUNK_TOKENS,
+        chunk: int | None = None,
         samples: Tensor | None = None,
     ) -> Tensor:
         """Logits (B, L, vocab) of `tokens` (B, L) int64, or, with `targets` (B, L), the loss as a scalar.
 
         Negative targets are ignored; `reduction` ("mean" over the others, or "sum") and `chunk` (tokens whose
-        logits exist at one time; None: all) are those of `lowrise.model.loss.head_loss`. With a `cache`,
+        logits exist at one time; None: chosen) are those of `lowrise.model.loss.head_loss`. With a `cache`,
         `tokens` continue the sequences in it. With `samples` (B, L) each row holds several texts, and
         equal neighbours are of one: attention stays within it, and its positions begin at 0.
         """

@@ -53,10 +53,21 @@ class DevicePlan:
 
 
 class Planned:
-    """A run on `devices` devices, from shapes alone; `autocast` as its precision says."""
+    """A run on `devices` devices, from shapes alone; `autocast` as its precision says, `on_cpu` (None: where
+    `train.device` is "cpu") for its chunks of logits.
+    """
 
-    def __init__(self, config: RunConfig, vocab_size: int, *, devices: int = 1, autocast: bool = False):
+    def __init__(
+        self,
+        config: RunConfig,
+        vocab_size: int,
+        *,
+        devices: int = 1,
+        autocast: bool = False,
+        on_cpu: bool | None = None,
+    ):
         self.config, self.devices, self.autocast = config, devices, autocast
+        self.on_cpu = config.train.device == "cpu" if on_cpu is None else on_cpu
         self.model: Llama = model_from(config, vocab_size, torch.device("meta"))
         self.optimizer: Optimizer = build_optimizer(config, self.model)
         self.run: RunPlan = plan_of(config, self.model, self.optimizer)
@@ -88,6 +99,7 @@ class Planned:
             sequences=layout.micro_batch_size,
             autocast=self.autocast,
             recompute=layout.recompute,
+            on_cpu=self.on_cpu,
         )
         passes = -(-self.share // layout.micro_batch_size)
         weights = sum(_held(p, rows, self.devices) for p in self.model.parameters())

@@ -43,6 +43,7 @@ def require_room(config: RunConfig, vocab_size: int, world: World, device: torch
         vocab_size,
         devices=world.size,
         autocast=precision_of(config, device) == "bfloat16",
+        on_cpu=device.type == "cpu",
     )
     plan = planned.on_device()
     needed = plan.weights + plan.gradients + plan.state + plan.average if config.train.compile else plan.peak

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from lowrise import files
 from lowrise.checkpoint import CheckpointStore, Saver, consolidate
 from lowrise.checkpoint.store import newest_checkpoint
+from lowrise.checkpoint.writer import Buffers
 from lowrise.distributed import World
 from lowrise.errors import LowriseError
 
@@ -67,6 +69,23 @@ def test_the_next_save_waits_for_the_one_before(store, gate):
             saver.save(step, parts(torch.full((2,), float(step))), {})
     assert store.steps() == [1, 2, 3]
     assert store.load(2).parts["model"]["w"].tolist() == [2.0, 2.0]
+
+
+def test_memory_of_copies_is_kept_and_follows_the_tensors():
+    """What a rank event or a dropped parameter changes is another tensor, and its old copy is gone."""
+    buffers = Buffers()
+    state = {"w": torch.zeros(2, 3), "b": torch.zeros(4)}
+    first = buffers.copied({"model": state})["model"]
+    second = buffers.copied({"model": {"w": torch.ones(2, 3).t().contiguous().t(), "b": torch.ones(2)}})[
+        "model"
+    ]
+    assert second["w"] is first["w"]
+    assert torch.equal(second["w"], torch.ones(2, 3))
+    assert torch.equal(second["b"], torch.ones(2))
+    gone = weakref.ref(first.pop("b"))
+    assert gone() is None
+    third = buffers.copied({"model": {"b": torch.ones(2, dtype=torch.float64)}})["model"]
+    assert third["b"].dtype == torch.float64
 
 
 def test_retention_follows_the_thread(store):

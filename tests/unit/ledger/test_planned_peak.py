@@ -51,14 +51,14 @@ class Alive(TorchDispatchMode):
         return output
 
 
-def measured_peak(config: Any) -> int:
+def measured_peak(config: Any, vocabulary: int = VOCAB) -> int:
     """Of the first update, optimizer step included."""
-    model = model_from(config, VOCAB, torch.device("cpu"))
+    model = model_from(config, vocabulary, torch.device("cpu"))
     optimizer = build_optimizer(config, model)
     for module in model.modules():
         if isinstance(module, LowRankLayer):
             module.before_update(1, 100)
-    batch = torch.randint(VOCAB, (config.train.global_batch_size, L + 1))
+    batch = torch.randint(vocabulary, (config.train.global_batch_size, L + 1))
     alive = Alive()
     for tensor in [*model.parameters(), *model.buffers()]:
         alive.note(tensor)
@@ -84,6 +84,14 @@ def test_the_peak_is_planned_within_five_percent(method: str, size: str) -> None
 @pytest.mark.parametrize("method", ["adamw", "lowrank", "cola", "sltrain", "selfguided"])
 def test_with_blocks_recomputed(method: str) -> None:
     compare(method, "nano", 8, 0, **{"model.recompute": "block"})
+
+
+def test_a_large_vocabulary_on_a_cpu() -> None:
+    """Logits of 1,024 tokens in two chunks, of which the softmax takes 16 rows at a time."""
+    values = {"method": "adamw", "model.preset": "nano", "train.seq_len": L, "train.global_batch_size": 16}
+    config = load(None, values)
+    planned = Planned(config, 32_000, on_cpu=True).on_device().peak
+    assert planned == pytest.approx(measured_peak(config, 32_000), rel=0.05)
 
 
 def compare(method: str, size: str, batch: int, micro_batch: int, **more: Any) -> None:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from lowrise.errors import UsageError
 from lowrise.model import Llama, LlamaConfig, head_loss, next_token_loss
+from lowrise.model import loss as loss_module
+from lowrise.model.loss import chunk_tokens
 
 
 def plain(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str) -> Tensor:
@@ -116,6 +118,27 @@ def test_all_logits_never_exist_at_once() -> None:
     with Watch():
         head_loss(hidden, weight, torch.randint(100, (64,)), chunk=8).backward()
     assert largest == 8 * 100
+
+
+@pytest.mark.parametrize(
+    ("tokens", "chunk", "expected"),
+    [(0, None, 1), (100, None, 100), (4096, None, 512), (65_536, None, 4096), (4096, 7, 7), (4, 7, 4)],
+)
+def test_chunks_are_a_sixteenth_but_not_small(tokens: int, chunk: int | None, expected: int) -> None:
+    assert chunk_tokens(tokens, chunk) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rows_taken_at_a_time_do_not_matter(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, weight, targets = (t.detach() for t in case(torch.float32))
+    found = []
+    for elements in (1 << 19, 60):
+        monkeypatch.setattr(loss_module, "ROWS_ELEMENTS_CPU", elements)
+        both = [t.to(dtype).requires_grad_() for t in (hidden, weight)]
+        loss = head_loss(*both, targets)
+        found.append((loss, *torch.autograd.grad(loss, both)))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-6, atol=0)  # another order of 33 losses
+    assert all(torch.equal(a, b) for a, b in zip(found[0][1:], found[1][1:], strict=True))
 
 
 def llama(tied: bool = False) -> Llama:
