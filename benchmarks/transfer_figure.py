@@ -12,7 +12,13 @@ from typing import Any, NamedTuple
 from lowrise.report.charts import Series, chart
 
 FIGURE = Path(__file__).parent.parent / "docs" / "images" / "transfer.svg"
-NAMES = {"spectron": "Spectron", "lowrank": "low-rank AdamW", "muon": "Muon", "adamw": "AdamW"}
+NAMES = {
+    "spectron": "Spectron",
+    "loramuon": "LoRA-Muon",
+    "lowrank": "low-rank AdamW",
+    "muon": "Muon",
+    "adamw": "AdamW",
+}
 WIDTH, HEIGHT, TITLE = 430, 250, 26
 EDGE = 0.03  # nats above the best: where the high side of a curve is measured
 RANGE = 0.12  # nats above the best of a size that a panel shows

@@ -92,6 +92,27 @@ def test_equals_a_plain_version(root: str, nesterov: bool) -> None:
             assert np.abs(p.detach().numpy() - X).max() < 1e-10
 
 
+@pytest.mark.parametrize("options", [{}, {"msign": "pe7", "bound": "whole"}, {"direction": "tangent"}])
+def test_a_pair_among_others_has_the_bits_that_it_has_alone(options: dict[str, Any]) -> None:
+    """In float32, at ranks whose roots are taken by halves, with momenta, over several shapes."""
+    shapes = [(96, 80, 40), (80, 80, 40), (80, 160, 40), (96, 80, 40), (60, 50, 37), (50, 60, 37)]
+    together, alone = ([pair(*s, seed=i, dtype=torch.float32) for i, s in enumerate(shapes)] for _ in "ab")
+    every = [p for params in together for p in params]
+    optimizers = [LoRAMuon([{"params": every, "role": "factors"}], lr=0.1, **options)]
+    optimizers += [LoRAMuon([{"params": params, "role": "factors"}], lr=0.1, **options) for params in alone]
+    for step in range(3):
+        for i, both in enumerate(zip(together, alone, strict=True)):
+            for params in both:
+                g = torch.Generator().manual_seed(10 * step + i)
+                for p in params:
+                    p.grad = torch.randn(p.shape, generator=g)
+        for optimizer in optimizers:
+            optimizer.step()
+    for i, (one, other) in enumerate(zip(together, alone, strict=True)):
+        for p, q in zip(one, other, strict=True):
+            assert torch.equal(p, q), shapes[i]
+
+
 @pytest.mark.parametrize(("m", "n", "r"), [(16, 16, 4), (64, 16, 4), (16, 64, 8), (40, 24, 24), (96, 96, 32)])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_each_half_is_half_a_partial_isometry_whatever_the_shape(m: int, n: int, r: int, seed: int) -> None:

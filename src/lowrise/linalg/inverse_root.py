@@ -17,6 +17,7 @@ known of them, and 1/0 would be the largest step of all. So does a matrix that i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -43,6 +44,10 @@ PUBLISHED_SHRINK = 1.001
 # fixed points, each of which cubes the error. Right to rounding for conditions of up to 1e8 in float64.
 TWELVE_STEPS: tuple[Triple, ...] = (*POLAR_EXPRESS, *4 * ((1.875, -1.25, 0.375),))
 
+# Rows of the triangles that are left to LAPACK on a CPU; 16 and 64 take longer.
+LAPACK_ROWS = 32
+LINE = 16  # numbers of float32 in a cache line
+
 # In float64 the reference's floor of eigenvalues, relative to the largest; never below what rounding leaves.
 EIGEN_FLOOR = 1e-14
 
@@ -56,17 +61,55 @@ def cholesky_root(S: Tensor) -> Tensor:
     w^(-1/2) for an eigenvalue w well above d, at most 1 where w is rounding, and 0 for w = 0. Chosen per
     matrix and on the device; a CPU leaves it out where nothing needs it.
     """
-    L, failed = torch.linalg.cholesky_ex(S)
-    noise = S.shape[-1] * torch.finfo(S.dtype).eps
+    r = S.shape[-1]
+    noise = r * torch.finfo(S.dtype).eps
+    by_halves = S.device.type == "cpu" and r > LAPACK_ROWS
+    stack = S.reshape(-1, r, r)
+    R, found = _triangular_root(_padded(stack) if by_halves else stack, LAPACK_ROWS if by_halves else r)
+    R, found = R[:, :r, :r].view(S.shape), found.view(S.shape[:-2])
+    pivots = R.diagonal(dim1=-2, dim2=-1).square().reciprocal()
     squares = S.diagonal(dim1=-2, dim2=-1)
-    pivots = L.diagonal(dim1=-2, dim2=-1).square()
-    sound = (failed == 0) & (pivots > noise * squares).all(-1) & pivots.isfinite().all(-1)
-    sound = sound[..., None, None]
-    identity = torch.eye(S.shape[-1], dtype=S.dtype, device=S.device)
-    everywhere = S.device.type == "cpu" and bool(sound.all())
-    L = L if everywhere else torch.where(sound, L, identity)
-    R = torch.linalg.solve_triangular(L, identity.expand_as(L), upper=False).mT
-    return R if everywhere else torch.where(sound, R, _damped_root(S, noise ** (2 / 3)))
+    sound = found & ((pivots > noise * squares) & pivots.isfinite()).all(-1)
+    if S.device.type == "cpu" and bool(sound.all()):
+        return R
+    return torch.where(sound[..., None, None], R, _damped_root(S, noise ** (2 / 3)))
+
+
+def _padded(S: Tensor) -> Tensor:
+    """S (b, r, r) with the identity below, so that rows are whole cache lines: on others the order of a
+    product's sums depends on where in a batch the matrix lies."""
+    r = S.shape[-1]
+    more = -r % LINE
+    if not more:
+        return S
+    wide = S.new_zeros(len(S), r + more, r + more)
+    wide[:, :r, :r] = S
+    wide.diagonal(dim1=-2, dim2=-1)[:, r:] = 1.0
+    return wide
+
+
+def _triangular_root(S: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """R of S (b, r, r), and whether there is one, (b,): by LAPACK up to so many rows, else by halves,
+
+        R_1 = S_11^(-1/2), T = R_1^T S_12, R_2 = (S_22 - T^T T)^(-1/2),   R = [[R_1, -R_1 T R_2], [0, R_2]]
+
+    which is all products: three times as fast at r = 128, where LAPACK's unblocked part is most of it.
+    ||R^T S R - I||_F is at most twice as large, measured at conditions of S up to 1e6 in float32 and 1e12 in
+    float64.
+    """
+    r = S.shape[-1]
+    if r <= rows:
+        L, failed = torch.linalg.cholesky_ex(S)
+        identity = torch.eye(r, dtype=S.dtype, device=S.device)
+        return torch.linalg.solve_triangular(L, identity.expand_as(L), upper=False).mT, failed == 0
+    h = LINE * math.ceil(r / (2 * LINE))
+    R_1, found_1 = _triangular_root(S[:, :h, :h], rows)
+    T = torch.bmm(R_1.mT, S[:, :h, h:])
+    R_2, found_2 = _triangular_root(torch.baddbmm(S[:, h:, h:], T.mT, T, alpha=-1.0), rows)
+    R = S.new_zeros(S.shape)
+    R[:, :h, :h], R[:, h:, h:] = R_1, R_2
+    torch.neg(torch.bmm(R_1, torch.bmm(T, R_2)), out=R[:, :h, h:])
+    return R, found_1 & found_2
 
 
 def _damped_root(S: Tensor, d: float) -> Tensor:

@@ -35,6 +35,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lowrise.linalg.norms import frobenius
 from lowrise.linalg.polar_iteration import (
     Form,
     Start,
@@ -134,38 +135,49 @@ def newton_schulz_each(
 
 def polar_times(
     Xs: Sequence[Tensor],
-    rights: Sequence[Tensor],
+    rights: Tensor,
     triples: Sequence[Triple],
     *,
     safety: float = 1.0,
+    scale: Tensor | float = 1.0,
     form: Form = "auto",
 ) -> list[Tensor]:
-    """(The triples, one after another, from X / (safety ||X||_F)) @ right, for each X (b, m, k) and its right
-    (b, k, k), m of any sizes and one k.
+    """scale (The triples, one after another, from X / (safety ||X||_F)) @ right, for each stack X (b, m, k),
+    m of any sizes and one k; rights (sum of b, k, k), scale a number or (sum of b, 1, 1).
 
     In the Gram form the k x k work of all of them is one batch, and `right` is multiplied into the factor of
     the last segment, so that it costs next to nothing. Entries of X must be of a size that can be squared, as
     nothing is divided beforehand; X = 0 gives 0.
     """
-    scaled = _shrunk(triples, safety)
-    start = Start(0.0, safety=safety)
-    kinds: dict[tuple[int, ...], list[int]] = {}
-    for i, X in enumerate(Xs):
-        m, k = X.shape[-2:]
-        segments = chosen_segments((m, k), triples, X.device, X.dtype, form if m >= k else "plain")
-        kinds.setdefault(tuple(segments), []).append(i)
-    results = dict.fromkeys(range(len(Xs)), Xs[0])
-    for parts, places in kinds.items():
-        chosen, beside = [Xs[i] for i in places], [rights[i] for i in places]
-        if parts[0] > 1:
-            moved = polynomials(chosen, 0, scaled, parts, divisor=start.of_gram, right=torch.cat(beside))
-        else:
-            moved = [
-                _iterate(X, scaled, start, dtype=X.dtype, scale=1.0, form="plain") @ right
-                for X, right in zip(chosen, beside, strict=True)
-            ]
-        results.update(zip(places, moved, strict=True))
-    return list(results.values())
+    counts = [len(X) for X in Xs]
+    segments = [
+        chosen_segments(
+            X.shape[-2:], triples, X.device, X.dtype, form if X.shape[-2] >= X.shape[-1] else "plain"
+        )
+        for X in Xs
+    ]
+    order = sorted(range(len(Xs)), key=lambda i: segments[i][0] > 1)  # the plain form first
+    if order != list(range(len(Xs))):
+        rights = torch.cat([rights.split(counts)[i] for i in order])
+        if isinstance(scale, Tensor):
+            scale = torch.cat([scale.split(counts)[i] for i in order])
+        moved = polar_times([Xs[i] for i in order], rights, triples, safety=safety, scale=scale, form=form)
+        return [moved[order.index(i)] for i in range(len(Xs))]
+    plain = sum(one[0] == 1 for one in segments)
+    place = sum(counts[:plain])
+    start, Ys = Start(0.0, safety=safety), list(Xs)
+    if plain:
+        divisors = start.divisor(frobenius(Ys[:plain]), None).split(counts[:plain])
+        Ys[:plain] = [Y / divisor for Y, divisor in zip(Ys, divisors, strict=False)]
+    last = scale[place:] if isinstance(scale, Tensor) else scale
+    Ys = polynomials(
+        Ys, plain, _shrunk(triples, safety), segments[-1],
+        divisor=start.of_gram, scale=last, right=rights[place:],
+    )  # fmt: skip
+    if plain:
+        own = (rights[:place] * (scale[:place] if isinstance(scale, Tensor) else scale)).split(counts[:plain])
+        Ys[:plain] = [torch.bmm(Y, right) for Y, right in zip(Ys, own, strict=False)]
+    return Ys
 
 
 def polar_express(

@@ -212,7 +212,7 @@ def polynomials(
             assert S_0 is not None
             assert Q is not None
             pairs.append((Q.mT, torch.bmm(S_0, Q)))
-        S = _products(pairs)
+        S = products(pairs)
         if gram and j in starts:
             S_0 = S[place:]
             if j == 0 and divisor is not None:
@@ -241,7 +241,7 @@ def _tall(X: Tensor) -> Tensor:
     return X if X.shape[-2] >= X.shape[-1] else X.mT
 
 
-def _products(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+def products(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """The products of stacks (b, k, m) and (b, m, k), written one after the other: (sum of b, k, k)."""
     if len(pairs) == 1:
         return torch.bmm(*pairs[0])

@@ -5,7 +5,7 @@ docstring.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -23,6 +23,7 @@ from lowrise.linalg.inverse_root import (
 )
 from lowrise.linalg.norms import spectral_norm_upper
 from lowrise.linalg.polar import rounding_guard
+from lowrise.linalg.polar_iteration import products
 from lowrise.linalg.precision import full_precision_matmul
 from lowrise.optim.engine.base import Optimizer
 from lowrise.optim.engine.options import check_gauge
@@ -71,14 +72,31 @@ ROOT_FLOPS = {
 NORM_SQUARINGS = 40  # of `rebalance_every`: norms to rounding
 
 
-class Pairs(NamedTuple):
-    """Pairs of one shape, stacked, in the dtype of the state: what the steps 2 to 4 work on."""
+class Factors(NamedTuple):
+    """The factors A, B, A, B, ... of pairs of one rank r, stacked by shape: what the steps 2 to 4 work on.
 
-    units: Sequence[Unit]
-    A: Tensor  # (b, m, r)
-    B: Tensor  # (b, n, r)
-    N_A: Tensor
-    N_B: Tensor
+    Whatever has r x r numbers or one number a factor lies in one tensor for all of them, in `order`.
+    """
+
+    params: list[Tensor]
+    shapes: list[float]
+    """sqrt(m / n) of each factor's pair."""
+    places: list[list[int]]
+    """Factors of each stack."""
+    Xs: list[Tensor]
+    """Their weights (b, k, r), in the dtype of the state."""
+    Ns: list[Tensor]
+    """Their N."""
+
+    @property
+    def order(self) -> list[int]:
+        """The factors as the stacks hold them."""
+        return [i for own in self.places for i in own]
+
+    def of_partners(self, values: Tensor) -> Tensor:
+        """What each factor's partner has, from values (factors, ...) in order."""
+        at = {i: values[j] for j, i in enumerate(self.order)}
+        return torch.stack([at[i ^ 1] for i in self.order])
 
 
 class LoRAMuon(Optimizer):
@@ -246,7 +264,7 @@ class LoRAMuon(Optimizer):
                 moving = _momenta(group, alike)  # 1
                 _rebalance_due(group, moving)
                 for chunk in chunked(moving, lambda one: _elements(one[0]), batch_elements(device)):
-                    _move(group, list(_stacks(chunk)))
+                    _move(group, _factors(chunk))
 
 
 def _split_factor(group: Mapping[str, Any]) -> float:
@@ -316,50 +334,53 @@ def _rebalance_due(group: Mapping[str, Any], moving: Sequence[Moving]) -> None:
         torch._foreach_div_([B, M_A, *([N_A] if N_A is not M_A else [])], c)
 
 
-def _stacks(moving: Sequence[Moving]) -> Iterator[Pairs]:
-    """Pairs of one shape together; on a CPU, where stacking gains nothing, each alone and not copied."""
-    shapes: dict[tuple[Any, ...], list[Moving]] = {}
-    for i, (unit, directions) in enumerate(moving):
-        A, B = unit.params
-        alone = i if A.device.type == "cpu" else 0
-        shapes.setdefault((A.shape, B.shape, alone), []).append((unit, directions))
-    for same in shapes.values():
-        units = [unit for unit, _ in same]
-        dtype = state_dtype(units[0].params[0])
-        A, B = (stacked([unit.params[place] for unit in units]).to(dtype) for place in (0, 1))
-        N_A, N_B = (stacked([directions[place] for _, directions in same]) for place in (0, 1))
-        yield Pairs(units, A, B, N_A, N_B)
+def _factors(moving: Sequence[Moving]) -> Factors:
+    """Factors of one shape together; on a CPU, where stacking gains nothing, each alone and not copied."""
+    params = [p for unit, _ in moving for p in unit.params]
+    Ns = [N for _, directions in moving for N in directions]
+    shapes = [math.sqrt(A.shape[0] / B.shape[0]) for A, B in (unit.params for unit, _ in moving)]
+    kinds: dict[tuple[Any, ...], list[int]] = {}
+    for i, p in enumerate(params):
+        kinds.setdefault((i,) if p.device.type == "cpu" else (p.shape, p.dtype), []).append(i)
+    places = list(kinds.values())
+    dtype = state_dtype(params[0])
+    Xs = [stacked([params[i] for i in own]).to(dtype) for own in places]
+    return Factors(
+        params, [ratio for ratio in shapes for _ in range(2)], places, Xs,
+        [stacked([Ns[i] for i in own]) for own in places],
+    )  # fmt: skip
 
 
-def _move(group: Mapping[str, Any], stacks: Sequence[Pairs]) -> None:
+def _move(group: Mapping[str, Any], factors: Factors) -> None:
     """Steps 2 to 4 for pairs of one rank; the numbers are those of the class's docstring."""
     kept = _split_factor(group)
-    S = [
-        torch.bmm(X.mT, X) for pairs in stacks for X in (pairs.A, pairs.B)
-    ]  # 2: A and B of each stack in turn
-    if group["bound"] == "whole":
-        D = _bounded_steps(group, stacks, kept)
+    S = products([(X.mT, X) for X in factors.Xs])  # 2
+    S_partner = factors.of_partners(S)
+    if group["direction"] == "tangent":
+        D = _tangent_steps(group, factors, _roots(group, S), kept)
+    elif group["bound"] == "whole":
+        D = _bounded_steps(group, factors, kept)
     else:
-        R = _roots(group, torch.cat(S)).split([len(gram) for gram in S])
-        D = _steps(group, stacks, R, kept)
+        sizes = _radii(group, factors, S)[:, None, None] / (2.0 * kept)
+        D = half_steps(factors.Ns, _roots(group, S_partner), group["msign"], sizes)  # 3, divided by s
     rate = group["lr"] * group["weight_decay"]
-    moved: dict[int, tuple[list[Tensor], list[Tensor]]] = {0: ([], []), 1: ([], [])}
-    for i, pairs in enumerate(stacks):
-        (S_A, S_B), (D_A, D_B) = S[2 * i : 2 * i + 2], D[2 * i : 2 * i + 2]
-        if group["decay"] == "product" and rate:
-            cut = product_decay_rate(S_A, S_B, rate)
-            D_A, D_B = torch.baddbmm(D_A, pairs.A, S_B * cut), torch.baddbmm(D_B, pairs.B, S_A * cut)
-        for place, change in ((0, D_A), (1, D_B)):
-            moved[place][0].extend(unit.params[place] for unit in pairs.units)
-            moved[place][1].extend(change.unbind())
-    for params, changes in moved.values():  # 4; A and B may be of two dtypes
-        decay_and_subtract_(params, changes, kept if kept != 1.0 else None)
+    if group["decay"] == "product" and rate:
+        cuts = (S_partner * product_decay_rate(S, S_partner, rate)).split([len(X) for X in factors.Xs])
+        D = [torch.baddbmm(d, X, cut) for d, X, cut in zip(D, factors.Xs, cuts, strict=True)]
+    changes = dict(zip(factors.order, (d for stack in D for d in stack.unbind()), strict=True))
+    for place in (0, 1):  # 4; A and B may be of two dtypes
+        steps = [changes[i] for i in range(place, len(changes), 2)]
+        decay_and_subtract_(factors.params[place::2], steps, kept if kept != 1.0 else None)
 
 
-def _radius(group: Mapping[str, Any], pairs: Pairs) -> float:
-    """eta."""
-    shape = math.sqrt(pairs.A.shape[-2] / pairs.B.shape[-2]) if group["scale"] == "spectral" else 1.0
-    return float(group["lr"] * shape)
+def _radii(group: Mapping[str, Any], factors: Factors, like: Tensor) -> Tensor:
+    """eta of each factor's pair, in order, as `like`: numbers that reach the device without a copy."""
+    etas = [group["lr"] * (factors.shapes[i] if group["scale"] == "spectral" else 1.0) for i in factors.order]
+    if len(set(etas)) == 1:
+        return like.new_full((len(etas),), etas[0])
+    radii = like.new_ones(len(etas))
+    torch._foreach_mul_(list(radii.unbind()), etas)
+    return radii
 
 
 def _roots(group: Mapping[str, Any], S: Tensor) -> Tensor:
@@ -373,50 +394,55 @@ def _roots(group: Mapping[str, Any], S: Tensor) -> Tensor:
     return iterated_root(S, triples=SEVEN_STEPS, shift=PUBLISHED_SHIFT, shrink=PUBLISHED_SHRINK)
 
 
-def _steps(
-    group: Mapping[str, Any], stacks: Sequence[Pairs], R: Sequence[Tensor], kept: float
-) -> list[Tensor]:
-    """Step 3, divided by s: -dA / s and -dB / s of each stack in turn."""
-    if group["direction"] == "tangent":
-        changes: list[Tensor] = []
-        for i, (_, A, B, N_A, N_B) in enumerate(stacks):
-            eta = _radius(group, stacks[i]) / kept
-            changes += tangent_steps(A, B, N_A, N_B, R[2 * i], R[2 * i + 1], group["msign"], eta)
-        return changes
-    sizes = [_radius(group, pairs) / (2.0 * kept) for pairs in stacks for _ in range(2)]
-    return half_steps(*_halves(stacks, R), group["msign"], sizes)
+def _tangent_steps(group: Mapping[str, Any], factors: Factors, R: Tensor, kept: float) -> list[Tensor]:
+    """Step 3 in the tangent direction, divided by s, of each stack: pairs of one shape after the other."""
+    order = factors.order
+    found: dict[int, tuple[Tensor, ...]] = {
+        i: (X, N, root)
+        for i, X, N, root in zip(
+            order,
+            (X for stack in factors.Xs for X in stack.unbind()),
+            (N for stack in factors.Ns for N in stack.unbind()),
+            R.unbind(),
+            strict=True,
+        )
+    }
+    kinds: dict[tuple[Any, ...], list[int]] = {}
+    for i in range(0, len(order), 2):
+        alone = i if R.device.type == "cpu" else -1
+        kinds.setdefault((found[i][0].shape, found[i + 1][0].shape, alone), []).append(i)
+    steps: dict[int, Tensor] = {}
+    for pairs in kinds.values():
+        A, N_A, R_A = (stacked([found[i][k] for i in pairs]) for k in range(3))
+        B, N_B, R_B = (stacked([found[i + 1][k] for i in pairs]) for k in range(3))
+        size = group["lr"] * (factors.shapes[pairs[0]] if group["scale"] == "spectral" else 1.0) / kept
+        a, b = tangent_steps(A, B, N_A, N_B, R_A, R_B, group["msign"], size)
+        for i, one, other in zip(pairs, a.unbind(), b.unbind(), strict=True):
+            steps[i], steps[i + 1] = one, other
+    return [stacked([steps[i] for i in own]) for own in factors.places]
 
 
-def _halves(stacks: Sequence[Pairs], R: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """The momenta and the roots that they meet: N_A with R_B, N_B with R_A."""
-    partners = [X for i in range(0, len(R), 2) for X in (R[i + 1], R[i])]
-    return [N for pairs in stacks for N in (pairs.N_A, pairs.N_B)], partners
-
-
-def _bounded_steps(group: Mapping[str, Any], stacks: Sequence[Pairs], kept: float) -> list[Tensor]:
+def _bounded_steps(group: Mapping[str, Any], factors: Factors, kept: float) -> list[Tensor]:
     """Step 3, divided by s, with the longest eta for which ||dW||_2 <= lr sqrt(m / n) is proved.
 
     Gram matrices, roots and norms are of the numbers in memory, in float64 (float32 on a device without it,
     where the statement is measured and not proved); the polynomials in the form that has a proof.
     """
-    dtype = stacks[0].A.dtype
-    wide = torch.float32 if stacks[0].A.device.type == "mps" else torch.float64
-    R, sizes = [], []
-    for pairs in stacks:
-        R_A, R_B = (cholesky_root(X.mT @ X) for X in (pairs.A.to(wide), pairs.B.to(wide)))
-        rho_A, rho_B, s_A, s_B = (spectral_norm_upper(X) for X in (R_A, R_B, pairs.A, pairs.B))
-        eta = bounded_length(
-            (rho_A, rho_B),
-            (s_A, s_B),
-            _radius(group, pairs),
-            supremum=SUPREMA[group["msign"]] * rounding_guard(dtype),
-            kept=kept,
-            rank=pairs.A.shape[-1],
-            eps=torch.finfo(dtype).eps,
-        )
-        R += [R_A.to(dtype), R_B.to(dtype)]
-        sizes += [(eta / (2.0 * kept)).to(dtype)[:, None, None]] * 2
-    return half_steps(*_halves(stacks, R), group["msign"], sizes, form="plain")
+    dtype, device = factors.Xs[0].dtype, factors.Xs[0].device
+    wide = torch.float32 if device.type == "mps" else torch.float64
+    R = cholesky_root(products([(X.mT, X) for X in (X.to(wide) for X in factors.Xs)]))
+    rho, norms = spectral_norm_upper(R), torch.cat([spectral_norm_upper(X) for X in factors.Xs])
+    eta = bounded_length(
+        (rho, factors.of_partners(rho)),
+        (norms, factors.of_partners(norms)),
+        _radii(group, factors, R),
+        supremum=SUPREMA[group["msign"]] * rounding_guard(dtype),
+        kept=kept,
+        rank=factors.Xs[0].shape[-1],
+        eps=torch.finfo(dtype).eps,
+    )
+    sizes = (eta / (2.0 * kept)).to(dtype)[:, None, None]
+    return half_steps(factors.Ns, factors.of_partners(R).to(dtype), group["msign"], sizes, form="plain")
 
 
 def _elements(unit: Unit) -> int:

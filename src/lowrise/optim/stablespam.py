@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from lowrise.errors import UsageError
+from lowrise.linalg.norms import frobenius, largest_entries
 from lowrise.optim.engine.base import Optimizer
 from lowrise.optim.engine.product_decay import Decay, check_decay
-from lowrise.optim.engine.units import Layout, Shape, Unit, buckets, stacked, step_of
+from lowrise.optim.engine.units import Layout, Shape, Unit, stacked, step_of, together
 from lowrise.optim.rules.adamw import ADAMW_FLOPS_PER_ELEMENT, adamw_layout, adamw_update_
 
 ResetCounter = Literal["shared", "separate"]
@@ -155,8 +156,8 @@ class StableSPAM(Optimizer):
 
     def _update(self, group: dict[str, Any], units: list[Unit]) -> None:
         for t, members in _by_step(units):
-            for bucket in buckets(members, lambda member: member[0]):
-                _move(group, bucket, t)
+            for chunk in together(members, lambda member: member[0]):
+                _move(group, chunk, t)
 
     @classmethod
     def _unit_flops(cls, role: str, shapes: tuple[Shape, ...], options: Mapping[str, Any]) -> int:
@@ -173,25 +174,29 @@ def _by_step(units: list[Unit]) -> Iterator[tuple[int, list[Member]]]:
     yield from by_step.items()
 
 
-def _move(group: Mapping[str, Any], bucket: list[Member], t: int) -> None:
-    """One update of tensors of one shape, the t-th of each."""
-    params, grads, states = (list(column) for column in zip(*bucket, strict=True))
+def _move(group: Mapping[str, Any], chunk: Sequence[Sequence[Member]], t: int) -> None:
+    """One update of tensors, those of one shape in a sequence, the t-th of each."""
+    members = [member for same in chunk for member in same]
+    params, states = [p for p, _, _ in members], [state for _, _, state in members]
     c, every = cosine_factor(t, group["total_steps"], group["eta_min"]), group["reset_every"]
     k = t if group["reset_counter"] == "separate" else counter(t - 1, every) + 1
     scalars = [torch.stack([state[name] for state in states]) for name in SCALARS]
-    G = smoothed(
-        stacked(grads), scalars, k,
+    Gs = smoothed(
+        [stacked([grad for _, grad, _ in same]) for same in chunk], scalars, k,
         gammas=(group["gamma1"] * c, group["gamma2"]), theta=group["theta"], eps=group["eps"],
     )  # fmt: skip
-    for name, stack in zip(SCALARS, scalars, strict=True):
-        torch._foreach_copy_([state[name] for state in states], list(stack.unbind()))
+    torch._foreach_copy_(
+        [state[name] for name in SCALARS for state in states],
+        [x for stack in scalars for x in stack.unbind()],
+    )
     exp_avgs, exp_avg_sqs = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
     resets = every > 0 and t % every == 0
     if resets and group["reset_moments"] == "before":
         torch._foreach_zero_(exp_avgs + exp_avg_sqs)
     b1, b2 = group["betas"]
     adamw_update_(
-        params, list(G.unbind()), exp_avgs, exp_avg_sqs, [float(counter(t, every))] * len(params),
+        params, [G for stack in Gs for G in stack.unbind()], exp_avgs, exp_avg_sqs,
+        [float(counter(t, every))] * len(params),
         lr=group["lr"], betas=(b1 * c, b2), eps=group["eps"], weight_decay=group["weight_decay"],
     )  # fmt: skip
     if resets and group["reset_moments"] == "after":
@@ -199,25 +204,43 @@ def _move(group: Mapping[str, Any], bucket: list[Member], t: int) -> None:
 
 
 def smoothed(
-    G: Tensor, scalars: list[Tensor], k: int, *, gammas: tuple[float, float], theta: float, eps: float
-) -> Tensor:
-    """Steps 2 and 3 for G (batch, ...), in a new tensor; the scalars a, p, s (batch,) in place."""
+    Gs: Sequence[Tensor],
+    scalars: list[Tensor],
+    k: int,
+    *,
+    gammas: tuple[float, float],
+    theta: float,
+    eps: float,
+) -> list[Tensor]:
+    """Steps 2 and 3 for stacks G (b, ...), in new tensors; the scalars a, p, s (sum of b,) in place.
+
+    Only what is elementwise is done stack by stack.
+    """
     a, p, s = scalars
     g1, g2 = gammas
-    batch = len(G)
-    along = (batch,) + (1,) * (G.ndim - 1)
-    flat = G.reshape(batch, -1)
-    largest = torch.maximum(flat.amax(dim=1), -flat.amin(dim=1))
+    flat = [G.reshape(len(G), 1, -1) for G in Gs]
+    largest = largest_entries(flat).flatten()
     a.lerp_(largest, 1.0 - theta)
-    limit = (a / (1.0 - theta**k)).view(along)
-    clipped = torch.where(G.abs() > limit, G * (limit / largest.view(along)), G)
-    q = torch.linalg.vector_norm(clipped.reshape(batch, -1), dim=1)
+    limit = a / (1.0 - theta**k)
+    limits, shares = (_along(Gs, each) for each in (limit, limit / largest))
+    clipped = [
+        torch.where(G.abs() > most, G * share, G) for G, most, share in zip(Gs, limits, shares, strict=True)
+    ]
+    q = frobenius([G.reshape(len(G), 1, -1) for G in clipped]).flatten()
     p.lerp_(q, 1.0 - g1)
     s.lerp_(q.square(), 1.0 - g2)
     wanted = p / (1.0 - g1**k) / ((s / (1.0 - g2**k)).sqrt_().add_(eps))
+    one = torch.ones_like(q)
     zero = q == 0  # a zero gradient is left alone
-    clipped.div_(torch.where(zero, torch.ones_like(q), q).view(along))  # by itself: q may be subnormal
-    return clipped.mul_(torch.where(zero, torch.ones_like(wanted), wanted).view(along))
+    norms, wants = (_along(Gs, torch.where(zero, one, each)) for each in (q, wanted))
+    # Divided by itself: q may be subnormal.
+    return [G.div_(norm).mul_(want) for G, norm, want in zip(clipped, norms, wants, strict=True)]
+
+
+def _along(Gs: Sequence[Tensor], numbers: Tensor) -> list[Tensor]:
+    """Numbers (sum of b,), one of each tensor, in the shapes that go with the stacks (b, ...)."""
+    parts = numbers.split([len(G) for G in Gs])
+    return [part.view(-1, *[1] * (G.ndim - 1)) for part, G in zip(parts, Gs, strict=True)]
 
 
 def counter(t: int, reset_every: int) -> int:

@@ -93,6 +93,19 @@ def _of_product(weight: Weight, options: Mapping[str, Any]) -> float:
     return 1.0
 
 
+def _loramuon(weight: Weight, options: Mapping[str, Any]) -> float:
+    """Likewise, or sqrt(m/n) times it. That is the change to first order: dA dB^T may be as large as lr^2
+    over four times the smallest singular value of W, which a square Gaussian of full rank has at nearly 0."""
+    m, n, r = weight
+    if options["bound"] != "whole" and r is not None and 8 * r > 7 * min(m, n):
+        raise UsageError(
+            f"transfer.base cannot be with LoRA-Muon at rank {r} of {m} x {n}, optimizer.bound = "
+            f"{options['bound']!r}: so near to the full rank its steps are longer than its rate says. Set "
+            f'optimizer.bound = "whole", or a layer.rank of at most {7 * min(m, n) // 8}.'
+        )
+    return weight.norm if options["scale"] == "spectral" else 1.0
+
+
 ENTRYWISE = _of_matrices(_entrywise)
 CHANGES: dict[str, Change] = {
     "adamw": ENTRYWISE,
@@ -101,6 +114,7 @@ CHANGES: dict[str, Change] = {
     "dion2": _of_matrices(Dion2.step_scale),
     "stablespam": ENTRYWISE,
     "spectron": _of_product,
+    "loramuon": _loramuon,
 }
 """Optimizer -> how the change of a weight depends on its shape. A further optimizer is a further row."""
 

@@ -58,6 +58,32 @@ def test_in_float32(name: str) -> None:
     assert error(R, S) < 1e-3  # 1e3 eps = 1.2e-4, and the sums
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("r", "condition"), [(33, 10.0), (70, 1e2), (128, 1e3)])
+def test_by_halves_a_root_is_as_exact_as_by_lapack(r: int, condition: float, dtype: torch.dtype) -> None:
+    """Ranks above `LAPACK_ROWS`. Measured: at most twice the error."""
+    S = gram(condition, r=r, dtype=dtype)
+    L = torch.linalg.cholesky(S)
+    plain = torch.linalg.solve_triangular(L, torch.eye(r, dtype=dtype).expand_as(L), upper=False).mT
+    R = cholesky_root(S)
+    assert torch.equal(R, R.triu())
+    assert error(R, S) < 4 * error(plain, S)
+    assert torch.equal(R[1], cholesky_root(S[1]))  # alone as among others
+
+
+@pytest.mark.parametrize("place", [0, 40, 69])
+def test_by_halves_a_null_direction_is_seen_wherever_it_is(place: int) -> None:
+    """A column that repeats another, in either half: the root of its neighbours in the batch stays."""
+    B = torch.randn(2, 200, 70, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    B[1, :, place] = B[1, :, 20]
+    S = B.mT @ B
+    R = cholesky_root(S)
+    values = torch.linalg.svdvals(B[1] @ R[1])
+    assert torch.allclose(values[:69], torch.ones(69).double(), atol=1e-4)
+    assert values[69] < 1e-4
+    assert torch.equal(R[0], cholesky_root(S[0]))
+
+
 def test_the_published_shift_costs_what_it_is_said_to() -> None:
     """On eigenvalues of 1 / condition of the norm 1e-5 is added."""
     errors = [error(published(gram(c)), gram(c)) for c in (1e1, 1e2, 1e3)]

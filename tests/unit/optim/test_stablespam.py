@@ -148,7 +148,7 @@ def test_after_a_reset_nothing_is_clipped_with_a_shared_counter() -> None:
     spike = torch.tensor([[[40.0, 1.0], [1.0, 1.0]]], dtype=F64)
     for k, ratio in ((2, 40.0), (1001, 1.05), (20, 34.0)):  # shared, separate, shared after 20 updates
         scalars = [a.reshape(1).clone(), *(torch.ones(1, dtype=F64) for _ in range(2))]
-        G = smoothed(spike, scalars, k, gammas=(0.7, 0.9), theta=0.999, eps=1e-8)
+        (G,) = smoothed([spike], scalars, k, gammas=(0.7, 0.9), theta=0.999, eps=1e-8)
         assert (G[0, 0, 0] / G[0, 1, 1]).item() == pytest.approx(ratio, rel=0.02)
 
 

@@ -28,6 +28,7 @@ TRANSFERRED = [
     and not row.defaults.get("optimizer.hyperball")
 ]
 FACTORED = [name for name in TRANSFERRED if METHODS[name].layer == "lowrank"]
+ALONE = {"other.lr": 1e-9}  # the matrices' own steps: embedding, head and norms stay
 
 
 def config_of(method, width, rank=None, *, transfer=True, blocks=1, **more):
@@ -107,7 +108,7 @@ def over_ranks(method, ranks, width, **more):
 @pytest.mark.parametrize("method", TRANSFERRED)
 def test_activations_change_alike_at_every_width(method):
     found = over_widths(method, (64, 128, 256))
-    assert max(map(abs, found.values())) < 0.2, found  # 64 is small: the limit is not reached there
+    assert max(map(abs, found.values())) < 0.3, found  # 64 is small: the limit is not reached there
 
 
 @pytest.mark.parametrize("method", TRANSFERRED)
@@ -119,12 +120,35 @@ def test_without_multipliers_they_do_not(method):
 
 @pytest.mark.parametrize("method", FACTORED)
 def test_activations_change_alike_at_every_rank(method):
-    """Within 16^0.3 = 2.3 over ranks x 16. Not closer: a low rank needs a larger norm for the same output,
+    """Within 12^0.35 = 2.4 over ranks x 12. Not closer: a low rank needs a larger norm for the same output,
     and what a map before has learned lies in its leading directions."""
-    found = over_ranks(method, (16, 64, 256), 256)
-    assert max(map(abs, found.values())) < 0.3, found
-    bare = over_ranks(method, (16, 256), 256, transfer=False)
+    found = over_ranks(method, (16, 64, 192), 256)
+    assert max(map(abs, found.values())) < 0.35, found
+    bare = over_ranks(method, (16, 192), 256, transfer=False)
     assert bare["mlp 0"] > 0.7, bare
+
+
+@pytest.mark.parametrize("method", FACTORED)
+def test_what_the_factors_alone_change_is_alike(method):
+    """Beside the embedding's change, which most of the above is, a step of factors that is too long or too
+    short would not be seen. Within 4^0.4 = 1.7 over widths x 4 and 2.3 over ranks x 8. The logits answer
+    through a head that stays at its first, random entries, and so with a power of -1/2 of the width."""
+    for found in (over_widths(method, (64, 256), **ALONE), over_ranks(method, (16, 128), 256, **ALONE)):
+        blocks = {name: slope for name, slope in found.items() if name != "logits"}
+        assert max(map(abs, blocks.values())) < 0.4, found
+    bare = over_widths(method, (64, 256), transfer=False, **ALONE)
+    assert bare["mlp 0"] > 0.7, bare
+
+
+def test_loramuon_at_full_rank_is_refused_without_the_whole_bound():
+    """The second-order part of its step, up to lr^2 over W's least singular value, outgrows the first."""
+    with pytest.raises(UsageError, match=r'rank 256 of 256 x 256.*bound = "whole".*at most 224'):
+        by_role("loramuon", 256, 256)
+    assert by_role("loramuon", 256, 224)["factors", 256, 256].lr == pytest.approx(1.0)
+    whole = by_role("loramuon", 256, 256, **{"optimizer.bound": "whole"})
+    assert whole["factors", 256, 256].lr == pytest.approx(1.0)
+    published = {"optimizer.scale": "none", "model.intermediate_size": 1024}  # twice the base's ratio
+    assert by_role("loramuon", 256, 64, **published)["factors", 1024, 256].lr == pytest.approx(1.0)
 
 
 @pytest.mark.slow

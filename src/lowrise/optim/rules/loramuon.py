@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lowrise.linalg.norms import largest_entry
+from lowrise.linalg.norms import frobenius, largest_entry
 from lowrise.linalg.polar import (
     POLAR_EIGHT,
     POLAR_EXPRESS,
@@ -40,30 +40,24 @@ SUPREMA = {"quintic5": QUINTIC_SUPREMUM, "pe7": 1.0}
 
 
 def half_steps(
-    Ms: Sequence[Tensor],
-    Rs: Sequence[Tensor],
-    msign: Msign,
-    sizes: Sequence[Tensor | float],
-    *,
-    form: Form = "auto",
+    Ms: Sequence[Tensor], R: Tensor, msign: Msign, sizes: Tensor, *, form: Form = "auto"
 ) -> list[Tensor]:
-    """size msign(M R) R^T, (b, k, r), for momenta M (b, k, r), the partners' R (b, r, r) and sizes, numbers
-    or (b, 1, 1). k may differ, r is one.
+    """size msign(M R) R^T of each stack of momenta M (b, k, r), k of any sizes and one r, with the partners'
+    R (sum of b, r, r) and sizes (sum of b, 1, 1).
 
     M R is scaled so that its entries can be squared: msign does not depend on that.
     """
-    R = torch.cat(list(Rs))
-    counts = [len(M) for M in Ms]
-    norms = torch.cat([torch.linalg.vector_norm(M, dim=(-2, -1), keepdim=True) for M in Ms])
+    norms = frobenius(Ms)
     # A norm of 0 may be that of entries below 1e-23, whose squares are lost; then any number near them will
     # do.
     scales = torch.where(norms > 0, norms, SMALL) * _nonzero(largest_entry(R))
-    scaled = (R / scales).split(counts)
+    scaled = (R / scales).split([len(M) for M in Ms])
     Xs = [torch.bmm(M, right) for M, right in zip(Ms, scaled, strict=True)]
-    rights = [right.mT * size for right, size in zip(Rs, sizes, strict=True)]
     if msign == "svd":
+        rights = (R.mT * sizes).split([len(M) for M in Ms])
         return [polar_svd(X) @ right for X, right in zip(Xs, rights, strict=True)]
-    return polar_times(Xs, rights, SCHEDULES[msign], safety=SAFETY.get(msign, 1.0), form=form)
+    safety = SAFETY.get(msign, 1.0)
+    return polar_times(Xs, R.mT, SCHEDULES[msign], safety=safety, scale=sizes, form=form)
 
 
 def tangent_steps(
@@ -105,21 +99,21 @@ def _msign(X: Tensor, msign: Msign) -> Tensor:
     if msign == "svd":
         return polar_svd(X)
     identity = torch.eye(X.shape[-1], dtype=X.dtype, device=X.device).expand(*X.shape[:-2], -1, -1)
-    return polar_times([X], [identity], SCHEDULES[msign], safety=SAFETY.get(msign, 1.0))[0]
+    return polar_times([X], identity, SCHEDULES[msign], safety=SAFETY.get(msign, 1.0))[0]
 
 
 def bounded_length(
     rho: tuple[Tensor, Tensor],
     norms: tuple[Tensor, Tensor],
-    lr: float,
+    lr: Tensor,
     *,
     supremum: float,
     kept: float,
     rank: int,
     eps: float,
 ) -> Tensor:
-    """eta' <= lr per pair, (pairs,), with which a step changes W by at most lr in the spectral norm, of the
-    numbers that are stored.
+    """eta' <= lr per pair, all (pairs,), with which a step changes W by at most lr in the spectral norm, of
+    the numbers that are stored.
 
     rho: rho_A >= ||R_A||_2, rho_B; norms: s_A >= ||A||_2, s_B; supremum c >= ||msign||_2; kept = s of the
     split decay; eps that of the weights' dtype. With dA = -(eta'/2) O R_B^T, dB likewise and ||B R_B|| <= 1
@@ -138,13 +132,12 @@ def bounded_length(
     rounding = 1.0 + 16.0 * eps * mean
     linear, square = supremum * rounding, (supremum * rounding) ** 2 * rho_A * rho_B / (4.0 * kept * kept)
     reserve = 2.0 * eps * math.sqrt(rank) * (s_A * s_B + lr * (1.0 + 2.0 * mean / kept))
-    whole = torch.full_like(mean, lr)
     root = math.sqrt(rank)
     longest = torch.maximum(
-        _length(linear, square, (whole - reserve).clamp_min(0.0)),
-        _length(linear * (1.0 + root * mean), square * (1.0 + root) ** 2, whole),
+        _length(linear, square, (lr - reserve).clamp_min(0.0)),
+        _length(linear * (1.0 + root * mean), square * (1.0 + root) ** 2, lr),
     )
-    return longest.clamp_max(lr)
+    return torch.minimum(longest, lr)
 
 
 def _length(linear: Tensor, square: Tensor, eta: Tensor) -> Tensor:
