@@ -26,6 +26,7 @@ from lowrise.cli import main
 from tests.unit.track.test_track import add_entry, make_track
 
 scaling_sweep = lowrise.scaling.sweep.sweep
+real_load, real_planner = lowrise.compare.recipes.load_recipe, lowrise.compare.recipes.planner
 
 Words = Callable[[Path], list[str]]
 
@@ -177,8 +178,15 @@ def with_fake_training(patch: pytest.MonkeyPatch) -> None:
     from lowrise.compare.compare import compare
     from lowrise.sweep.sweep import sweep
 
-    patch.setattr(lowrise.compare.recipes, "load_recipe", fake_training.load_recipe)
-    patch.setattr(lowrise.compare.recipes, "planner", lambda console: fake_training.plan_run)
+    def load(path, overrides):
+        return (fake_training.load_recipe if Path(path).name == "fake.toml" else real_load)(path, overrides)
+
+    def planner(console):
+        real = real_planner(console)  # of tracks, whose runs are done
+        return lambda c: (fake_training.plan_run if isinstance(c, fake_training.FakeConfig) else real)(c)
+
+    patch.setattr(lowrise.compare.recipes, "load_recipe", load)
+    patch.setattr(lowrise.compare.recipes, "planner", planner)
     for function in (compare, sweep):
         patch.setitem(function.__kwdefaults__, "command", fake_training.COMMAND)
 
