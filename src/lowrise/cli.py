@@ -18,7 +18,7 @@ from rich.table import Table
 
 from lowrise import __version__
 from lowrise.allocator import keep_freed_memory
-from lowrise.console import Console, plain_warnings, survive_any_encoding
+from lowrise.console import STANDARD_OUTPUT, Console, plain_warnings, survive_any_encoding
 from lowrise.errors import LowriseError, UsageError, disk_error
 from lowrise.files import require_folder_place, strict_json
 from lowrise.flags import parse
@@ -350,6 +350,7 @@ def main(arguments: Arguments | None = None) -> int:
         with plain_warnings(lambda text: complain(text, "yellow") if speaks() else None):
             words = sys.argv[1:] if arguments is None else list(arguments)
             _require_text(words)
+            _require_working_folder()
             if not words or words[0] in ("-h", "--help"):
                 _print_commands(console)
                 return 0 if words else 2
@@ -369,6 +370,8 @@ def main(arguments: Arguments | None = None) -> int:
         sys.stdout = None
         return 128 + signal.SIGPIPE
     except OSError as error:
+        if error.filename in (None, STANDARD_OUTPUT) and _output_fails():
+            error.filename = STANDARD_OUTPUT
         complain(f"error: {disk_error(error)}")
         return 1
     except KeyboardInterrupt:
@@ -381,6 +384,28 @@ def _require_text(words: Sequence[str]) -> None:
     for word in words:
         if any(0xD800 <= ord(c) <= 0xDFFF for c in word):
             raise UsageError(f"{word!a} on the command line is not text in UTF-8.")
+
+
+def _require_working_folder() -> None:
+    """Refuse to work in a folder that has been removed; libraries end the process over it."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UsageError("The working folder is not there any more: change to one that is (cd).") from None
+
+
+def _output_fails() -> bool:
+    """Whether what is printed cannot be written; then it is left, so that the end does not fail over it
+    again."""
+    try:
+        sys.stdout.write("\n")  # what has failed once may have been dropped
+        sys.stdout.flush()
+    except OSError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - to the end of the process
+        return True
+    except (AttributeError, ValueError):  # there is none
+        return True
+    return False
 
 
 def _among_ranks(name: str, *, alone: bool) -> AbstractContextManager[None]:

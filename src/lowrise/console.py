@@ -22,6 +22,9 @@ _PACKAGE = Path(__file__).parent
 _SAID = UserWarning | FutureWarning | RuntimeWarning
 
 
+STANDARD_OUTPUT = "standard output"
+
+
 class Console(rich.console.Console):
     """rich's console for text from files, folders, models and users: square brackets are square brackets
     (style goes through `style=` and `rich.text.Text`), nothing is highlighted, and control characters and
@@ -34,6 +37,16 @@ class Console(rich.console.Console):
     def on_broken_pipe(self) -> None:
         """Leave the reader that has seen enough to the command line; rich would exit with 1 itself."""
         raise BrokenPipeError
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Name the stream where it cannot be written, which the system does not."""
+        try:
+            super().print(*objects, **options)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            error.filename = error.filename or ("standard error" if self.stderr else STANDARD_OUTPUT)
+            raise
 
     def render(self, renderable: RenderableType, options: Any = None) -> Any:
         """Every piece of text passes here on its way to the screen; rich's own controls are marked."""

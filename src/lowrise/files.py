@@ -125,6 +125,11 @@ def require_file_place(path: Path, flag: str, kind: str) -> None:
 def require_folder_place(path: Path, flag: str) -> Path:
     """The path, `~` expanded. Raises `UsageError`, before anything is done, where no folder can be made."""
     place = path.expanduser()
+    broken = next((p for p in (place, *place.parents) if p.is_symlink() and not p.exists()), None)
+    if broken is not None:
+        raise UsageError(
+            f"{flag} {path}: {broken} is a symbolic link to nowhere; remove it, or name a folder."
+        )
     existing = next((p for p in (place, *place.parents) if p.exists()), place)
     if existing.exists() and not existing.is_dir():
         raise UsageError(f"{flag} {path}: {existing} is a file; name a folder.")
@@ -163,11 +168,12 @@ def remove_left_behind(folder: Path) -> None:
     """Delete the temporary files of `write_whole` whose process is gone. For the holder of the folder."""
     for entry in folder.iterdir():
         match = re.fullmatch(r"\..+\.(\d+)\.tmp", entry.name)
-        if match and not _lives(int(match[1])) and not (entry.is_dir() and not entry.is_symlink()):
+        if match and not is_alive(int(match[1])) and not (entry.is_dir() and not entry.is_symlink()):
             entry.unlink(missing_ok=True)
 
 
-def _lives(process: int) -> bool:
+def is_alive(process: int) -> bool:
+    """Whether another process has this number; False for this one, which has left nothing yet."""
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):

@@ -48,6 +48,8 @@ class Flag:
         """Raise `UsageError` for values that are none of its kinds. `source`: the command."""
         kinds = options_of(self.kind)
         given = " ".join(repr(value if len(value) < 80 else f"{value[:60]}...") for value in values)
+        if "" in values and (Path in kinds or self.name in ("out", "run")):
+            raise UsageError(f"{source}: --{self.name} '' is empty: name a place (is a variable unset?).")
         if any(_fits(kind, values) for kind in kinds):
             if not {str, Path} & {*kinds} and any(map(_is_beyond, values)):
                 raise UsageError(

@@ -11,13 +11,14 @@ import re
 import typing
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr
+from pathlib import Path
 from typing import Any
 
 import tyro
 from tyro.conf import FlagConversionOff, Positional
 
 from lowrise.errors import UsageError
-from lowrise.flag_values import UNKNOWN, Flag
+from lowrise.flag_values import UNKNOWN, Flag, options_of
 from lowrise.names import nearest_name
 
 _STYLE = (FlagConversionOff,)
@@ -87,6 +88,8 @@ def _check(
         raise UsageError(
             f"{source}: {free[len(places)]!r} is a word too many. {source} --help shows what there is."
         )
+    if "" in free and any(Path in options_of(place.kind) for place in places):
+        raise UsageError(f"{source}: '' is no path: name one (is a variable unset?).")
     missing = (place for place in places[len(free) :] if place.default is UNKNOWN and not place.takes_list)
     needed = [place.name.upper() for place in missing]  # of a list the command says how many it needs
     needed += [f"--{name}" for name, flag in flags.items() if flag.default is UNKNOWN and name not in given]

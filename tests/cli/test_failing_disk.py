@@ -2,91 +2,13 @@
 
 from __future__ import annotations
 
-import builtins
-import errno
-import io
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
+from failing_disk import NUMBERS, FailingDisk
 from small_runs import config_for, final_tensors, write_text
 
 from lowrise.cli import main
-
-NUMBERS = (errno.EIO, errno.ENOSPC, errno.EACCES)
-
-
-class FailingDisk:
-    """Counts what changes files below `root`, and lets the operation of number `fails` (from 0) fail.
-
-    Opening for writing, writing (as the system sees it), flushing, renaming, removing and making folders.
-    """
-
-    def __init__(self, root: Path, fails: int | None = None, number: int = errno.EIO) -> None:
-        self.root, self.fails, self.number = str(root), fails, number
-        self.done: list[str] = []
-        self.names: dict[int, str] = {}
-
-    def happens(self, kind: str, path: Any) -> None:
-        if not str(path).startswith(self.root):
-            return
-        self.done.append(f"{kind} {Path(str(path)).relative_to(self.root)}")
-        if len(self.done) - 1 == self.fails:
-            named = () if kind in ("write", "fsync") else (str(path),)
-            raise OSError(self.number, os.strerror(self.number), *named)
-
-    @contextmanager
-    def in_place(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        disk, io_open, os_open, fsync = self, io.open, os.open, os.fsync
-
-        class Raw(io.FileIO):
-            def write(self, data: Any) -> int:
-                disk.happens("write", self.name)
-                return super().write(data)
-
-        def opened(file: Any, mode: str = "r", buffering: int = -1, encoding: Any = None, *rest: Any, **more):
-            writes = set(mode) & {*"wax+"}
-            if not writes or not str(file).startswith(disk.root):
-                return io_open(file, mode, buffering, encoding, *rest, **more)
-            disk.happens("open", file)
-            raw = Raw(os.fspath(file), mode.replace("b", "").replace("t", ""))
-            disk.names[raw.fileno()] = str(file)
-            stream = io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
-            return stream if "b" in mode else io.TextIOWrapper(stream, encoding=encoding or "utf-8")
-
-        def opened_by_number(path: Any, *rest: Any, **more: Any) -> int:
-            handle = os_open(path, *rest, **more)
-            disk.names[handle] = str(path)
-            return handle
-
-        def flushed(handle: int) -> None:
-            disk.happens("fsync", disk.names.get(handle, ""))
-            fsync(handle)
-
-        def before(kind: str, action: Callable[..., Any]) -> Callable[..., Any]:
-            def failing(path: Any, *rest: Any, **more: Any) -> Any:
-                if more.get("dir_fd") is None:
-                    disk.happens(kind, path)
-                return action(path, *rest, **more)
-
-            return failing
-
-        with monkeypatch.context() as patch:
-            patch.setattr(io, "open", opened)
-            patch.setattr(builtins, "open", opened)
-            patch.setattr(os, "open", opened_by_number)
-            patch.setattr(os, "fsync", flushed)
-            for kind in ("rename", "replace", "unlink", "mkdir"):
-                patch.setattr(os, kind, before(kind, getattr(os, kind)))
-            yield
-
-
-def place_of(disk: FailingDisk) -> str:
-    """The operation that failed, without numbers: files of the same kind are one kind of place."""
-    return disk.done[disk.fails]
 
 
 class Trial:

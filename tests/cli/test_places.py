@@ -3,7 +3,10 @@ file."""
 
 from __future__ import annotations
 
+import os
 import resource
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,6 +89,85 @@ def test_a_file_in_no_folder_is_refused_before_the_work(words, trained, tmp_path
     place = tmp_path / "none" / "page.md"
     assert f"{place}: there is no folder {place.parent}" in error_of([*words, str(place)], capsys)
     assert "is a folder" in error_of([*words, str(tmp_path)], capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.toml", "[server]\nport = 80\n"),
+        ("config.toml", "no TOML at all"),
+        ("tokenizer.json", "{}"),
+        ("report.html", "<p>of the quarter</p>"),
+        ("metrics.jsonl", ""),
+    ],
+)
+def test_a_run_replaces_no_file_of_others(name, content, trained, tmp_path, capsys):
+    """`--run .` in a folder of one's own work, or in an exported model."""
+    (tmp_path / name).write_text(content)
+    words = ["train", str(trained / "config.toml"), "--run", str(tmp_path)]
+    assert f"{tmp_path / name} is there, which no run wrote" in error_of(words, capsys)
+    assert (tmp_path / name).read_text() == content
+    assert {entry.name for entry in tmp_path.iterdir()} <= {name, ".lock"}
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(trained, tmp_path, capsys):
+    for name in ("config.toml", "environment.json", "tokenizer.json"):
+        (tmp_path / name).write_bytes((trained / name).read_bytes())
+    assert main(["train", str(trained / "config.toml"), "--run", str(tmp_path)]) == 0
+
+
+@pytest.mark.parametrize("target", ["nowhere", "link"])
+def test_a_link_to_nowhere_is_no_folder(target, trained, exported, tmp_path, capsys):
+    link = tmp_path / "link"
+    link.symlink_to(target)
+    for words in (["train", "--run"], ["export", str(trained), "--out"], ["import", str(exported), "--run"]):
+        said = error_of([*words, str(link)], capsys)
+        assert "is a symbolic link" in said
+
+
+def test_a_pipe_is_no_source(tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    words = ["data", "prepare", "--cache", str(tmp_path), "--valid_fraction", "0.1", "--source"]
+    for place in (tmp_path / "pipe", "/dev/zero"):
+        assert "is a pipe or a device" in error_of([*words, str(place)], capsys)
+
+
+def test_a_working_folder_that_is_gone_is_a_message(tmp_path, monkeypatch, capsys):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert "working folder is not there any more" in error_of(["methods"], capsys)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_an_output_that_is_full_is_named():
+    words = [sys.executable, "-m", "lowrise", "methods"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: standard output: No space left on device")
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["export", "import", "factorize"])
+def test_what_a_killed_command_left_is_cleared_up(command, trained, exported, tmp_path):
+    """Folders aside of a process that is gone; an earlier result that it had moved away comes back."""
+    words = {
+        "export": ["export", str(trained), "--out"],
+        "import": ["import", str(exported), "--run"],
+        "factorize": ["factorize", str(exported), "--rank", "4", "--tokens", "64", "--out"],
+    }[command]
+    out, gone = tmp_path / "out", 2**22 + 1  # above the largest process number
+    assert main([*words, str(out)]) == 0
+    before = sorted(entry.name for entry in out.iterdir())
+    out.rename(tmp_path / f".out.{gone}.old.tmp")
+    (tmp_path / f".out.{gone}.tmp").mkdir()
+    (tmp_path / f".out.{gone}.tmp" / "model.safetensors").write_text("half")
+    assert main([*words, str(out)]) == 2, "the earlier one is in its place again"
+    assert sorted(entry.name for entry in out.iterdir()) == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+    assert main([*words, str(out), "--force"]) == 0
 
 
 # Files of this size end in an error of the system, in whatever language they are written.

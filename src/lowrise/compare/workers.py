@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from lowrise.errors import LowriseError
-from lowrise.files import exclusive, open_itself
+from lowrise.files import exclusive, naming, open_itself
 
 # One thread each: workers share the cores, and an idle OpenMP thread that spins would take them from the
 # others.
@@ -185,7 +185,8 @@ def hold_directory(directory: Path, command: str) -> Iterator[int]:
 
     directory.mkdir(parents=True, exist_ok=True)
     with exclusive(directory / ".lock", refuse) as lock:
-        lock.truncate(0)
-        lock.write(f"{os.getpid()} {command}")
-        lock.flush()
+        with naming(directory / ".lock"):
+            lock.truncate(0)
+            lock.write(f"{os.getpid()} {command}")
+            lock.flush()
         yield lock.fileno()

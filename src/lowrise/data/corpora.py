@@ -164,6 +164,11 @@ def _files_of(spec: str, split: str | None, separator: str | None) -> list[Sourc
     else:
         files = _matching(str(path))
     if not files:
+        if path.exists() and not path.is_dir():
+            raise UsageError(
+                f"The source {spec!r} is a pipe or a device, and text is read more than once: write it to a "
+                "file first."
+            )
         what = "holds no files" if path.is_dir() else "matches no file"
         raise UsageError(
             f"The source {spec!r} {what} (looked at {path.absolute()}): give the path of a text, JSON Lines "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,6 +55,13 @@ class Counts:
 
 def part_path(directory: Path, number: int) -> Path:
     return directory / f"part-{number:05d}.json"
+
+
+def remove_parts(directory: Path) -> None:
+    """Remove what tells of the parts of a corpus that is finished, where this may be."""
+    with suppress(OSError):
+        for path in directory.glob("part-*.json"):
+            path.unlink(missing_ok=True)
 
 
 @dataclass

@@ -34,7 +34,7 @@ from lowrise.data.hub import BYTES_PER_TOKEN, is_on_hub, kept_text
 from lowrise.data.index import INDEX, TOKENIZER, make_index, shard_of
 from lowrise.data.limit import TokenLimit, token_limits
 from lowrise.data.log import PrepareLog
-from lowrise.data.parts import SPLITS, PartWriter, Place, Progress, blocks_from, part_path
+from lowrise.data.parts import SPLITS, PartWriter, Place, Progress, blocks_from, part_path, remove_parts
 from lowrise.data.pieces import with_held_out_tail
 from lowrise.data.readers import holds
 from lowrise.data.samples import are_samples, template_place
@@ -140,7 +140,9 @@ def _prepared(
             *([list(token_limits(config).values())] if config.max_tokens else []),
         )
         directory = root / "corpora" / fingerprint[:32]
-        if not (directory / INDEX).exists():
+        if (directory / INDEX).exists():
+            remove_parts(directory)  # of a process that was stopped after the index
+        else:
             _require_separator(config, files, report)
             if config.tokenizer is not None:
                 require_lossless(config, files, tokenizer)
@@ -321,7 +323,7 @@ def _finish(
     index = make_index(fingerprint, tokenizer, splits, sources, options)
     write_whole(directory / INDEX, json.dumps(index, indent=1).encode())
     for number in range(len(parts)):
-        part_path(directory, number).unlink()
+        part_path(directory, number).unlink(missing_ok=True)  # another process may have been first
 
 
 def _total(parts: list[dict[str, Any]], name: str) -> Split:

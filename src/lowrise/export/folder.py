@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrise.errors import UsageError
-from lowrise.files import flush, require_folder_place, strict_json, write_whole
+from lowrise.files import flush, is_alive, require_folder_place, strict_json, write_whole
 
 MARK = "lowrise.json"
 
@@ -29,10 +30,11 @@ def whole_folder(path: Path, *, force: bool, origin: dict[str, Any], flag: str =
     replaced, an earlier export only with `force`. Raises `UsageError`, before anything is written, for a
     place that is taken.
     """
+    if path.parent.is_dir():
+        _clear_up(path)
     _check_place(path, force, flag)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     try:
         yield aside
@@ -54,9 +56,31 @@ def _put_in_place(aside: Path, path: Path) -> None:
     old = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
     if path.exists():
         path.rename(old)
-    aside.rename(path)
-    flush(path.parent)
+    try:
+        aside.rename(path)
+        flush(path.parent)
+    finally:
+        _give_back(old, path)
+
+
+def _give_back(old: Path, path: Path) -> None:
+    """What was in the place before goes back where nothing new came, and else away."""
+    if old.exists() and not path.exists():
+        old.rename(path)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _clear_up(path: Path) -> None:
+    """Remove what commands that were killed have left beside the place, after giving back what they had moved
+    away."""
+    for entry in path.parent.iterdir():
+        match = re.fullmatch(rf"\.{re.escape(path.name)}\.(\d+)\.(old\.)?tmp", entry.name)
+        if match is None or is_alive(int(match[1])) or entry.is_symlink():
+            continue
+        if match[2]:
+            _give_back(entry, path)
+        else:
+            shutil.rmtree(entry, ignore_errors=True)
 
 
 def _check_place(path: Path, force: bool, flag: str) -> None:

@@ -4,6 +4,7 @@ file."""
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,7 +42,10 @@ class RunDirectory:
         configuration of the last start, if checkpoints are left of it. Nothing is written."""
         self.path.mkdir(parents=True, exist_ok=True)
         self._own_files()
-        if not (self.config.exists() and self.checkpoints.steps()):
+        if not self.checkpoints.steps():
+            self._require_no_others()
+            return None
+        if not self.config.exists():
             return None
         require_known_code(self.path, named_code(config.to_dict()))
         before = load(self.config)
@@ -101,6 +105,24 @@ class RunDirectory:
                 )
             if folder.exists() and not folder.is_dir():
                 raise UsageError(f"{folder} is not a folder: move it away.")
+
+    def _require_no_others(self) -> None:
+        """Refuse a folder without checkpoints whose files of our names another program wrote: they would be
+        replaced. Of a run that was killed, `config.toml` is the first file."""
+        if self.config.exists():
+            try:
+                values = tomllib.loads(self.config.read_text(encoding="utf-8"))
+            except (ValueError, RecursionError):
+                values = {}
+            if isinstance(values.get("method"), str) and isinstance(values.get("train"), dict):
+                return
+        files = (self.config, self.environment, self.metrics, self.summary, self.report, self.tokenizer)
+        other = next((file for file in (*files, self.sample) if file.exists()), None)
+        if other is not None:
+            raise UsageError(
+                f"{other} is there, which no run wrote (there is no run's config.toml), and a run would "
+                "replace it: give a folder of its own with --run."
+            )
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -23,7 +23,7 @@ from lowrise.runs.tail_average import take_average_
 from lowrise.runs.weights import load_saved_model
 
 # What helps a run whose newest weights are not finite.
-EARLIER = "Begin again from a checkpoint before it (init.run, init.step, a lower optimizer.lr), and use that run."
+EARLIER = "Begin a run from a checkpoint before it (init.run, init.step, a lower optimizer.lr), and use that."
 
 # Fingerprint in a run whose weights came from elsewhere.
 NO_CORPUS = "none: imported"

@@ -144,7 +144,7 @@ def _within(
     if recipe is None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"{entry.name}.toml"
-            path.write_text(entry.to_toml(), encoding="utf-8")
+            write_whole(path, entry.to_toml())
             return _within(track, entry, load_recipe, plan_run, path)
     try:
         plan = plan_run(load_recipe(str(recipe), {}))
