@@ -22,7 +22,9 @@ def read(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     gguf = {"gguf_file": "model.gguf"} if (folder / "model.gguf").is_file() else {}
     trust = {"trust_remote_code": True} if (folder / "modeling_lowrise.py").is_file() else {}
     model = AutoModelForCausalLM.from_pretrained(folder, **gguf, **trust).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder, **gguf, **trust)
+    # transformers 4 begins texts with a token, and takes spaces away, where it reads a GGUF file
+    plain = {"add_bos_token": False, "clean_up_tokenization_spaces": False} if gguf else {}
+    tokenizer = AutoTokenizer.from_pretrained(folder, **gguf, **plain, **trust)
     tokens = torch.tensor(request["tokens"])
     with torch.no_grad():
         logits = model(tokens).logits
