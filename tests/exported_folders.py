@@ -23,7 +23,9 @@ def read(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     trust = {"trust_remote_code": True} if (folder / "modeling_lowrise.py").is_file() else {}
     model = AutoModelForCausalLM.from_pretrained(folder, **gguf, **trust).eval()
     # transformers 4 begins texts with a token, and takes spaces away, where it reads a GGUF file
-    plain = {"add_bos_token": False, "clean_up_tokenization_spaces": False} if gguf else {}
+    plain, cleaning = {}, {}
+    if gguf:
+        plain, cleaning = {"add_bos_token": False}, {"clean_up_tokenization_spaces": False}
     tokenizer = AutoTokenizer.from_pretrained(folder, **gguf, **plain, **trust)
     tokens = torch.tensor(request["tokens"])
     with torch.no_grad():
@@ -43,7 +45,7 @@ def read(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
         "logits": logits,
         "generated": new[:, tokens.shape[1] :],
         "ids": ids,
-        "decoded": [tokenizer.decode(row) for row in ids],
+        "decoded": [tokenizer.decode(row, **cleaning) for row in ids],
         "saved_again": saved_again(model, folder, trust) if trust else None,
     }
 

@@ -211,13 +211,11 @@ def test_gguf_is_read_back(dtype: str, bound: float, tied: bool, tmp_path: Path,
     read = transformers.AutoTokenizer.from_pretrained
     begins = [] if transformers.__version__ >= "5" else [bpe.separator_id]
     told_nothing = read(tmp_path, gguf_file="model.gguf")
-    theirs = read(
-        tmp_path, gguf_file="model.gguf", add_bos_token=False, clean_up_tokenization_spaces=False
-    )
+    theirs = read(tmp_path, gguf_file="model.gguf", add_bos_token=False)
     for text in TEXTS[:2]:
         assert told_nothing(text)["input_ids"] == begins + bpe.encode(text)
         assert theirs(text)["input_ids"] == bpe.encode(text)
-        assert theirs.decode(bpe.encode(text)) == text
+        assert theirs.decode(bpe.encode(text), clean_up_tokenization_spaces=False) == text
     assert theirs.eos_token_id == bpe.separator_id
 
 
