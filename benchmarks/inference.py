@@ -8,8 +8,11 @@ are taken within a round; the table shows medians over the rounds.
     python benchmarks/inference.py [--presets 350m,1b] [--dtype auto] [--batches 1,8,32] [--rounds 5]
 
 "auto" takes, for each size, the dtype in which dense decoding of one sequence was faster. The byte ratio,
-dense over factored, of the weights that a step reads is the limit of what factors can gain where memory is
-the limit. On a machine with other work --clock cpu leaves out the time that others had the processor.
+dense over factored, of what a step reads (all maps, the head, which is dense in both, and the keys and
+values of half the tokens decoded) is the limit of what factors can gain where memory is the limit; "GB/s" is
+these bytes over the time of a step, and the title has the rate at which this machine reads and copies.
+--step torch leaves out the step in C++. On a machine with other work --clock cpu leaves out the time that
+others had the processor.
 """
 
 from __future__ import annotations
@@ -45,6 +48,7 @@ def main() -> None:
     parser.add_argument(
         "--clock", default="wall", choices=("wall", "cpu"), help="cpu: time that the process had a processor"
     )
+    parser.add_argument("--step", default="native", choices=("native", "torch"))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--vocab", type=int, default=32_000)
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -63,13 +67,21 @@ def main() -> None:
         record[preset] = measured
         rows += table_rows(preset, measured)
     columns = ("", "dtype", "batch", "dense tok/s", "factored tok/s", "factored / dense", "limit (bytes)",
-               "transformers tok/s", "dense / transformers", "prefill dense", "factored")  # fmt: skip
+               "dense GB/s", "factored GB/s", "transformers tok/s", "dense / transformers", "prefill dense",
+               "factored")  # fmt: skip
+    rates = memory_rates()
     title = (
         f"Decoding after prompts of {options.prompt} tokens, rank d/4, {options.threads} thread(s), "
-        f"{options.clock} time, medians of {options.rounds} rounds"
+        f"step: {options.step}, {options.clock} time, medians of {options.rounds} rounds; memory: "
+        f"{rates['read']:.1f} GB/s read by a sum, {rates['copy']:.1f} GB/s by a copy"
     )
-    name = f"inference_{options.presets.replace(',', '_')}_cpu"
-    content = {"options": {**vars(options), "results": str(options.results.name)}, "measured": record}
+    step = "" if options.step == "native" else f"_{options.step}"
+    name = f"inference_{options.presets.replace(',', '_')}{step}_cpu"
+    content = {
+        "options": {**vars(options), "results": str(options.results.name)},
+        "memory_gb_per_s": rates,
+        "measured": record,
+    }
     publish(name, title, columns, rows, content, CPU, options.results)
     write_markdown(options.results / f"{name}.md", title, columns, rows)
 
@@ -87,7 +99,10 @@ def measure(preset: str, options: argparse.Namespace) -> dict[str, object]:
     for batch in map(int, options.batches.split(",")):
         dense = factored = None  # of the batch before
         gc.collect()
-        dense, factored = (FrozenDecoder(m, forms="stored", rows=batch) for m in (ours, low_rank))
+        native = options.step == "native"
+        dense, factored = (
+            FrozenDecoder(m, forms="stored", rows=batch, native=native) for m in (ours, low_rank)
+        )
         forms: dict[str, Callable[[], tuple[float, float]]] = {
             "dense": lambda d=dense, b=batch: decode(d, b, options),
             "factored": lambda d=factored, b=batch: decode(d, b, options),
@@ -97,14 +112,41 @@ def measure(preset: str, options: argparse.Namespace) -> dict[str, object]:
             work()  # warm up
         rounds = [{name: work() for name, work in forms.items()} for _ in range(options.rounds)]
         batches[batch] = summary(rounds)
+        cache = cache_bytes(config, dtype, batch, options)
+        read = {
+            "dense": dense.weight_bytes_per_token + cache,
+            "factored": factored.weight_bytes_per_token + cache,
+        }
+        batches[batch] |= {"bytes_a_step": read, "byte_ratio": read["dense"] / read["factored"]}
     return {
         "dtype": str(dtype).removeprefix("torch."),
         "rank": rank,
         "weight_bytes_dense": dense.weight_bytes_per_token,
         "weight_bytes_factored": factored.weight_bytes_per_token,
-        "byte_ratio": dense.weight_bytes_per_token / factored.weight_bytes_per_token,
         "batches": batches,
     }
+
+
+def cache_bytes(config: LlamaConfig, dtype: torch.dtype, batch: int, options: argparse.Namespace) -> int:
+    """Bytes of keys and values that a step reads, on the average."""
+    columns = options.prompt + options.tokens // 2
+    return 2 * config.num_layers * config.kv_heads * config.head_dim * columns * batch * dtype.itemsize
+
+
+def memory_rates() -> dict[str, float]:
+    """GB/s at which a sum reads and a copy reads, of float32 that no cache holds; the best of seven."""
+    x = torch.ones(256 * 2**20 // 4)
+    y = torch.zeros_like(x)
+
+    def best(work: Callable[[], object]) -> float:
+        seconds = []
+        for _ in range(7):
+            started = clock()
+            work()
+            seconds.append(clock() - started)
+        return x.nbytes / min(seconds) / 1e9
+
+    return {"read": best(x.sum), "copy": best(lambda: y.copy_(x))}
 
 
 def preferred(config: LlamaConfig, options: argparse.Namespace) -> str:
@@ -162,15 +204,17 @@ def wavelengths(config: LlamaConfig) -> torch.Tensor:
 
 
 def random_model(config: LlamaConfig, dtype: torch.dtype, rank: int | None = None) -> Llama:
-    """A dense model, or one of factors; drawn by torch at once, as nobody compares these weights."""
+    """A dense model, or one of factors; the same draws over and over, as nobody compares these weights."""
     layer = "dense" if rank is None else "lowrank"
     model = build_model(config, layer=layer, rank=rank, dtype=dtype, device="meta")
     model.to_empty(device="cpu")
+    draws = torch.randn(2**20).mul_(0.02).to(dtype)
     for name, parameter in model.named_parameters():
         if name.endswith("norm.weight"):
             parameter.data.fill_(1.0)
         else:
-            parameter.data.normal_(std=0.02)
+            for part in parameter.data.view(-1).split(len(draws)):
+                part.copy_(draws[: len(part)])
     return model
 
 
@@ -233,7 +277,8 @@ def table_rows(preset: str, measured: dict) -> list[tuple[str, ...]]:  # type: i
                 f"{batch / step['dense']:.1f}",
                 f"{batch / step['factored']:.1f}",
                 f"{result['factored_over_dense']:.2f}x",
-                f"{measured['byte_ratio']:.2f}x",
+                f"{result['byte_ratio']:.2f}x",
+                *(f"{result['bytes_a_step'][form] / step[form] / 1e9:.1f}" for form in ("dense", "factored")),
                 f"{batch / step['transformers']:.1f}",
                 f"{result['dense_over_transformers']:.2f}x",
                 f"{1e3 * prefill['dense']:.0f} ms",

@@ -22,7 +22,11 @@ def read(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     gguf = {"gguf_file": "model.gguf"} if (folder / "model.gguf").is_file() else {}
     trust = {"trust_remote_code": True} if (folder / "modeling_lowrise.py").is_file() else {}
     model = AutoModelForCausalLM.from_pretrained(folder, **gguf, **trust).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder, **gguf, **trust)
+    # transformers 4 begins texts with a token, and takes spaces away, where it reads a GGUF file
+    plain, cleaning = {}, {}
+    if gguf:
+        plain, cleaning = {"add_bos_token": False}, {"clean_up_tokenization_spaces": False}
+    tokenizer = AutoTokenizer.from_pretrained(folder, **gguf, **plain, **trust)
     tokens = torch.tensor(request["tokens"])
     with torch.no_grad():
         logits = model(tokens).logits
@@ -41,7 +45,7 @@ def read(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
         "logits": logits,
         "generated": new[:, tokens.shape[1] :],
         "ids": ids,
-        "decoded": [tokenizer.decode(row) for row in ids],
+        "decoded": [tokenizer.decode(row, **cleaning) for row in ids],
         "saved_again": saved_again(model, folder, trust) if trust else None,
     }
 

@@ -18,7 +18,8 @@ from lowrise.files import strict_json, write_whole
 from lowrise.model import Llama, LlamaConfig
 
 MODELLING = Path(__file__).with_name("modeling_lowrise.py")
-_AUTO_MAP = {
+# The modelling file has these too, but cannot be read without transformers, which writing does not need.
+AUTO_MAP = {
     "AutoConfig": f"{MODELLING.stem}.LowriseConfig",
     "AutoModel": f"{MODELLING.stem}.LowriseModel",
     "AutoModelForCausalLM": f"{MODELLING.stem}.LowriseForCausalLM",
@@ -41,7 +42,7 @@ def write_folder(
         config |= {
             "architectures": ["LowriseForCausalLM"],
             "model_type": "lowrise",
-            "auto_map": _AUTO_MAP,
+            "auto_map": AUTO_MAP,
             "factors": described(factors),
         }
         shutil.copyfile(MODELLING, folder / MODELLING.name)

@@ -33,6 +33,11 @@ MAPS = {
     "mlp": ("gate_proj", "up_proj", "down_proj"),
 }
 ACTIVATIONS = ("none", "silu")
+AUTO_MAP = {
+    "AutoConfig": "modeling_lowrise.LowriseConfig",
+    "AutoModel": "modeling_lowrise.LowriseModel",
+    "AutoModelForCausalLM": "modeling_lowrise.LowriseForCausalLM",
+}
 
 
 class LowriseConfig(LlamaConfig):
@@ -48,7 +53,8 @@ class LowriseConfig(LlamaConfig):
 
     def __init__(self, factors: dict[str, dict[str, Any]] | None = None, **kwargs: Any) -> None:
         self.factors = dict(factors or {})
-        super().__init__(**kwargs)
+        # Saving a model adds its own class alone, and servers begin with AutoModel.
+        super().__init__(**{"auto_map": dict(AUTO_MAP)} | kwargs)
 
 
 class FactoredLinear(nn.Module):

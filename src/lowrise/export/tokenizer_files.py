@@ -32,6 +32,8 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, max_length: int) -> None
         "split_special_tokens": True,
         "add_bos_token": False,
         "add_eos_token": False,
+        # transformers 4 adds token_type_ids without it, which no Llama takes: generate(**ids) would fail
+        "model_input_names": ["input_ids", "attention_mask"],
     }
     if tokenizer.id_of(PADDING) is not None:
         settings["pad_token"] = PADDING

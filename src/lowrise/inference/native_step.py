@@ -2,9 +2,9 @@
 compiler.
 
 A step of torch's operations spends much of its time between the products, and its products of a matrix and
-a vector read memory at a fraction of its rate (docs/performance.md). The C++ is compiled for this machine at
-first use, in a second or two, and kept in the cache folder. $CXX names the compiler (else g++, c++ or
-clang++); an empty $CXX forbids it.
+a vector read memory at a fraction of its rate (docs/commands/generate.md). The C++ is compiled for this
+machine at first use, in a second or two, and kept in the cache folder. $CXX names the compiler (else g++,
+c++ or clang++); an empty $CXX forbids it.
 """
 
 from __future__ import annotations

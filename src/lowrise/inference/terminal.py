@@ -44,7 +44,7 @@ def generate_on_terminal(
     if model.choice:
         messages.print(model.choice, highlight=False)
     if command.explain:
-        messages.print(explanation(model.decoder.choices, rows))
+        messages.print(explanation(model.decoder.choices, rows, model.decoder.native))
     if prompts is not None:
         _continue_all(model, prompts, command, sampling, messages)
     elif command.interactive:
@@ -97,9 +97,11 @@ def _prompt_of(path: Path, number: int, line: str) -> str:
     return prompt
 
 
-def explanation(choices: Sequence[Choice], rows: int) -> Table:
+def explanation(choices: Sequence[Choice], rows: int, native: bool) -> Table:
     """The forms of the maps as a table, a row for every kind of group."""
-    title = f"maps of one step at {rows} sequence{'s' if rows > 1 else ''}"
+    title = f"maps of one step at {rows} sequence{'s' if rows > 1 else ''}, " + (
+        "a step being one call of C++" if native else "by operations of torch"
+    )
     columns = ("maps", "layers", "elements stored", "merged", "us stored", "merged", "used")
     table = Table(*columns, title=title, title_justify="left", box=None, header_style="bold")
     for c in choices:

@@ -76,7 +76,9 @@ def from_pretrained(folder: str | Path) -> nn.Module:
             f"{folder} holds a {names[0]}, which transformers does not have: install the version that "
             "wrote it."
         )
-    config = model_class.config_class.from_dict({k: v for k, v in values.items() if k != MARK})
+    # transformers 4.48 writes that it chose the attention, not which; read back, that means the slow one.
+    theirs = values.keys() - {MARK, "_attn_implementation_autoset"}
+    config = model_class.config_class.from_dict({k: values[k] for k in values if k in theirs})
     model = cast(nn.Module, model_class(config))
     for name, described in values[MARK]["layers"].items():
         _put(model, name, described)

@@ -15,6 +15,7 @@ from torch import nn
 transformers = pytest.importorskip("transformers")
 
 from lowrise.export.hf import FactoredLinear, LowriseConfig, LowriseForCausalLM  # noqa: E402
+from lowrise.export.huggingface import AUTO_MAP  # noqa: E402
 
 PARTS = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}
 NAMES = [f"layers.{i}.{part}.{name}" for i in range(2) for part, names in PARTS.items() for name in names]
@@ -79,6 +80,46 @@ def test_conventions_that_back_ends_ask_for(model: LowriseForCausalLM) -> None:
     assert model.all_tied_weights_keys == {}
     tied = LowriseForCausalLM(config_of(tie_word_embeddings=True))
     assert tied.lm_head.weight is tied.model.embed_tokens.weight
+
+
+def test_the_list_on_the_page_of_serve(model: LowriseForCausalLM, tmp_path: Path) -> None:
+    """Every condition of docs/commands/serve.md, "For load", on the folder itself."""
+    pytest.importorskip("transformers", minversion="5", reason="4 lacks some of these conventions")
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    model.save_pretrained(tmp_path)
+    auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
+    assert auto_map == AUTO_MAP  # of what is exported, also in what is saved again
+
+    seen = []
+
+    def attention(module: nn.Module, q: Any, k: Any, v: Any, mask: Any, **options: Any) -> Any:
+        seen.append((module.layer_idx, module.is_causal, options.get("of_the_back_end")))
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, q, k, v, mask, **options)
+
+    ALL_ATTENTION_FUNCTIONS.register("of_a_back_end", attention)
+    try:
+        base = transformers.AutoModel.from_pretrained(tmp_path, attn_implementation="of_a_back_end").eval()
+        # Back ends put linear maps of their own in the places of these, and of nothing else.
+        places = [name for name, m in base.named_modules() if type(m) is nn.Linear]
+        assert len(places) == 2 * 13 + 1  # two factors of thirteen maps, and the one that is dense
+        for name in places:
+            own = base.get_submodule(name)
+            parent, _, child = name.rpartition(".")
+            other = torch.nn.modules.linear.NonDynamicallyQuantizableLinear(*own.weight.T.shape, bias=False)
+            other.weight = own.weight
+            setattr(base.get_submodule(parent), child, other)
+        with torch.no_grad():
+            hidden = base(
+                inputs_embeds=base.get_input_embeddings()(TOKENS),
+                position_ids=torch.arange(7).expand(2, 7),
+                of_the_back_end=5,
+            ).last_hidden_state
+            expected = model.model(TOKENS).last_hidden_state
+    finally:
+        ALL_ATTENTION_FUNCTIONS._global_mapping.pop("of_a_back_end", None)
+    torch.testing.assert_close(hidden, expected, rtol=0, atol=1e-5)  # float32 of order 1
+    assert seen == [(0, True, 5), (1, True, 5)]
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

@@ -29,7 +29,7 @@ def test_the_script_runs_at_the_smallest_sizes(tmp_path) -> None:
     record = json.loads((tmp_path / "inference_nano_tiny_cpu.json").read_text())
     assert len(record["rows"]) == 4
     for size in record["measured"].values():
-        assert size["byte_ratio"] > 1
+        assert all(b["byte_ratio"] > 1 for b in size["batches"].values())
         steps = [s for b in size["batches"].values() for s in b["seconds_a_step"].values()]
         assert steps
         assert all(map(math.isfinite, steps))  # a difference of times may be below 0 on a busy machine
