@@ -6,13 +6,13 @@ keeps for each token
 
     norms       2 (d + 1) w             the stream before each and its scale
     inputs      2 d w                   outputs of the norms; under autocast a narrow copy for each reader
-    attention   (3 d + 2 k) e + 4 H     rotated q and k, v, the output and its copy by heads, logsumexp
+    attention   (2 d + 2 k) e + 4 H     rotated q and k, v, the output, logsumexp
     MLP         3 f e                   gate, up, product
     maps        saved_elements e        `LedgerEntry` of each
 
 and under autocast narrow copies of the weights and of the rotary angles. With recompute "block" only the
 stream (d w), with "latents" the stream twice and the latents stay (`Block.forward_from_latents`). A compiled
-block keeps less, and kernels of a GPU may (the copy of the output by heads).
+block keeps less.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class _Parts:
                 tokens * d * (e * sum(_reads(entries[name]) for name in names) if autocast else wide)
                 for names in _READERS
             ),
-            attention=tokens * ((3 * d + 2 * kv) * e + config.num_heads * 4),
+            attention=tokens * ((2 * d + 2 * kv) * e + config.num_heads * 4),
             mlp=tokens * 3 * f * e,
             maps=tokens * e * sum(entry.saved_elements for entry in entries.values() if entry),
             latents=tokens * e * sum(_rank(block, name) for name in MAPS),

@@ -77,8 +77,8 @@ def packed_mask(samples: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions in the half-split convention: entries i and i + head_dim/2 form a pair. x: (B, heads,
-    L, head_dim).
+    """Rotary positions in the half-split convention: entries i and i + head_dim/2 form a pair. x: (B, L,
+    heads, head_dim); cos and sin: (L, 1, head_dim/2) or (B, L, 1, head_dim/2).
     """
     first, second = x.chunk(2, dim=-1)
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
@@ -125,11 +125,11 @@ class Attention(nn.Module):
         B, L, _ = q.shape
 
         def heads(y: Tensor) -> Tensor:
-            return y.view(B, L, y.shape[-1] // self.head_dim, self.head_dim).transpose(
-                1, 2
-            )  # (B, heads, L, head_dim)
+            return y.view(B, L, y.shape[-1] // self.head_dim, self.head_dim)
 
+        # Heads after positions in memory, as the projections give them: so is then the output, and uncopied.
         q, k, v = rotate(heads(q), cos, sin), rotate(heads(k), cos, sin), heads(v)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, heads, L, head_dim)
         past = 0 if cache is None else cache.length
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
@@ -303,8 +303,9 @@ class Llama(nn.Module):
         mask = None
         if samples is not None:
             places = packed_positions(samples)
-            cos, sin = cos[places].unsqueeze(1), sin[places].unsqueeze(1)  # (B, 1, L, head_dim/2)
+            cos, sin = cos[places], sin[places]  # (B, L, head_dim/2)
             mask = packed_mask(samples)
+        cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)  # alike for all heads
         recompute = self.config.recompute if torch.is_grad_enabled() and cache is None else "none"
         if recompute == "latents":
             self.latent_layers()
