@@ -92,6 +92,27 @@ def test_equals_a_plain_version(root: str, nesterov: bool) -> None:
             assert np.abs(p.detach().numpy() - X).max() < 1e-10
 
 
+def test_a_fixed_norm_has_no_bound_and_no_split() -> None:
+    """With `hyperball` W turns by the angle lr, whatever the split; what lr bounds otherwise is refused."""
+    group = {"params": pair(8, 6, 3), "role": "factors", "hyperball": True}
+    with pytest.raises(UsageError, match="hyperball"):
+        LoRAMuon([group], bound="whole")
+    T = torch.tensor([[9.0, 2.0, 0.0], [0.0, 1.0, -3.0], [1.0, 0.0, 0.2]], dtype=torch.float64)
+    ends = []
+    for gauge in (torch.eye(3, dtype=torch.float64), T):
+        A, B = pair(8, 6, 3)
+        A.data, B.data = A.data @ gauge, B.data @ torch.linalg.inv(gauge).mT
+        start = float(torch.linalg.matrix_norm((A @ B.mT).detach()))
+        optimizer = LoRAMuon([{"params": [A, B], "role": "factors", "hyperball": True}], lr=0.05)
+        for t in range(20):
+            G = dense_gradient(8, 6, t)
+            A.grad, B.grad = (G @ B).detach(), (G.mT @ A).detach()
+            optimizer.step()
+        ends.append((A @ B.mT).detach())
+        assert float(torch.linalg.matrix_norm(ends[-1])) == pytest.approx(start, rel=1e-12)
+    assert torch.allclose(ends[0], ends[1], rtol=0, atol=1e-9 * start)
+
+
 @pytest.mark.parametrize("options", [{}, {"msign": "pe7", "bound": "whole"}, {"direction": "tangent"}])
 def test_a_pair_among_others_has_the_bits_that_it_has_alone(options: dict[str, Any]) -> None:
     """In float32, at ranks whose roots are taken by halves, with momenta, over several shapes."""

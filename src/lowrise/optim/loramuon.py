@@ -26,6 +26,7 @@ from lowrise.linalg.polar import rounding_guard
 from lowrise.linalg.polar_iteration import products
 from lowrise.linalg.precision import full_precision_matmul
 from lowrise.optim.engine.base import Optimizer
+from lowrise.optim.engine.hyperball import holds_norm, pairs_step_
 from lowrise.optim.engine.options import check_gauge
 from lowrise.optim.engine.units import (
     Layout,
@@ -129,6 +130,7 @@ class LoRAMuon(Optimizer):
       rounding beside others.
     - eta = lr sqrt(m / n), so that one lr serves every shape; the paper has no such factor
       (`scale = "none"`).
+    - With `hyperball` the norm of A B^T stays and lr is an angle, still whatever the split.
     - dA dB^T has no bound of its own: it is as large as eta^2 / (4 s^2 ||.||) of the smallest singular values
       of A and B allow. `bound = "whole"` shortens eta until ||dW||_2 <= lr sqrt(m / n) is proved for the
       whole step after the decay, with float32 rounding, as in Spectron's certificate.
@@ -168,6 +170,7 @@ class LoRAMuon(Optimizer):
     """
 
     roles: ClassVar[frozenset[str]] = frozenset({"factors"})
+    ball_roles: ClassVar[frozenset[str]] = roles
     decays_products = True
 
     def __init__(
@@ -264,7 +267,7 @@ class LoRAMuon(Optimizer):
                 moving = _momenta(group, alike)  # 1
                 _rebalance_due(group, moving)
                 for chunk in chunked(moving, lambda one: _elements(one[0]), batch_elements(device)):
-                    _move(group, _factors(chunk))
+                    _move(group, [unit for unit, _ in chunk], _factors(chunk))
 
 
 def _split_factor(group: Mapping[str, Any]) -> float:
@@ -285,6 +288,7 @@ def _check_bounded(group: Mapping[str, Any]) -> None:
         f"msign = {group['msign']!r} (its norm has no proved bound)": group["msign"] not in SUPREMA,
         "direction = 'tangent'": group["direction"] != "halves",
         f"root = {group['root']!r} (its error is not bounded here)": group["root"] != "cholesky",
+        "hyperball = True (which makes every step lr ||A B^T||_F long)": holds_norm(group),
     }
     failed = [reason for reason, holds in reasons.items() if holds]
     if failed:
@@ -351,8 +355,9 @@ def _factors(moving: Sequence[Moving]) -> Factors:
     )  # fmt: skip
 
 
-def _move(group: Mapping[str, Any], factors: Factors) -> None:
-    """Steps 2 to 4 for pairs of one rank; the numbers are those of the class's docstring."""
+def _move(group: Mapping[str, Any], units: Sequence[Unit], factors: Factors) -> None:
+    """Steps 2 to 4 for pairs of one rank; the numbers are those of the class's docstring. Where the norm of A
+    B^T is fixed, the end is that of `hyperball.py`, along the same directions."""
     kept = _split_factor(group)
     S = products([(X.mT, X) for X in factors.Xs])  # 2
     S_partner = factors.of_partners(S)
@@ -368,6 +373,9 @@ def _move(group: Mapping[str, Any], factors: Factors) -> None:
         cuts = (S_partner * product_decay_rate(S, S_partner, rate)).split([len(X) for X in factors.Xs])
         D = [torch.baddbmm(d, X, cut) for d, X, cut in zip(D, factors.Xs, cuts, strict=True)]
     changes = dict(zip(factors.order, (d for stack in D for d in stack.unbind()), strict=True))
+    if holds_norm(group):
+        pairs_step_(group, units, [(changes[i], changes[i + 1]) for i in range(0, len(changes), 2)])
+        return
     for place in (0, 1):  # 4; A and B may be of two dtypes
         steps = [changes[i] for i in range(place, len(changes), 2)]
         decay_and_subtract_(factors.params[place::2], steps, kept if kept != 1.0 else None)

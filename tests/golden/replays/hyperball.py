@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from replays.common import Fixture, Line, guarded, max_error, tensor
@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from lowrise.errors import UsageError
 from lowrise.linalg import polar_svd
-from lowrise.optim import AdamW, Muon, Optimizer
-from lowrise.optim.engine.hyperball import BALL_ROLES, pairs_step_
+from lowrise.optim import AdamW, LoRAMuon, Muon, Optimizer
 from lowrise.runs.tail_average import Tail, TailAverage
 
 MOMENTS = {"momentum": "momentum", "adam_m": "exp_avg"}  # in the file -> in the state
@@ -97,42 +96,6 @@ class ExactMuon(Muon):
         return polar_svd(torch.lerp(G, M, options["momentum"]))
 
 
-class GaugeInvariant(Optimizer):
-    """Directions of the product A B^T that do not depend on the split (LoRA-Muon, arXiv 2606.12921, with
-    exact roots): dA = msign(m_A R_B) R_B with R_B = (B^T B)^(-1/2), and likewise dB.
-    """
-
-    roles: ClassVar[frozenset[str]] = frozenset({"factors"})
-    ball_roles = BALL_ROLES
-
-    def __init__(self, params, lr: float = 0.01, *, momentum: float = 0.9, weight_decay: float = 0.0) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-
-    @classmethod
-    def _state_layout(cls, role, shapes, options):
-        return tuple({"momentum": shape} for shape in shapes)
-
-    @classmethod
-    def _unit_flops(cls, role, shapes, options) -> int:
-        return 0
-
-    def _update(self, group, units) -> None:
-        found = []
-        for unit in units:
-            M = [
-                s["momentum"].lerp_(g, 1.0 - group["momentum"])
-                for s, g in zip(unit.states, unit.grads, strict=True)
-            ]
-            R = [_inverse_root(X.mT @ X) for X in reversed(unit.params)]
-            found.append(tuple(polar_svd(m @ r) @ r * group["lr"] for m, r in zip(M, R, strict=True)))
-        pairs_step_(group, units, found)
-
-
-def _inverse_root(S: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(S)
-    return (vectors * values.rsqrt()) @ vectors.mT
-
-
 def _pair(data: Fixture, dtype: torch.dtype, name: str, config: dict[str, Any]) -> Iterator[Line]:
     A0, B0 = tensor(data[f"{name}/A0"], dtype), tensor(data[f"{name}/B0"], dtype)
     factors, products, moments = _walk(A0, B0, data, dtype, name, config)
@@ -157,7 +120,7 @@ def _walk(A0: Tensor, B0: Tensor, data: Fixture, dtype: torch.dtype, name: str, 
     """(A, B) and A B^T after every step, and the momenta at the end."""
     A, B = nn.Parameter(A0.clone()), nn.Parameter(B0.clone())
     group = {"params": [A, B], "role": "factors", "hyperball": True}
-    optimizer = GaugeInvariant([group], momentum=config["momentum"])
+    optimizer = LoRAMuon([group], momentum=config["momentum"], msign="svd", root="eigh", scale="none")
     factors, products = [], []
     for t, lr in enumerate(data[f"{name}/lr"]):
         optimizer.param_groups[0]["lr"] = float(lr)
