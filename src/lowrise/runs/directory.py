@@ -16,7 +16,7 @@ from lowrise.config import RunConfig, load, resolved
 from lowrise.config.identity import Kind, differences, told
 from lowrise.config.places import named_code
 from lowrise.errors import LowriseError, UsageError
-from lowrise.files import append_text, exclusive, remove_left_behind, strict_json, write_whole
+from lowrise.files import append_text, exclusive, read_json, remove_left_behind, strict_json, write_whole
 from lowrise.runs.trust import require_known_code, seal
 
 
@@ -108,7 +108,8 @@ class RunDirectory:
 
     def _require_no_others(self) -> None:
         """Refuse a folder without checkpoints whose files of our names another program wrote: they would be
-        replaced. Of a run that was killed, `config.toml` is the first file."""
+        replaced. Of a run that was killed, `config.toml` is the first file; of one that could not write that,
+        the summary of its failure."""
         if self.config.exists():
             try:
                 values = tomllib.loads(self.config.read_text(encoding="utf-8"))
@@ -116,6 +117,8 @@ class RunDirectory:
                 values = {}
             if isinstance(values.get("method"), str) and isinstance(values.get("train"), dict):
                 return
+        elif self._has_own_summary():
+            return
         files = (self.config, self.environment, self.metrics, self.summary, self.report, self.tokenizer)
         other = next((file for file in (*files, self.sample) if file.exists()), None)
         if other is not None:
@@ -123,6 +126,13 @@ class RunDirectory:
                 f"{other} is there, which no run wrote (there is no run's config.toml), and a run would "
                 "replace it: give a folder of its own with --run."
             )
+
+    def _has_own_summary(self) -> bool:
+        try:
+            summary = read_json(self.summary)
+        except (OSError, ValueError):
+            return False
+        return isinstance(summary, dict) and {"status", "config_hash"} <= summary.keys()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
