@@ -22,7 +22,7 @@ from lowrise.layers import LAYERS
 from lowrise.methods import METHODS
 from lowrise.runs.load import TrainedRun, load_run
 
-pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers")
 
 pytestmark = pytest.mark.xdist_group("export")
 READER = Path(__file__).parents[1] / "exported_folders.py"
@@ -128,7 +128,8 @@ def test_a_stranger_reads_the_same_ids_and_the_same_text(form: str, folders: Any
         if form == "gguf" and quotes:
             continue
         assert ids == tokenizer.encode(text)
-        assert decoded == text
+        loses = form == "gguf" and transformers.__version__ < "5"  # a space at the beginning
+        assert decoded == (text.removeprefix(" ") if loses else text)
 
 
 def test_ranks_of_each_layer_are_in_the_configuration(folders: Any) -> None:
