@@ -22,8 +22,8 @@ CLAIM = Claim(
     "below 0.5 or above 2, undecided between, or where decay gains less than 0.02 nats.",
     known="Nothing at this size.",
     scope="a byte model of width 64 at one rate, losses on its training text",
-    result="The average ends at {average} nats, decay at {decayed}, the last weights at {raw}: the average has "
-    "{share} times decay's gain, so more than decay and not the same.",
+    result="The average ends at {average} nats, decay at {decayed}, the last weights at {raw}: the "
+    "average has {share} times decay's gain, so more than decay and not the same.",
     decides="Rates tuned for each side, and held-out text: at a rate that is too high for the raw weights an "
     "average gains more.",
 )
