@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import fake_scaling
 import pytest
 from fake_scaling import COMMAND, load_recipe, plan_run, write_recipe
 
@@ -151,7 +152,7 @@ def test_a_changed_plan_keeps_the_earlier_one(tmp_path: Path) -> None:
 
 SCRIPT = """
 import sys
-sys.path.insert(0, {here!r})
+sys.path[:0] = [{here!r}, {tests!r}]
 from pathlib import Path
 from test_sweep import request, run
 code, _, _ = run(request(Path({folder!r}), {recipe!r}, widths=(48, 64, 80), budgets="1e9,2e9", workers=3))
@@ -161,7 +162,8 @@ sys.exit(code)
 
 def start(tmp_path: Path, recipe: str, count: int = 3) -> subprocess.Popen[bytes]:
     """A sweep in a process of its own, once its workers have been started `count` times in all."""
-    script = SCRIPT.format(here=str(Path(__file__).parent), folder=str(tmp_path), recipe=recipe)
+    here, tests = Path(__file__).parent, Path(fake_scaling.__file__).parent
+    script = SCRIPT.format(here=str(here), tests=str(tests), folder=str(tmp_path), recipe=recipe)
     process = subprocess.Popen([sys.executable, "-c", script])
     deadline = time.monotonic() + 60
     while sum(map(len, starts(tmp_path / "out").values())) < count and time.monotonic() < deadline:
