@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 import tomllib
@@ -10,20 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fake_training import FakeConfig
+
 TRAINER = Path(__file__).parent / "unit" / "scaling" / "trainer.py"
 COMMAND = (sys.executable, str(TRAINER))
-
-
-@dataclass(frozen=True)
-class FakeConfig:
-    tree: dict[str, Any]
-
-    @property
-    def hash(self) -> str:
-        return hashlib.sha256(json.dumps(self.tree, sort_keys=True).encode()).hexdigest()
-
-    def to_dict(self) -> dict[str, Any]:
-        return self.tree
 
 
 @dataclass(frozen=True)
