@@ -25,11 +25,20 @@ def saved(run: Path, part: str) -> dict[str, torch.Tensor]:
     return dict(CheckpointStore(run / "checkpoints").load(8).parts[part])
 
 
-@pytest.mark.parametrize(("data", "ranks"), [("ddp", 2), ("fsdp", 2), ("hsdp", 4)])
-def test_equal_to_one_rank_and_exact_after_a_stop(data, ranks, text_folder, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("method", "data", "ranks"),
+    [
+        ("spectron", "ddp", 2),
+        ("spectron", "fsdp", 2),
+        ("spectron", "hsdp", 4),
+        ("muonh", "fsdp", 2),  # norms of whole matrices, of which a rank has rows
+        ("spectronh", "fsdp", 2),
+    ],
+)
+def test_equal_to_one_rank_and_exact_after_a_stop(method, data, ranks, text_folder, tmp_path: Path):
     settings = EMA | SHARED[data]
-    run_training(config_for(text_folder, "spectron", **EMA), tmp_path / "one")
-    runs = {"whole": ("spectron", settings), "stopped": ("spectron", settings | {"train.steps": 5})}
+    run_training(config_for(text_folder, method, **EMA), tmp_path / "one")
+    runs = {"whole": (method, settings), "stopped": (method, settings | {"train.steps": 5})}
     on_ranks(ranks, tmp_path / "ranks", option_runs, text_folder, tmp_path, runs)
     on_ranks(ranks, tmp_path / "again", option_runs, text_folder, tmp_path, {"stopped": runs["whole"]})
     for part in ("model", PART):

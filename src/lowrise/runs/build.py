@@ -70,7 +70,7 @@ def multipliers(config: RunConfig, model: Llama) -> list[Multiplier]:
     if config.transfer.base is None:
         return []
     roles, options = OPTIMIZERS[config.optimizer.name].roles, options_of(config.optimizer)
-    return _transfer(config, model).split(_groups(config, model), roles, options)[1]
+    return _transfer(config, model).split(groups_of(config, model), roles, options)[1]
 
 
 def build_optimizer(config: RunConfig, model: Llama, show: Callable[[str], None] | None = None) -> Optimizer:
@@ -82,7 +82,7 @@ def build_optimizer(config: RunConfig, model: Llama, show: Callable[[str], None]
         options["seed"] = config.seed
     if "total_steps" in options and options["total_steps"] is None:
         options["total_steps"] = config.train.steps
-    groups = _groups(config, model)
+    groups = groups_of(config, model)
     if config.transfer.base is not None:
         groups, told = _transfer(config, model).split(groups, optimizer_class.roles, options)
         if show is not None:
@@ -92,7 +92,7 @@ def build_optimizer(config: RunConfig, model: Llama, show: Callable[[str], None]
     return construct(groups, config.optimizer.lr, **options)
 
 
-def _groups(config: RunConfig, model: nn.Module) -> ParamGroups:
+def groups_of(config: RunConfig, model: nn.Module) -> ParamGroups:
     """Every trainable parameter in the group of its role, with the rates of the configuration."""
     return param_groups(
         model,

@@ -12,15 +12,17 @@ weights are those of a run without it, to the last bit.
 
 Factors are averaged as they are stored. What rewrites them in another basis (a rebalancing, LORO's exact
 step, LoRA's merge, a change of ranks) would make a mean of two bases, so there E begins anew for these
-parameters. U and V that the optimizer keeps orthonormal are made so again after step 3.
+parameters. A mean lies inside the surface that an optimizer keeps weights on, so after step 3 it is brought
+back: U and V of TSVD are made orthonormal, and W or A B^T of fixed norm (`hyperball`) is scaled to the norm
+of the last weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -31,11 +33,14 @@ from lowrise.config.sections import EmaSection
 from lowrise.config.values import share_or_count
 from lowrise.distributed import World
 from lowrise.distributed.fsdp import reshard
-from lowrise.distributed.sharding import local, whole_parameters
+from lowrise.distributed.sharding import local, whole, whole_parameters
 from lowrise.errors import UsageError
 from lowrise.layers import LowRankLayer
 from lowrise.linalg.polar import polar_svd
 from lowrise.optim import OPTIMIZERS, Optimizer
+from lowrise.optim.engine.hyperball import holds_norm
+from lowrise.optim.engine.options import UNIT_SIZE
+from lowrise.runs.build import groups_of
 
 PART = "ema"
 """Name of the average among the parts of a checkpoint."""
@@ -103,7 +108,7 @@ class TailAverage:
             name: local(p.detach()).clone() for name, p in model.named_parameters() if name in self.tensors
         }
         try:
-            blend_(model, self.tensors, self.tail.blend, orthonormal=self.optimizer.keeps_orthonormal)
+            _blend_(model, self.tensors, self.tail.blend, type(self.optimizer), self.optimizer.param_groups)
             yield
         finally:
             reshard(model)
@@ -128,18 +133,49 @@ def _copy(p: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def blend_(model: nn.Module, average: Mapping[str, Tensor], share: float, *, orthonormal: bool) -> None:
-    """Step 3, in place. `orthonormal`: whether U and V of singular value decompositions are."""
+def _blend_(
+    model: nn.Module,
+    average: Mapping[str, Tensor],
+    share: float,
+    optimizer: type[Optimizer],
+    groups: Iterable[Mapping[str, Any]],
+) -> None:
+    """Step 3, in place, and back to where `optimizer` keeps the weights of `groups`. Collective."""
+    fixed = [[model.get_parameter(name) for name in names] for names in _of_fixed_norm(groups)]
+    norms = [_norm(unit) for unit in fixed]
     for name, p in model.named_parameters():
         if name in average:
             own, E = local(p.detach()), local(average[name])
             own.copy_(own.to(E.dtype).lerp(E.to(own.device), share))
+    for unit, norm in zip(fixed, norms, strict=True):
+        factor = (norm / _norm(unit)) ** (1.0 / len(unit))
+        for p in unit:
+            local(p.detach()).mul_(factor.to(p.dtype))
     for layer in model.modules():
-        if orthonormal and isinstance(layer, LowRankLayer) and layer.role == "svd":
+        if optimizer.keeps_orthonormal and isinstance(layer, LowRankLayer) and layer.role == "svd":
             with whole_parameters(layer):
                 U, _, V = layer.role_parameters()
                 for X in (U, V):
                     X.copy_(polar_svd(X.double()))
+
+
+def _of_fixed_norm(groups: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
+    """The names of each matrix, and of each pair, whose norm the optimizer fixes."""
+    for group in filter(holds_norm, groups):
+        # An optimizer replaces the (name, tensor) pairs that it is given by tensors and "param_names".
+        names = group.get("param_names") or [name for name, _ in group["params"]]
+        size = UNIT_SIZE[group["role"]]
+        for i in range(0, len(names), size):
+            yield tuple(names[i : i + size])
+
+
+def _norm(unit: Sequence[Tensor]) -> Tensor:
+    """||W||_F of a matrix, ||A B^T||_F of a pair, in float64."""
+    wide = [whole(p.detach()).double() for p in unit]
+    if len(wide) == 1:
+        return torch.linalg.vector_norm(wide[0])
+    A, B = wide
+    return ((A.mT @ A) * (B.mT @ B)).sum().sqrt()
 
 
 def take_average_(model: nn.Module, config: RunConfig, checkpoint: Checkpoint) -> None:
@@ -152,5 +188,5 @@ def take_average_(model: nn.Module, config: RunConfig, checkpoint: Checkpoint) -
             else f"it begins with update {tail.start}, and the checkpoint is of update {checkpoint.step}"
         )
         raise UsageError(f"--weights ema: {checkpoint.path} holds no average, {why}. Take --weights raw.")
-    keeps = OPTIMIZERS[config.optimizer.name].keeps_orthonormal
-    blend_(model, checkpoint.parts[PART], tail.blend, orthonormal=keeps)
+    optimizer, groups = OPTIMIZERS[config.optimizer.name], groups_of(config, model)
+    _blend_(model, checkpoint.parts[PART], tail.blend, optimizer, groups)

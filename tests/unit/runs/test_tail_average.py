@@ -131,6 +131,38 @@ def test_orthonormal_factors_are_orthonormal_in_what_is_evaluated(text_folder):
     torch.testing.assert_close(moved[name], mixed, rtol=0, atol=2e-2)  # the nearest orthonormal one
 
 
+@pytest.mark.parametrize("method", ["muonh", "spectronh"])
+def test_fixed_norms_are_fixed_in_what_is_evaluated(text_folder, tmp_path, method):
+    step = step_of(config_for(text_folder, method, **EMA, **CONSTANT))
+    for _ in range(8):
+        step()
+    before, average = product_norms(step.model), step.average.tensors
+    mean = {name: 0.4 * p + 0.6 * average[name] for name, p in copies(step).items()}
+    with step.average.in_the_model(step.model):
+        torch.testing.assert_close(product_norms(step.model), before, rtol=1e-5, atol=0)
+        moved = copies(step)
+    with torch.no_grad():
+        for name, p in step.model.named_parameters():
+            p.copy_(mean[name])
+    assert (product_norms(step.model) < (1 - 1e-4) * before).all()  # what there is to bring back
+    for name, p in moved.items():  # along the mean: nothing but its norm has changed
+        torch.testing.assert_close(p / p.norm(), mean[name] / mean[name].norm(), rtol=1e-4, atol=1e-6)
+
+    summary = run_training(config_for(text_folder, method, **EMA, **CONSTANT), tmp_path / "run")
+    loaded = load_run(tmp_path / "run", "cpu", console(), weights="ema").model
+    torch.testing.assert_close(product_norms(loaded), before, rtol=1e-5, atol=0)
+    again = evaluate_run(tmp_path / "run", "cpu", console(), weights="ema")
+    assert again["val_loss"] == summary["ema_val_loss"]
+
+
+@torch.no_grad()
+def product_norms(model):
+    """||W||_F of every matrix inside the blocks, and ||A B^T||_F of every pair."""
+    products = [m.A @ m.B.mT for m in model.modules() if isinstance(m, LowRankLinear)]
+    dense = [m.weight for m in model.model.layers.modules() if isinstance(m, torch.nn.Linear)]
+    return torch.stack([W.norm() for W in products + dense])
+
+
 @pytest.mark.parametrize("rule", ["spectron", "loro", "staggered"])
 def test_a_new_basis_begins_the_average_anew(rule):
     torch.manual_seed(0)
