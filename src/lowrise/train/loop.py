@@ -27,19 +27,12 @@ from lowrise.distributed.sharding import is_sharded
 from lowrise.distributed.world import lost_ranks_explained
 from lowrise.errors import LowriseError, UsageError
 from lowrise.files import write_whole
-from lowrise.inference.evaluate import EvalResult, Stopped, evaluate_split, extra_texts
+from lowrise.inference.evaluate import EvalResult
 from lowrise.inference.generate import sample_of
-from lowrise.ledger.peak import utilization
 from lowrise.optim import Optimizer
 from lowrise.report.run_report import write_report
 from lowrise.runs.directory import RunDirectory
-from lowrise.runs.environment import (
-    autocast_for,
-    describe,
-    peak_memory_bytes,
-    precision_of,
-    random_state,
-)
+from lowrise.runs.environment import describe, precision_of, random_state
 from lowrise.runs.parallel import shares_rows
 from lowrise.runs.plan import RunPlan
 from lowrise.runs.tail_average import PART
@@ -47,11 +40,13 @@ from lowrise.runs.weights import model_tensors
 from lowrise.signals import SaveRequest, StopRequest
 from lowrise.train.course import Course
 from lowrise.train.display import Display
+from lowrise.train.held_out import HeldOut
+from lowrise.train.records import update_record
 from lowrise.train.resume import Origin, Start, accepted_changes, go_on, text_numbers
 from lowrise.train.services import services_of
 from lowrise.train.step import TrainStep, Update
 from lowrise.train.stopping import EarlyStopping
-from lowrise.train.summary import Progress, evaluation_record, summarize, told_samples
+from lowrise.train.summary import Progress, summarize, told_samples
 from lowrise.train.telemetry import measure, snapshot
 from lowrise.train.trackers import Tracker, Trackers, open_tensorboard
 
@@ -92,9 +87,7 @@ class Trainer:
         self.saved_step, self.save_due = -1, False
         self.before: RunConfig | None = None
         self.origin: Origin | None = None
-        self.extra = extra_texts(config, corpus, display.console)
-        self.extra_results: dict[str, EvalResult] = {}
-        self.averaged_record: dict[str, Any] = {}
+        self.held_out = HeldOut(config, corpus, self.train_step, display, self.world)
         kept = config.checkpoint
         self.saver = Saver(
             run.checkpoints,
@@ -204,21 +197,7 @@ class Trainer:
             progress.step, update.loss, update.lr, tokens_per_second, progress.train_seconds / progress.step
         )
         if measured or _due(number, config.log.every) or number == config.train.steps:
-            record: dict[str, Any] = {
-                "step": progress.step,
-                "tokens": progress.tokens,
-                "loss": update.loss,
-                "lr": update.lr,
-                "grad_norm": update.grad_norm,
-                "tokens_per_second": tokens_per_second,
-                "step_ms": 1e3 * seconds,
-                "skipped": progress.skipped,
-                "skipped_units": progress.skipped_units,
-            }
-            if self.device.type == "cuda":
-                record |= self._device_record(seconds)
-            if self.world.size > 1:
-                record |= self._parallel_record(seconds)
+            record = update_record(self.train_step, update, seconds, self.world)
             if before is not None:
                 record["matrices"] = measure(self.model, before, self.world)
             self._write(record, board)
@@ -228,29 +207,6 @@ class Trainer:
             due = _due(number, config.checkpoint.every) or self.save_due
             if due and self.saved_step != number and not self.stopping.stops:
                 self._save()
-
-    def _device_record(self, seconds: float) -> dict[str, Any]:
-        """Memory of this rank's GPU, and the share of the peak rate that this update reached on all."""
-        name, precision = torch.cuda.get_device_name(self.device), precision_of(self.config, self.device)
-        mfu = utilization(self.plan.flops_per_step, seconds, self.world.size, name, precision)
-        return {
-            "peak_memory_bytes": peak_memory_bytes(self.device),
-            "memory_bytes": torch.cuda.memory_allocated(self.device),
-            **({} if mfu is None else {"mfu": mfu}),
-        }
-
-    def _parallel_record(self, seconds: float) -> dict[str, Any]:
-        """What this rank sent in the last update, and the memory of all."""
-        communicated = self.train_step.communication()
-        record: dict[str, Any] = {
-            "communicated_bytes": communicated.sent_bytes,
-            "peak_memory_bytes": self.world.gathered(peak_memory_bytes(self.device)),
-            "state_bytes": self.world.gathered(self.optimizer.state_bytes()),
-        }
-        if self.device.type == "cpu":
-            record["communication_wait_ms"] = 1e3 * communicated.seconds
-            record["communication_share"] = communicated.seconds / seconds
-        return record
 
     def _skipped(self, update: Update) -> None:
         progress, limit = self.progress, self.config.train.nonfinite_limit
@@ -280,35 +236,13 @@ class Trainer:
 
     def _evaluate(self, board: Tracker | None, whole: bool) -> EvalResult | None:
         """Evaluate and record; None, and no record, if a stop signal comes before the end."""
-        limit = 0 if whole else self.config.eval.tokens
-        average = self.train_step.average
-        averaged: dict[str, EvalResult] = {}
-        try:
-            results = self._evaluated(limit)
-            if average is not None and average.tensors:
-                with average.in_the_model(self.model):
-                    averaged = self._evaluated(limit)
-        except Stopped:
-            return None
-        progress, self.extra_results = self.progress, {k: v for k, v in results.items() if k}
-        self.averaged_record = {f"ema_{k}": v for k, v in evaluation_record(averaged).items()}
-        losses = {name: result.loss for name, result in self.extra_results.items()}
-        losses |= {f"{name} ema".strip(): result.loss for name, result in averaged.items()}
-        self.display.evaluated(progress.step, results[""], losses)
-        of = {"weights_of_step": progress.weights_of_step} if progress.weights_of_step else {}
-        numbers = evaluation_record(results) | self.averaged_record
-        self._write({"step": progress.step, "tokens": progress.tokens, **of, **numbers}, board)
-        return results[""]
-
-    def _evaluated(self, limit: int) -> dict[str, EvalResult]:
-        """By the model as it is, on the held-out split ("") and the further texts."""
-        results: dict[str, EvalResult] = {}
-        with autocast_for(self.config, self.device):
-            for name, corpus in {"": self.corpus, **self.extra}.items():
-                results[name] = evaluate_split(
-                    self.model, corpus, self.config, limit, self._asked_to_stop, self.world
-                )
-        return results
+        result = self.held_out.measure(0 if whole else self.config.eval.tokens, self._asked_to_stop)
+        if result is not None:
+            progress = self.progress
+            of = {"weights_of_step": progress.weights_of_step} if progress.weights_of_step else {}
+            at = {"step": progress.step, "tokens": progress.tokens}
+            self._write({**at, **of, **self.held_out.record()}, board)
+        return result
 
     @contextmanager
     def _tracked(self) -> Iterator[Tracker | None]:
@@ -414,16 +348,19 @@ class Trainer:
         self.given_trackers.on_end(summary)
 
     def summary(self, result: EvalResult | None, status: str) -> dict[str, Any]:
-        return summarize(
-            self.config,
-            self.progress,
-            self.plan,
-            result,
-            corpus=self.corpus,
-            optimizer_ms=self.train_step.optimizer_ms,
-            device=self.device,
-            status=status,
-        ) | (evaluation_record(self.extra_results) | self.averaged_record)
+        return (
+            summarize(
+                self.config,
+                self.progress,
+                self.plan,
+                result,
+                corpus=self.corpus,
+                optimizer_ms=self.train_step.optimizer_ms,
+                device=self.device,
+                status=status,
+            )
+            | self.held_out.further_record()
+        )
 
     # --- small things -------------------------------------------------------------------------------------
 

@@ -4,7 +4,9 @@ import pytest
 import torch
 from small_runs import config_for, trainer_for
 
+from lowrise.distributed import World
 from lowrise.ledger.peak import peak_flops, utilization
+from lowrise.train.records import device_record
 
 
 @pytest.mark.parametrize(
@@ -33,10 +35,11 @@ def test_half_of_two_devices():
 def test_a_logged_update_on_a_gpu(text_folder, tmp_path, monkeypatch):
     """Without one: what torch would say is played."""
     trainer = trainer_for(config_for(text_folder, "adamw"), tmp_path)
-    trainer.device = torch.device("cuda")
+    step = trainer.train_step
+    step.device = torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 5)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 7)
-    record = trainer._device_record(0.5)
+    record = device_record(step, 0.5, World())
     expected = trainer.plan.flops_per_step / (0.5 * 989e12)  # auto is bfloat16 on a GPU
     assert record == {"peak_memory_bytes": 7, "memory_bytes": 5, "mfu": expected}
