@@ -108,9 +108,10 @@ def test_nothing_is_read_on_a_cpu_either_but_the_norm_of_gradients(
     optimizer = build(name, role, options, "cpu")
     with operations.Launches("cpu") as launches:
         optimizer.step(grad_norm=1.0)
-    # TSVD's retraction asks, on a CPU alone, whether a second pass is needed, LoRA-Muon's root whether
-    # Cholesky's is sound; once a shape.
-    asked = {("svd", "tsvd"): 2, ("factors", "loramuon"): 6 if "bound" in options else 2}
+    # On a CPU alone: TSVD asks whether all columns have seen the same updates (two numbers a layer), and its
+    # retraction whether a second pass is needed, once a factor; LoRA-Muon's root whether Cholesky's is
+    # sound, once a shape.
+    asked = {("svd", "tsvd"): 4, ("factors", "loramuon"): 6 if "bound" in options else 2}
     assert launches.waits.total() <= asked.get((role, name), 0)
     with operations.Launches("cpu") as launches:
         optimizer._unusable()

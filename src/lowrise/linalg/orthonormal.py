@@ -49,15 +49,19 @@ def retract_qr(X: Tensor, Z: Tensor) -> Tensor:
     The choice between 2 and 3 is made per matrix and on the device. A CPU skips them where nothing needs
     them; on other devices asking would mean waiting, so the second pass is always made.
     """
-    Y = X + Z
+    return qr_from(X, X + Z)
+
+
+def qr_from(X: Tensor, Y: Tensor) -> Tensor:
+    """`retract_qr` from X to where the step has led, Y = X + Z."""
     Q, diagonal, longest = _cholesky_pass(Y)
     sound = (longest <= LONGEST_SQUARED) & (diagonal.amin(dim=-1) >= LEAST_DIAGONAL)
     if Y.device.type == "cpu" and bool(sound.all()):
         return Q
     lengths = torch.linalg.vector_norm(Y, dim=-2)
     usable = (diagonal > LEAST_SINE * lengths).all(dim=-1)[..., None, None]
-    norm = torch.linalg.vector_norm(Z, dim=(-2, -1), keepdim=True)
-    shortened = X + Z * (0.5 / norm.clamp_min(0.5))
+    norm = torch.linalg.vector_norm(Y - X, dim=(-2, -1), keepdim=True)
+    shortened = torch.lerp(X, Y, 0.5 / norm.clamp_min(0.5))
     again, diagonal, _ = _cholesky_pass(torch.where(usable, Q, shortened))
     # Fails only if X itself had dependent columns; it then stays as it was.
     return torch.where((diagonal > 0).all(dim=-1)[..., None, None], again, X)
@@ -80,7 +84,11 @@ def retract_polar(X: Tensor, Z: Tensor) -> Tensor:
     Alone, eigenvectors leave an error of 2e-6 in float32; the step Q (3 I - Q^T Q) / 2 squares it away.
     For X + Z of full column rank; where it is not, or not finite, X. Waits for the device.
     """
-    Y = X + Z
+    return polar_from(X, X + Z)
+
+
+def polar_from(X: Tensor, Y: Tensor) -> Tensor:
+    """`retract_polar` from X to where the step has led, Y = X + Z."""
     Y = Y / power_of_four(Y)  # the factor is free of scale, its squares are not
     values, E = eigh(Y.mT @ Y)
     Q = Y @ ((E * values.clamp_min(torch.finfo(Y.dtype).tiny).rsqrt().unsqueeze(-2)) @ E.mT)

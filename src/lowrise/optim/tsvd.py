@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from lowrise.errors import UsageError
-from lowrise.linalg.orthonormal import retract_polar, retract_qr, tangent
+from lowrise.linalg.orthonormal import polar_from, qr_from, tangent
 from lowrise.linalg.precision import full_precision_matmul
 from lowrise.optim.engine.base import Optimizer
-from lowrise.optim.engine.units import Layout, Shape, Unit, buckets, state_dtype
+from lowrise.optim.engine.units import Layout, Shape, Unit, buckets, stacked, state_dtype
+from lowrise.optim.rules.adamw import adamw_update_
 
 Project = Literal["none", "step", "both"]
 Retraction = Literal["qr", "polar"]
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Member(NamedTuple):
@@ -26,6 +28,8 @@ class Member(NamedTuple):
     grad: Tensor
     state: dict[str, Tensor]
     tau: Tensor
+    number: float | None
+    """tau as a number, where it is known to be the same for all columns."""
 
 
 class TSVD(Optimizer):
@@ -134,11 +138,15 @@ class TSVD(Optimizer):
         factors: list[Member] = []
         spectra: list[Member] = []
         for unit, tau in zip(units, taus, strict=True):
+            number = _same_number(tau)
             for place, member in enumerate(zip(unit.params, unit.grads, unit.states, strict=True)):
-                (spectra if place == 1 else factors).append(Member(*member, tau))
+                (spectra if place == 1 else factors).append(Member(*member, tau, number))
         for bucket in buckets(factors, lambda member: member.param):
-            with full_precision_matmul(bucket[0].param.device):
-                _update_factors(group, bucket)
+            device = bucket[0].param.device
+            with full_precision_matmul(device):
+                # A stack would be a copy, and gain nothing on a CPU.
+                for some in [[member] for member in bucket] if device.type == "cpu" else [bucket]:
+                    _update_factors(group, some)
         for bucket in buckets(spectra, lambda member: member.param):
             _update_spectra(group, bucket)
 
@@ -152,24 +160,44 @@ class TSVD(Optimizer):
 
 
 def _update_factors(group: Mapping[str, Any], bucket: Sequence[Member]) -> None:
-    """Steps 2 to 4 for factors (U and V alike) of one shape p x r."""
+    """Steps 2 to 4 for factors (U and V alike) of one shape p x r; on a CPU for one."""
     rows = bucket[0].param.shape[0]
-    X = torch.stack([member.param for member in bucket]).to(state_dtype(bucket[0].param))  # (batch, p, r)
-    grads = [member.grad for member in bucket]
-    if group["project"] == "both":
-        grads = list(_tangent(X, torch.stack(grads)).unbind())
-    D = _adam_direction(group, bucket, grads)  # 2
+    X = stacked([member.param for member in bucket]).to(state_dtype(bucket[0].param))  # (batch, p, r)
     reference = group["reference_rows"]
-    scale = group["factor_scale"] * (math.sqrt(reference / rows) if reference else 1.0)
-    Z = D.mul_(-group["lr"] * scale)  # 3
-    if group["project"] != "none":
-        Z = _tangent(X, Z)
+    size = group["lr"] * group["factor_scale"] * (math.sqrt(reference / rows) if reference else 1.0)
+    Y = _stepped(group, bucket, X, size)  # 2 and 3
     if group["lr"] != 0.0:
-        X = (retract_polar if group["retraction"] == "polar" else retract_qr)(X, Z)  # 4
+        X = (polar_from if group["retraction"] == "polar" else qr_from)(X, Y)  # 4
         torch._foreach_copy_([member.param for member in bucket], list(X.unbind()))
     if group["transport"]:
         moments = [member.state["exp_avg"] for member in bucket]
-        torch._foreach_copy_(moments, list(_tangent(X, torch.stack(moments)).unbind()))
+        torch._foreach_copy_(moments, list(_tangent(X, stacked(moments)).unbind()))
+
+
+def _stepped(group: Mapping[str, Any], bucket: Sequence[Member], X: Tensor, size: float) -> Tensor:
+    """X + Z with the moments updated, in a new tensor."""
+    grads = [member.grad for member in bucket]
+    numbers = [member.number for member in bucket if member.number is not None]
+    if group["project"] == "none" and len(numbers) == len(bucket):
+        Y = X.clone()
+        ms, vs = ([member.state[key] for member in bucket] for key in MOMENTS)
+        adamw_update_(
+            list(Y.unbind()), grads, ms, vs, numbers,
+            lr=size, betas=group["betas"], eps=group["eps"], weight_decay=0.0,
+        )  # fmt: skip
+        return Y
+    if group["project"] == "both":
+        grads = list(_tangent(X, stacked(grads)).unbind())
+    Z = _adam_direction(group, bucket, grads).mul_(-size)
+    return X + (Z if group["project"] == "none" else _tangent(X, Z))
+
+
+def _same_number(tau: Tensor) -> float | None:
+    """The updates that all columns have seen, if it is one number and lies on a CPU, which may be asked."""
+    if tau.device.type != "cpu":
+        return None
+    least, most = (float(t) for t in tau.aminmax())
+    return most if least == most else None
 
 
 def _tangent(X: Tensor, Z: Tensor) -> Tensor:
@@ -193,7 +221,7 @@ def _update_spectra(group: Mapping[str, Any], bucket: Sequence[Member]) -> None:
 def _adam_direction(group: Mapping[str, Any], bucket: Sequence[Member], grads: list[Tensor]) -> Tensor:
     """Step 2: update the moments; D (batch, ..., r), each column corrected by its own tau."""
     b1, b2 = group["betas"]
-    ms, vs = ([member.state[key] for member in bucket] for key in ("exp_avg", "exp_avg_sq"))
+    ms, vs = ([member.state[key] for member in bucket] for key in MOMENTS)
     torch._foreach_lerp_(ms, grads, 1.0 - b1)
     torch._foreach_mul_(vs, b2)
     torch._foreach_addcmul_(vs, grads, grads, 1.0 - b2)
