@@ -46,6 +46,7 @@ VOCABULARY, HEAD, SEQUENCES, LENGTH = 320, 16, 8, 64
 # Middle of a grid at the base.
 START = {"spectron": 0.02, "loramuon": 0.02, "lowrank": 2e-3, "muon": 4e-3, "adamw": 1e-3}
 OTHER_START = 4e-3
+INIT_STD = 0.02
 FACTORED = ("spectron", "loramuon", "lowrank")
 METHODS = (*FACTORED, "muon", "adamw")
 LOWEST, HIGHEST = -4, 6
@@ -80,7 +81,7 @@ def cells(methods: tuple[str, ...], seeds: int) -> Iterator[Cell]:
                         yield Cell(method, "rank", WIDTH_OF_RANKS, rank, transfer, seed)
 
 
-def settings(cell: Cell, lr: float, other_lr: float, steps: int) -> dict[str, Any]:
+def settings(cell: Cell, lr: float, other_lr: float, steps: int, init_std: float) -> dict[str, Any]:
     """The run, as keys of a recipe."""
     heads = cell.width // HEAD
     values: dict[str, Any] = {
@@ -91,6 +92,7 @@ def settings(cell: Cell, lr: float, other_lr: float, steps: int) -> dict[str, An
         "model.intermediate_size": 2 * cell.width,
         "model.num_heads": heads,
         "model.num_layers": 1,
+        "model.init_std": init_std,
         "optimizer.lr": lr,
         "other.lr": other_lr,
         "train.steps": steps,
@@ -109,9 +111,11 @@ def settings(cell: Cell, lr: float, other_lr: float, steps: int) -> dict[str, An
     return values
 
 
-def loss_of(cell: Cell, lr: float, other_lr: float, steps: int, corpus: Corpus) -> float:
+def loss_of(
+    cell: Cell, lr: float, other_lr: float, steps: int, corpus: Corpus, init_std: float = INIT_STD
+) -> float:
     """Mean of the last held-out losses; infinite where training is not finite."""
-    config = load(None, settings(cell, lr, other_lr, steps))
+    config = load(None, settings(cell, lr, other_lr, steps, init_std))
     step = TrainStep(config, corpus, World(), notice=lambda text: None, say=lambda text: None)
     evaluated = {round(share * steps) for share in EVALUATED}
     losses: list[float] = []
@@ -157,6 +161,7 @@ def main() -> None:
     parser.add_argument("--text", nargs="*", default=[], help="training text; none: the built-in corpus")
     parser.add_argument("--valid", nargs="*", default=[], help="held-out text")
     parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--init-std", type=float, default=INIT_STD, help="of the first weights at the base")
     parser.add_argument("--minutes", type=float, default=60.0, help="of processor time")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--only", nargs="*", default=METHODS, choices=METHODS)
@@ -166,7 +171,8 @@ def main() -> None:
     record = json.loads(options.file.read_text()) if options.file.exists() else {"runs": {}, "tuning": {}}
     if not options.draw:
         train_missing(options, record)
-    draw(record)
+    if options.file == FILE:
+        draw(record)
     print(summary(record))
 
 
@@ -179,10 +185,14 @@ def train_missing(options: argparse.Namespace, record: dict[str, Any]) -> None:
     corpus = prepare(DataConfig(vocab_size=VOCABULARY, **text))
     if record.get("steps", options.steps) != options.steps:
         raise SystemExit(f"{options.file} has runs of {record['steps']} steps: give another --file.")
+    init_std = record.get("init_std", INIT_STD)  # the first runs did not tell
+    if record["runs"] and init_std != options.init_std:
+        raise SystemExit(f"{options.file} has runs of init_std {init_std}: give another --file.")
     record |= {
         "text": [Path(file).name for file in (*options.text, *options.valid)] or ["built-in"],
         "corpus": corpus.fingerprint,
         "steps": options.steps,
+        "init_std": options.init_std,
         "tokens_per_run": options.steps * SEQUENCES * LENGTH,
         "start": START,
         "other_start": OTHER_START,
@@ -196,7 +206,7 @@ def train_missing(options: argparse.Namespace, record: dict[str, Any]) -> None:
         if key not in runs:
             if time.process_time() > end:
                 raise OutOfTime
-            loss = loss_of(cell, lr, other_lr, options.steps, corpus)
+            loss = loss_of(cell, lr, other_lr, options.steps, corpus, options.init_std)
             runs[key] = loss if math.isfinite(loss) else None
             options.file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
             print(f"{key}: {loss:.4f}", flush=True)

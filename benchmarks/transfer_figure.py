@@ -134,8 +134,8 @@ def draw(record: Mapping[str, Any]) -> None:
         for column, transfer in enumerate((True, False)):
             if (method, axis, transfer) in found:
                 start = record["start"][method]
-                title = f"{NAMES[method]}, {axis}, {'with' if transfer else 'without'} [transfer]"
-                panel = _panel(found[method, axis, transfer], axis, start)
+                title = f"{NAMES[method]}, {axis}s, {'with' if transfer else 'without'} [transfer]"
+                panel = _panel(found[method, axis, transfer], start)
                 parts.append(_placed(panel, title, column * WIDTH, i * (HEIGHT + TITLE)))
     width, height = 2 * WIDTH, len(rows) * (HEIGHT + TITLE)
     FIGURE.write_text(
@@ -146,14 +146,14 @@ def draw(record: Mapping[str, Any]) -> None:
     )
 
 
-def _panel(found: list[Curve], axis: str, start: float) -> str:
+def _panel(found: list[Curve], start: float) -> str:
     series = []
     for color, curve in enumerate(found):
         best = min(curve.losses.values())
         rates = [start * 2.0**exponent for exponent in curve.losses]
         above = [loss - best if math.isfinite(loss) else math.nan for loss in curve.losses.values()]
-        series.append(Series(f"{axis} {curve.size}", rates, above, color=color, kind="both"))
-    rates = [start * 2.0**e for e in (-4, 4)]
+        series.append(Series(str(curve.size), rates, above, color=color, kind="both"))
+    rates = [start * 2.0**e for e in (-2, 4.5)]
     return chart(
         series,
         x_label="learning rate of the matrices",
@@ -167,5 +167,9 @@ def _panel(found: list[Curve], axis: str, start: float) -> str:
 
 
 def _placed(panel: str, title: str, x: int, y: int) -> str:
+    """The drawing in a chart of a report, without the page around it."""
+    drawing = panel[panel.index("<svg ") : panel.index("</svg>") + len("</svg>")]
     place = f'<svg x="{x}" y="{y + TITLE}" width="{WIDTH}" height="{HEIGHT}" '
-    return f'<text class="title" x="{x + 62}" y="{y + 20}">{title}</text>' + panel.replace("<svg ", place, 1)
+    return f'<text class="title" x="{x + 62}" y="{y + 20}">{title}</text>' + drawing.replace(
+        "<svg ", place, 1
+    )
