@@ -26,9 +26,8 @@ def test_short_names(places: list[str], names: list[str]) -> None:
 
 
 def test_tables_of_long_places_are_not_broken_at_80_columns() -> None:
-    places = [
-        f"/somewhere/runs/spectron/export/{form}" for form in ("hf-dense", "hf-factored", "safetensors")
-    ]
+    forms = ("hf-dense", "hf-factored", "safetensors")
+    places = [f"/somewhere/runs/spectron/export/{form}" for form in forms]
     numbers = {"step": 20, "val_loss": 7.1, "val_perplexity": 1212.0, "val_bits_per_byte": 2.9}
     sizes = {"val_tokens": 71_610, "val_bytes": 231_231, "seq_len": 128}
     tasks = {"tasks": {"my_task": {"acc": 0.5, "acc_stderr": 0.1}}}
