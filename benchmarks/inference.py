@@ -76,7 +76,10 @@ def main() -> None:
         f"{rates['read']:.1f} GB/s read by a sum, {rates['copy']:.1f} GB/s by a copy"
     )
     step = "" if options.step == "native" else f"_{options.step}"
-    name = f"inference_{options.presets.replace(',', '_')}{step}_cpu"
+    rows_at_a_time = (
+        "" if options.batches.split(",")[0] == "1" else f"_batch{options.batches.replace(',', '_')}"
+    )
+    name = f"inference_{options.presets.replace(',', '_')}{rows_at_a_time}{step}_cpu"
     content = {
         "options": {**vars(options), "results": str(options.results.name)},
         "memory_gb_per_s": rates,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import socket
@@ -14,15 +13,13 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from served import ENVIRONMENT, LOWRISE, start_server
 from small_runs import overrides
 
 from lowrise.cli import main
 from lowrise.config import load
 from lowrise.inference.generate import generate
 from lowrise.runs.load import load_run
-
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "160"}
-LOWRISE = [sys.executable, "-m", "lowrise"]
 
 
 @pytest.fixture(scope="module")
@@ -161,22 +158,6 @@ def test_runs_of_different_texts_are_said_to_be(capsys) -> None:
     shown = capsys.readouterr().out
     assert "different texts" in shown
     assert "[red]a" in shown
-
-
-def start_server(*words: str) -> tuple[subprocess.Popen[str], str]:
-    pytest.importorskip("uvicorn")
-    process = subprocess.Popen(
-        [*LOWRISE, "serve", *words, "--port", "0"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=ENVIRONMENT,
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if found := re.search(r"http://\S+/v1", line):
-            return process, found[0]
-    raise AssertionError(process.communicate()[1])
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

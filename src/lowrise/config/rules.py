@@ -113,6 +113,13 @@ def validate(config: RunConfig) -> None:
         config.init.model,
         "weights come from one place, and init.run names another; leave one out",
     )
+    rank = getattr(config.layer, "rank", None)
+    require(
+        rank != "init" or config.init.model is not None,
+        "layer.rank",
+        rank,
+        "ranks come from the folder that init.model names, and there is none",
+    )
     require(
         config.init.what == "weights" or config.init.run is not None,
         "init.what",

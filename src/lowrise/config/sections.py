@@ -28,8 +28,9 @@ class LayerSection:
 class FactorizedSection(LayerSection):
     """How the matrices of the blocks are stored."""
 
-    rank: int | float | dict[str, int | float] = 0.25
-    """Rank as an integer, or as a fraction of min(rows, columns) in (0, 1], or a table of patterns."""
+    rank: int | float | dict[str, int | float] | Literal["init"] = 0.25
+    """Rank as an integer, or as a fraction of min(rows, columns) in (0, 1], or a table of patterns; init: as
+    in the factored folder that init.model names."""
     targets: tuple[str, ...] = ()
     """Patterns of module names to factorize; empty: every linear layer but the head."""
     skip: tuple[str, ...] = ()

@@ -15,6 +15,7 @@ from rich.table import Table
 from lowrise.console import Console
 from lowrise.errors import LowriseError, UsageError
 from lowrise.evaluation.conversation import Conversation
+from lowrise.evaluation.measure import short_names
 from lowrise.evaluation.scoring import Scorer
 from lowrise.runs.load import TrainedRun
 
@@ -161,8 +162,8 @@ def show_tasks(results: Sequence[Mapping[str, Any]], console: Console) -> None:
     table = Table(box=None, header_style="bold")
     table.add_column("task", overflow="fold")
     table.add_column("metric")
-    for result in results:
-        table.add_column(str(result["run"]), justify="right", overflow="fold")
+    for name in short_names([str(result["run"]) for result in results]):
+        table.add_column(name, justify="right", overflow="fold")
     rows = dict.fromkeys(
         (task, metric)
         for result in results

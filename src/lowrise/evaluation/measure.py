@@ -138,6 +138,19 @@ def _tokenizer_of(subject: Subject) -> Iterator[Path]:
         yield aside
 
 
+def short_names(places: Sequence[str]) -> list[str]:
+    """The last parts of each place, as few as tell it from all others."""
+    parts = [Path(place).parts for place in places]
+
+    def short(own: tuple[str, ...]) -> str:
+        for number in range(1, len(own)):
+            if sum(other[-number:] == own[-number:] for other in parts) == 1:
+                return str(Path(*own[-number:]))
+        return str(Path(*own))
+
+    return [short(own) for own in parts]
+
+
 def show(results: Sequence[dict[str, Any]], console: Console) -> None:
     """One result as a sentence, several as a table, and whether they are of one text."""
     if len(results) == 1:
@@ -155,9 +168,10 @@ def show(results: Sequence[dict[str, Any]], console: Console) -> None:
     table.add_column("run", overflow="fold")
     for name in ("step", "loss", "perplexity", "bits per byte", "tokens", "bytes"):
         table.add_column(name, justify="right")
-    for r in results:
+    names = short_names([r["run"] for r in results])
+    for r, name in zip(results, names, strict=True):
         table.add_row(
-            r["run"],
+            name,
             str(r["step"]),
             f"{r['val_loss']:.6f}",
             f"{r['val_perplexity']:.4f}",

@@ -28,19 +28,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lowrise.allocator import give_freed_memory_back
 from lowrise.errors import UsageError, did_you_mean
 from lowrise.inference.frozen import (
     FORMS,
     Call,
     Choice,
+    FormChooser,
     Forms,
     FrozenMap,
     MapGroup,
-    choose_forms,
     frozen_map,
 )
 from lowrise.inference.native_step import Library, NativeStep, in_reading_order, native_library
 from lowrise.model.llama import Block, Llama, rope_angles
+
+PLACES = ("q, k, v", "o", "gate, up", "down")
+"""The groups of a block, by their maps."""
 
 
 @dataclass
@@ -114,8 +118,10 @@ class DecodeState:
 class FrozenDecoder:
     """The weights of `model` in `dtype` (None: the model's), arranged for decoding.
 
-    What need not be copied is shared with the model, which must not be trained meanwhile; the C++ step has a
-    copy of every matrix.
+    What need not be copied is shared with the model, which must not be trained meanwhile; the C++ step and
+    packed products have a copy of every matrix. `release` takes the weights over instead: as soon as those of
+    a block are in place its parameters are given up (they are left on the meta device, without values), so
+    that the memory of the weights is never needed twice.
 
     `rows` is the number of sequences at a time that the arrangement is best for; any number works. `forms`
     says how factored maps are used, and `choices` tells what became of it. `native` allows the step in C++
@@ -132,6 +138,7 @@ class FrozenDecoder:
         forms: Forms = "auto",
         rows: int = 1,
         native: bool = True,
+        release: bool = False,
     ) -> None:
         if forms not in FORMS:
             raise UsageError(f"forms = {forms!r}: {did_you_mean(str(forms), FORMS)}")
@@ -146,23 +153,37 @@ class FrozenDecoder:
         self._rotations = torch.complex(cos.to(self._wide), sin.to(self._wide))
         self._library = native_library(self.device, self.dtype) if native and rows == 1 else None
         self.native = self._library is not None
+        chooser = FormChooser(forms, rows, self._ready)
+        blocks = [cast(Block, block) for block in model.model.layers]
+        self.layers: list[_Layer] = []
+        for i, block in enumerate(blocks):
+            groups = [
+                chooser(maps, self._group(place, i, block), partial(self._following, place, i, blocks))
+                for place, maps in enumerate(PLACES)
+            ]
+            self.layers.append(_Layer(*self._arranged(groups)))
+            if release:
+                del groups  # it may share what is given up
+                block.to_empty(device="meta")
+                give_freed_memory_back()  # else holes stay into which the next block does not fit
+        self.choices: list[Choice] = chooser.choices
         head = MapGroup([frozen_map("lm_head", model.lm_head, self.dtype)], model.model.norm)
-        blocks = [self._groups(i, cast(Block, b)) for i, b in enumerate(model.model.layers)]
-        self.choices: list[Choice] = []
-        columns = []
-        for place, maps in enumerate(("q, k, v", "o", "gate, up", "down")):
-            groups, choices = choose_forms([b[place] for b in blocks], maps, forms, rows, self._ready)
-            columns.append(groups)
-            self.choices += choices
-        in_order = [*(g for groups in zip(*columns, strict=True) for g in groups), head]
+        (self.head,) = self._arranged([head])
+        del head
+        if c.tie_embeddings and self.native:
+            self.embedding = self.head.first
+        if release:
+            model.to_empty(device="meta")
+            give_freed_memory_back()
         self._step: NativeStep | None = None
-        if self._library is None:
-            in_order = [g.packed() for g in in_order]
-        else:
-            in_order = in_reading_order(in_order)
-            self._step = self._native_step(self._library, in_order)
-        self.head = in_order.pop()
-        self.layers = [_Layer(*in_order[i : i + 4]) for i in range(0, len(in_order), 4)]
+        if self._library is not None:
+            self._step = self._native_step(self._library, [*self._groups_in_order(), self.head])
+
+    def _arranged(self, groups: Sequence[MapGroup]) -> list[MapGroup]:
+        return in_reading_order(groups) if self.native else [group.packed() for group in groups]
+
+    def _groups_in_order(self) -> list[MapGroup]:
+        return [group for x in self.layers for group in (x.qkv, x.o, x.gate_up, x.down)]
 
     def _native_step(self, library: Library, groups: Sequence[MapGroup]) -> NativeStep:
         return NativeStep(library, self.config, groups, self.embedding, self._rotations)
@@ -179,29 +200,33 @@ class FrozenDecoder:
     def _apply_one(step: NativeStep, group: int, scratch: Tensor, x: Tensor) -> Tensor:
         return step.apply(group, x[0].float(), scratch)
 
-    def _groups(self, layer: int, block: Block) -> tuple[MapGroup, MapGroup, MapGroup, MapGroup]:
+    def _following(self, place: int, first: int, blocks: Sequence[Block], most: int) -> list[MapGroup]:
+        """The groups of one place in up to `most` blocks from `first` on."""
+        return [self._group(place, i, blocks[i]) for i in range(first, min(first + most, len(blocks)))]
+
+    def _group(self, place: int, layer: int, block: Block) -> MapGroup:
+        """The maps of a block at one of `PLACES`."""
+
         def frozen(part: str, name: str, order: Tensor | None = None) -> FrozenMap:
             module = getattr(getattr(block, part), name)
             return frozen_map(f"model.layers.{layer}.{part}.{name}", module, self.dtype, order)
 
         c = self.config
-        qkv = (
-            frozen("self_attn", "q_proj", _pairs_side_by_side(c.num_heads, c.head_dim, self.device)),
-            frozen("self_attn", "k_proj", _pairs_side_by_side(c.kv_heads, c.head_dim, self.device)),
-            frozen("self_attn", "v_proj"),
-        )
-        return (
-            MapGroup(qkv, block.input_layernorm),
-            MapGroup([frozen("self_attn", "o_proj")]),
-            MapGroup([frozen("mlp", "gate_proj"), frozen("mlp", "up_proj")], block.post_attention_layernorm),
-            MapGroup([frozen("mlp", "down_proj")]),
-        )
+        if place == 0:
+            q = frozen("self_attn", "q_proj", _pairs_side_by_side(c.num_heads, c.head_dim, self.device))
+            k = frozen("self_attn", "k_proj", _pairs_side_by_side(c.kv_heads, c.head_dim, self.device))
+            return MapGroup([q, k, frozen("self_attn", "v_proj")], block.input_layernorm)
+        if place == 1:
+            return MapGroup([frozen("self_attn", "o_proj")])
+        if place == 2:
+            both = [frozen("mlp", "gate_proj"), frozen("mlp", "up_proj")]
+            return MapGroup(both, block.post_attention_layernorm)
+        return MapGroup([frozen("mlp", "down_proj")])
 
     @property
     def weight_bytes_per_token(self) -> int:
         """Bytes of weights that one decoding step of one sequence reads: all maps and the head."""
-        groups = [g for layer in self.layers for g in (layer.qkv, layer.o, layer.gate_up, layer.down)]
-        return sum(g.elements for g in (*groups, self.head)) * self.dtype.itemsize
+        return sum(g.elements for g in (*self._groups_in_order(), self.head)) * self.dtype.itemsize
 
     @torch.no_grad()
     def prefill(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> tuple[DecodeState, Tensor]:

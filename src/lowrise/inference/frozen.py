@@ -223,21 +223,36 @@ Ready = Callable[[Sequence[MapGroup]], Sequence[Call]]
 """Groups -> these as decoding will call them."""
 
 
-def choose_forms(
-    groups: Sequence[MapGroup], maps: str, forms: Forms, rows: int, ready: Ready
-) -> tuple[list[MapGroup], list[Choice]]:
-    """The groups of all layers in the form that `forms` asks for, alike where they do the same work."""
-    kinds: dict[tuple[object, ...], list[int]] = {}
-    for i, group in enumerate(groups):
-        kinds.setdefault(group.signature, []).append(i)
-    chosen, choices = list(groups), []
-    for members in kinds.values():
-        choice = _choice([groups[i] for i in members], maps, forms, rows, ready)
-        choices.append(choice)
-        if choice.used == "merged":
-            for i in members:
-                chosen[i] = groups[i].merged()
-    return chosen, choices
+class FormChooser:
+    """Says in which form each group is used, which it decides when the first group of a kind comes: groups of
+    one place in a block (`maps`) that do the same work are of one kind."""
+
+    def __init__(self, forms: Forms, rows: int, ready: Ready) -> None:
+        self._forms: Forms = forms
+        self._rows = rows
+        self._ready = ready
+        self._chosen: dict[tuple[object, ...], Choice] = {}
+
+    def __call__(
+        self, maps: str, group: MapGroup, following: Callable[[int], Sequence[MapGroup]]
+    ) -> MapGroup:
+        """The group in its form. `following(n)` gives the groups of this place in up to n blocks from
+        this one on; it is asked where times are measured."""
+        key = (maps, *group.signature)
+        choice = self._chosen.get(key)
+        if choice is None:
+            measured = self._forms == "measured" and any(m.mergeable for m in group.maps)
+            sample = following(_MEASURED_LAYERS) if measured else [group]
+            alike = [g for g in sample if g.signature == group.signature]
+            choice = _choice(alike, maps, self._forms, self._rows, self._ready)
+        self._chosen[key] = choice = replace(choice, layers=choice.layers + 1)
+        return group.merged() if choice.used == "merged" else group
+
+    @property
+    def choices(self) -> list[Choice]:
+        """Of each kind of map, place after place in the order of a block."""
+        places = list(dict.fromkeys(choice.maps for choice in self._chosen.values()))
+        return sorted(self._chosen.values(), key=lambda choice: places.index(choice.maps))
 
 
 def _choice(groups: Sequence[MapGroup], maps: str, forms: Forms, rows: int, ready: Ready) -> Choice:
@@ -246,15 +261,14 @@ def _choice(groups: Sequence[MapGroup], maps: str, forms: Forms, rows: int, read
     after = sum(m.outputs * m.first.shape[1] if m.mergeable else m.elements for m in first.maps)
     stored_us = merged_us = None
     if forms == "measured" and mergeable:
-        sample = groups[:_MEASURED_LAYERS]
         x = torch.randn(rows, first.inputs, device=first.first.device).to(first.first.dtype)
-        stored_us, merged_us = _microseconds(ready(sample), ready([g.merged() for g in sample]), x)
+        stored_us, merged_us = _microseconds(ready(groups), ready([g.merged() for g in groups]), x)
         merge = merged_us < _GAIN * stored_us
     else:
         merge = mergeable and (forms == "merged" or (forms == "auto" and after <= first.elements))
     return Choice(
         maps=maps,
-        layers=len(groups),
+        layers=0,  # counted as they come
         stored_elements=first.elements,
         merged_elements=after,
         stored_us=stored_us,

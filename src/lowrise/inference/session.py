@@ -58,15 +58,16 @@ def load_text_model(
     load: Load = load_run,
 ) -> TextModel:
     """The newest whole checkpoint of a run, or what `load` finds, ready to continue texts."""
-    return text_model(load(folder, device, console), forms=forms, rows=rows)
+    return text_model(load(folder, device, console), forms=forms, rows=rows, release=True)
 
 
-def text_model(run: TrainedRun, *, forms: Forms = "auto", rows: int = 1) -> TextModel:
-    """A loaded model in the precision that its run computes in."""
+def text_model(run: TrainedRun, *, forms: Forms = "auto", rows: int = 1, release: bool = False) -> TextModel:
+    """A loaded model in the precision that its run computes in; `release`: as in `FrozenDecoder`, the run's
+    model is left without weights."""
     kind = run.device.type
     with autocast_for(run.config, run.device):
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    decoder = FrozenDecoder(run.model, dtype=dtype, forms=forms, rows=rows)
+    decoder = FrozenDecoder(run.model, dtype=dtype, forms=forms, rows=rows, release=release)
     return TextModel(decoder, run.tokenizer, run.choice)
 
 

@@ -1,17 +1,19 @@
-"""What a run takes from the folder that `init.model` names, besides the weights: shape and tokenizer."""
+"""What a run takes from the folder that `init.model` names, besides the weights: shape, tokenizer, ranks."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lowrise.config import RunConfig
+from lowrise.config import FactorizedSection, RunConfig
 from lowrise.data import Tokenizer
 from lowrise.errors import UsageError
 from lowrise.export.forms import check_dense, tensors
+from lowrise.layers.base import LowRankLayer
 from lowrise.layers.registry import layer_class
 from lowrise.model import Llama, LlamaConfig
 from lowrise.pretrained.folder import Pretrained, open_folder
@@ -22,8 +24,9 @@ _FREE = ("max_seq_len", "init_std", "recompute")
 
 
 def adopted(config: RunConfig) -> RunConfig:
-    """The configuration with the folder's shape and tokenizer where it names none; as it is without
-    `init.model`. What it does name stays, and `check_fits` looks at it when the weights are loaded.
+    """The configuration with the folder's shape and tokenizer where it names none, and its ranks where
+    `layer.rank` is "init"; as it is without `init.model`. What it does name stays, and `check_fits` looks at
+    it when the weights are loaded.
     """
     if config.init.model is None:
         return config
@@ -40,7 +43,12 @@ def adopted(config: RunConfig) -> RunConfig:
             tokenizer=str(folder.folder / "tokenizer.json"),
             separator_token=data.separator_token or folder.end_token,
         )
-    return dataclasses.replace(config, model=dataclasses.replace(model, **unset), data=data)
+    layer = config.layer
+    if isinstance(layer, FactorizedSection) and layer.rank == "init":
+        if not folder.ranks:
+            raise UsageError(f'layer.rank = "init", and {folder.folder} has no factors: give a rank.')
+        layer = dataclasses.replace(layer, rank=dict(folder.ranks))
+    return dataclasses.replace(config, model=dataclasses.replace(model, **unset), data=data, layer=layer)
 
 
 def check_fits(folder: Pretrained, model: nn.Module, tokenizer: Tokenizer) -> None:
@@ -67,6 +75,29 @@ def weights_for(folder: Pretrained, model: nn.Module) -> dict[str, Tensor]:
     whole = folder.model()
     check_dense(whole, remedy=f"continue from {folder.folder} with the layer {folder.layer} at its own ranks")
     return dict(tensors(whole, {}, torch.float32))
+
+
+def cut_ranks(folder: Pretrained, model: nn.Module) -> str:
+    """A sentence on factors that are longer than the model's layers can hold; empty where none is."""
+    layers = {name: model.get_submodule(name) for name in folder.ranks}
+    cut = [
+        (folder.ranks[name], layer.rank)
+        for name, layer in layers.items()
+        # a layer with a dense part keeps every weight
+        if isinstance(layer, LowRankLayer) and layer.rank < folder.ranks[name] and layer.factored_form()
+    ]
+    if not cut:
+        return ""
+    return (
+        f"warning: its factors of rank {_span(there for there, _ in cut)} are cut to rank "
+        f'{_span(here for _, here in cut)}; layer.rank = "init" keeps the ranks of the folder.'
+    )
+
+
+def _span(ranks: Iterable[int]) -> str:
+    found = list(ranks)
+    low, high = min(found), max(found)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _same_kind(layer: nn.Module, folder: Pretrained, rank: int) -> bool:

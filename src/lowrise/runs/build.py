@@ -50,6 +50,11 @@ def _model(config: RunConfig, vocab_size: int, device: torch.device) -> Llama:
     llama = llama_config(config.model, vocab_size, config.train.seq_len)
     if not isinstance(layer, FactorizedSection):
         return build_model(llama, layer=DENSE, device=device, seed=config.seed)
+    if layer.rank == "init":
+        raise UsageError(
+            'layer.rank = "init" takes ranks from the folder that init.model names, which only train, '
+            "compare and scaling read: give a rank."
+        )
     return build_model(
         llama,
         layer=layer.name,

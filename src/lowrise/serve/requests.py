@@ -195,17 +195,18 @@ def _generation(
 
 
 def _sampling(fields: _Fields) -> Sampling:
-    try:
-        return Sampling(
-            temperature=fields.number("temperature", 1.0),
-            top_p=fields.number("top_p", 1.0),
-            top_k=fields.whole("top_k", None, 1),
-            repetition_penalty=fields.number("repetition_penalty", 1.0),
-        )
-    except BadRequest:
-        raise
-    except UsageError as error:
-        raise BadRequest(str(error)) from error
+    settings = {
+        "temperature": fields.number("temperature", 1.0),
+        "top_p": fields.number("top_p", 1.0),
+        "top_k": fields.whole("top_k", None, 1),
+        "repetition_penalty": fields.number("repetition_penalty", 1.0),
+    }
+    for name, value in settings.items():  # one by one, so that the answer can say which it was
+        try:
+            Sampling(**{name: value})
+        except UsageError as error:
+            raise BadRequest(str(error), name) from error
+    return Sampling(**settings)
 
 
 def _stops(fields: _Fields) -> list[str]:

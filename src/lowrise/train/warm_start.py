@@ -26,7 +26,7 @@ from lowrise.distributed.sharding import copy_whole_, whole_parameters
 from lowrise.errors import UsageError
 from lowrise.layers.base import LowRankLayer
 from lowrise.model.finite import require_finite
-from lowrise.pretrained.adopt import check_fits, weights_for
+from lowrise.pretrained.adopt import check_fits, cut_ranks, weights_for
 from lowrise.pretrained.folder import open_folder
 from lowrise.runs.directory import RunDirectory, open_run
 from lowrise.runs.plan import plan_run
@@ -51,6 +51,8 @@ def start_from_model(
     check_fits(folder, model, tokenizer)
     load_weights_(model, weights_for(folder, model), source=f"init.model = {config.init.model}")
     say(f"Starting from the weights of {config.init.model}.")
+    if told := cut_ranks(folder, model):
+        say(told)
 
 
 def warm_start(

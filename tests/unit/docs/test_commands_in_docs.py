@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import shlex
 from contextlib import redirect_stderr, redirect_stdout
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import tyro
 from doc_pages import PAGES, ROOT, blocks_of
+from served import serving
 from small_runs import write_text
 
 from lowrise import cli
@@ -142,7 +144,7 @@ def run(line: str) -> str:
     return shown.getvalue()
 
 
-def test_the_tutorial_s_first_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tutorial_runs_up_to_a_served_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As printed, on a few sentences and with sizes for a test."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LOWRISE_CACHE", str(tmp_path / "cache"))
@@ -159,6 +161,20 @@ def test_the_tutorial_s_first_commands_run(tmp_path: Path, monkeypatch: pytest.M
     )
     assert "validation loss" in run(f"{train} --data.valid_fraction 0.1 {quick} --sample.tokens 2")
     assert run(f"{generate} --tokens 3").startswith("Once")
+    last = blocks_of("docs/tutorial.md", "")[-1].splitlines()
+    exports, (evaluate, serve) = last[:-2], last[-2:]
+    assert [run(line).split(":")[0] for line in exports] == ["out/dense", "out/factored", "out/gguf"]
+    assert evaluate.startswith("lowrise eval ")
+    losses = [json.loads(line)["val_loss"] for line in run(f"{evaluate} --json true").splitlines()]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0] == pytest.approx(losses[2], rel=1e-5)
+    assert losses[0] == pytest.approx(losses[3], rel=1e-2)  # q8_0
+    pytest.importorskip("openai")
+    with serving(*shlex.split(serve)[2:]) as url, redirect_stdout(io.StringIO()):
+        code = blocks_of("docs/tutorial.md", "python")[-1].replace("http://127.0.0.1:8000/v1", url)
+        names: dict[str, Any] = {}
+        exec(code, names)
+    assert names["answer"].model == "mine"
 
 
 def test_each_method_s_row_can_be_shown() -> None:

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from served import serving
 from small_runs import config_for, run_training
 
 from lowrise.cli import main
@@ -32,10 +33,24 @@ def test_readme_and_page(here: Path, text_folder: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("LOWRISE_CACHE", str(here / "cache"))
     section = (ROOT / "README.md").read_text().split("## Take it with you")[1].split("\n## ")[0]
     (block,) = re.findall(r"```\n(.*?)```", section, flags=re.DOTALL)
-    small = ["--train.steps", "2", "--sample.tokens", "0", "--data.source", str(text_folder / "text.jsonl")]
-    for line in block.splitlines():
-        words = shlex.split(line, comments=True)[1:]
-        assert main([*words, *(small if words[0] == "train" else [])]) == 0, line
+    text = str(text_folder / "text.jsonl")
+    small = {
+        "train": ["--train.steps", "2", "--sample.tokens", "0", "--data.source", text],
+        "generate": ["--tokens", "3"],
+        "factorize": ["--measure", text, "--tokens", "128"],
+    }
+    lines = [shlex.split(line, comments=True)[1:] for line in block.splitlines()]
+    assert len(lines) == 10
+    assert {words[0] for words in lines} == {"import", "export", "serve", *small}
+    for words in lines:
+        if words[0] == "serve":
+            openai = pytest.importorskip("openai")
+            with serving(*words[1:]) as url:
+                client = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60)
+                answer = client.completions.create(model="hf-factored", prompt="the", max_tokens=3)
+                assert answer.usage.completion_tokens <= 3
+        else:
+            assert main([*words, *small.get(words[0], [])]) == 0, words
     names: dict[str, object] = {}
     page = (ROOT / "docs" / "export.md").read_text()
     remote, known, own = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)

@@ -31,7 +31,8 @@ from lowrise.model import LlamaConfig, build_model, next_token_loss
 from lowrise.runs.directory import RunDirectory
 
 # Tested beside this: methods/*.md in test_method_docs.py, huggingface.md in test_huggingface_docs.py,
-# export.md in test_export_docs.py, commands/serve.md in unit/serve/test_openai_client.py.
+# export.md in test_export_docs.py, commands/serve.md in unit/serve/test_openai_client.py, the tutorial's
+# client in test_commands_in_docs.py.
 ELSEWHERE = {
     "docs/huggingface.md",
     "docs/export.md",
@@ -194,6 +195,8 @@ def test_the_python_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytes
             monkeypatch.setitem(table, key, table[key])
     names = PLACES.get(page, lambda folder: usual())(tmp_path)
     for code in blocks_of(page, "python"):
+        if "from openai import" in code:
+            continue  # it asks a server: test_commands_in_docs.py
         with one_process() if "mesh" in code else contextlib.nullcontext() as mesh:
             exec(compile(small(code), page, "exec"), names | {"mesh": mesh} if mesh else names)
     CHECKS.get(page, lambda names: None)(names)

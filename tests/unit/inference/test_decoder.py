@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,7 @@ from torch import nn
 from lowrise.errors import UsageError
 from lowrise.inference.batch import Batch
 from lowrise.inference.decoder import FrozenDecoder
-from lowrise.inference.frozen import FrozenMap, MapGroup, choose_forms
+from lowrise.inference.frozen import FormChooser, FrozenMap, MapGroup
 from lowrise.inference.generate import generate
 from lowrise.inference.sampling import Sampling
 from lowrise.layers import LAYERS
@@ -166,10 +168,50 @@ def maps(rank: int, m: int = 40, n: int = 30) -> MapGroup:
     return MapGroup([FrozenMap(torch.randn(rank, n), torch.randn(m, rank)) for _ in range(2)])
 
 
+def test_choices_are_told_place_after_place_and_once_a_kind() -> None:
+    chooser = FormChooser("auto", 1, ready=list)
+    for place, rank in (("o", 3), ("down", 3), ("o", 4), ("down", 3), ("o", 3)):
+        chooser(place, maps(rank), lambda most: [])
+    kinds = [(c.maps, c.stored_elements // 140, c.layers) for c in chooser.choices]
+    assert kinds == [("o", 3, 2), ("o", 4, 1), ("down", 3, 2)]
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_released_model_gives_its_blocks_up_one_after_another(
+    native: bool, dtype: torch.dtype, tied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build("lowrank", tie_embeddings=tied)
+    prompt, twin = [[3, 1, 4]], build("lowrank", tie_embeddings=tied)
+    twin.load_state_dict(model.state_dict())
+
+    def texts(decoder: FrozenDecoder) -> list[list[int | None]]:
+        return list(Batch(decoder, prompt, max_new_tokens=9, sampling=Sampling(temperature=0)))
+
+    left: list[int] = []
+    arranged = FrozenDecoder._arranged
+
+    def counted(self: FrozenDecoder, groups: Sequence[MapGroup]) -> list[MapGroup]:
+        left.append(sum(not p.is_meta for p in model.parameters()))
+        return arranged(self, groups)
+
+    expected = texts(FrozenDecoder(twin, dtype=dtype, native=native))
+    monkeypatch.setattr(FrozenDecoder, "_arranged", counted)
+    decoder = FrozenDecoder(model, dtype=dtype, native=native, release=True)
+    outside = 2 if tied else 3  # embedding, last norm, head
+    each = len(list(twin.model.layers[0].parameters()))
+    assert left == [outside + 2 * each, outside + each, outside]
+    assert all(p.is_meta for p in model.parameters())
+    assert texts(decoder) == expected
+
+
 @pytest.mark.parametrize(("rank", "used"), [(17, "stored"), (18, "merged")])
 def test_auto_takes_the_form_of_fewer_elements(rank: int, used: str) -> None:
     # 40 * 30 / (40 + 30) is 17.1
-    groups, (choice,) = choose_forms([maps(rank), maps(rank)], "gate, up", "auto", 1, ready=list)
+    chooser = FormChooser("auto", 1, ready=list)
+    groups = [chooser("gate, up", maps(rank), lambda most: []) for _ in range(2)]
+    (choice,) = chooser.choices
     assert (choice.used, choice.layers) == (used, 2)
     assert all((g.elements == 2 * 1200) == (used == "merged") for g in groups)
     assert choice.stored_us is None
@@ -178,9 +220,10 @@ def test_auto_takes_the_form_of_fewer_elements(rank: int, used: str) -> None:
 def test_measured_takes_the_faster_form_and_tells_both_times() -> None:
     # 16 times the elements: no machine is so busy that their median is mistaken
     large = [MapGroup([FrozenMap(torch.randn(32, 1024), torch.randn(1024, 32))])]
-    groups, (choice,) = choose_forms(large, "o", "measured", 1, ready=list)
+    chooser = FormChooser("measured", 1, ready=list)
+    assert chooser("o", large[0], lambda most: large) is large[0]
+    (choice,) = chooser.choices
     assert choice.used == "stored"
-    assert groups == large
     assert choice.stored_us is not None
     assert choice.merged_us is not None
     assert 0 < choice.stored_us < choice.merged_us

@@ -21,11 +21,15 @@ from lowrise.export.huggingface import write_folder
 from lowrise.layers import CoLALinear, LowRankLinear, SparseLowRankLinear
 from lowrise.model import Llama, LlamaConfig, build_model
 from lowrise.pretrained.adopt import adopted
+from lowrise.pretrained.factorize_folder import factorize_folder
 from lowrise.pretrained.folder import open_folder
 from lowrise.pretrained.import_run import import_run
-from lowrise.pretrained.options import ImportOptions
+from lowrise.pretrained.options import FactorizeOptions, ImportOptions
+from lowrise.runs.build import model_from
 from lowrise.runs.load import load_run
+from lowrise.train.warm_start import start_from_model
 
+CPU = torch.device("cpu")
 TOKENS = torch.arange(24).view(2, 12)
 
 
@@ -227,6 +231,72 @@ def test_any_method_continues_from_a_folder(
         error = float((trainer.model(TOKENS) - model(TOKENS)).abs().max())
     assert (error < 3e-5) is exact
     assert trainer.config.model.rope_theta == 500.0
+
+
+@pytest.fixture(scope="module")
+def spread(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `lowrise factorize` makes, with ranks that differ between maps."""
+    folder = tmp_path_factory.mktemp("factorized")
+    folder_of(folder / "hf", tokenizer)
+    write_text(folder / "text.jsonl")
+    options = FactorizeOptions(
+        folder=folder / "hf",
+        out=folder / "low",
+        rank=0.25,
+        spread="energy",
+        measure=(str(folder / "text.jsonl"),),
+        tokens=256,
+    )
+    factorize_folder(options, console())
+    assert len(set(open_folder(folder / "low").ranks.values())) > 1
+    return folder / "low"
+
+
+@pytest.mark.parametrize("method", ["lowrank", "spectron", "tsvd", "loro", "fira", "lora"])
+def test_methods_continue_at_the_ranks_that_factorize_chose(
+    method: str, spread: Path, text_folder: Path, tmp_path: Path
+) -> None:
+    dense = method in ("fira", "lora")
+    settings = {"init.model": str(spread), "train.steps": 2} | ({} if dense else {"layer.rank": "init"})
+    config = adopted(config_for(text_folder, method, **settings))
+    folder = open_folder(spread)
+    trainer = started(config, tmp_path / "run")
+    with torch.no_grad():
+        torch.testing.assert_close(trainer.model(TOKENS), folder.model()(TOKENS), rtol=0, atol=3e-5)
+    if not dense:
+        layers = dict(trainer.model.named_modules())
+        assert {name: layers[name].rank for name in folder.ranks} == folder.ranks
+    again = config_for(text_folder, method, **settings)
+    assert run_training(adopted(again), tmp_path / "run")["status"] == "completed"
+
+
+def test_ranks_that_are_cut_are_told(spread: Path, text_folder: Path, tmp_path: Path) -> None:
+    ranks = open_folder(spread).ranks.values()
+
+    def said(method: str, **settings: Any) -> str:
+        config = config_for(text_folder, method, **{"init.model": str(spread), **settings})
+        lines: list[str] = []
+        start_from_model(
+            model_from(adopted(config), 300, CPU), config, open_folder(spread).tokenizer(), lines.append
+        )
+        return " ".join(lines)
+
+    assert f"of rank {min(ranks)} to {max(ranks)} are cut to rank 2" in said("lowrank", **{"layer.rank": 2})
+    assert "cut" not in said("lowrank", **{"layer.rank": max(ranks)})
+    assert "cut" not in said("lora", **{"layer.rank": 2})
+
+
+def test_ranks_of_a_folder_need_a_folder_with_ranks(
+    text_folder: Path, tmp_path: Path, tokenizer: Tokenizer, capsys: Any
+) -> None:
+    with pytest.raises(UsageError, match=r"layer\.rank = 'init' cannot be: ranks come from the folder"):
+        config_for(text_folder, "lowrank", **{"layer.rank": "init"})
+    with pytest.raises(UsageError, match=r"layer\.rank = 'all' should be an integer .* one of 'init'"):
+        config_for(text_folder, "lowrank", **{"layer.rank": "all"})
+    folder_of(tmp_path / "hf", tokenizer)
+    settings = {"layer.rank": "init", "init.model": str(tmp_path / "hf")}
+    with pytest.raises(UsageError, match="has no factors: give a rank"):
+        adopted(config_for(text_folder, "lowrank", **settings))
 
 
 def test_a_run_from_a_folder_trains_and_continues(
