@@ -119,6 +119,23 @@ def test_keys_of_recipes_and_flags_get_the_same_hint(tmp_path, capsys):
     assert "no flag --train.batch_size; the nearest is --train.global_batch_size" in from_flag
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--method", "tsvd", "--layer.max_drop", "7"], "[layer]: max_drop must be a fraction"),
+        (["--method", "lowrank", "--layer.targets", "nothing"], "[layer]: targets: the pattern 'nothing'"),
+        (["--method", "muon", "--optimizer.ns_steps", "-1"], "[optimizer]: Muon has ns_steps = -1"),
+        (["--method", "galore", "--optimizer.rank", "-3"], "[optimizer]: GaLore: rank -3 is impossible"),
+        (["--other.betas", "1", "0.9"], "other.betas = (1.0, 0.9) cannot be"),
+        (["--other.eps", "-1"], "other.eps = -1.0 cannot be"),
+    ],
+)
+def test_what_a_class_refuses_is_told_with_its_section_before_the_text(words, told, tmp_path, capsys):
+    nowhere = ["--data.source", str(tmp_path / "no-text"), "--run", str(tmp_path / "run")]
+    assert told in error_of(["train", *words, *nowhere], capsys)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(("asked", "meant"), [("fit", "train"), ("evaluate", "eval"), ("convert", "export")])
 def test_commands_are_found_by_meaning(asked, meant):
     with pytest.raises(UsageError, match=f"the nearest is '{meant}'"):

@@ -159,6 +159,15 @@ def validate(config: RunConfig) -> None:
         require(
             rate is None or (rate >= 0 and math.isfinite(rate)), key, rate, "a learning rate is not negative"
         )
+    other = config.other
+    for key, number in (("other.weight_decay", other.weight_decay), ("other.eps", other.eps)):
+        require(number >= 0, key, number, "it is 0 or more")
+    require(
+        all(0 <= beta < 1 for beta in other.betas),
+        "other.betas",
+        other.betas,
+        "two numbers, each at least 0 and below 1",
+    )
 
 
 def advice(config: RunConfig) -> list[str]:
