@@ -68,6 +68,7 @@ def validate(config: RunConfig) -> None:
         schedule.min_lr_ratio,
         "a multiplier between 0 and 1",
     )
+    require(schedule.decay >= 0, "schedule.decay", schedule.decay, "a share below 1 or a number of updates")
     require(schedule.cycle >= 0, "schedule.cycle", schedule.cycle, "0 (never) or a number of updates")
     require(
         schedule.restart_warmup >= 0, "schedule.restart_warmup", schedule.restart_warmup, "0 or more updates"
@@ -179,6 +180,11 @@ def advice(config: RunConfig) -> list[str]:
         for name, warmup in (("warmup", schedule.warmup), ("other_warmup", schedule.other_warmup))
         if warmup is not None and warmup > steps
     ]
+    if schedule.name == "wsd" and schedule.decay > max(1, steps):
+        sentences.append(
+            f"schedule.decay = {schedule.decay:g} updates is longer than the run (train.steps = {steps}): "
+            "the learning rate begins below its peak. Give fewer updates, or a share below 1."
+        )
     start, horizon = config.ema.start, config.ema.horizon
     if start is not None and horizon is not None:
         left = steps - share_or_count(start, steps)
