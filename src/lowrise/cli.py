@@ -40,6 +40,7 @@ def train(arguments: Arguments, console: Console) -> int:
     from lowrise.data.progress import prepare_with_progress
     from lowrise.distributed import World
     from lowrise.pretrained.adopt import adopted
+    from lowrise.runs.build import check_parts
     from lowrise.runs.environment import choose_device
     from lowrise.runs.parallel import check_world
     from lowrise.runs.text import with_text_limit
@@ -62,6 +63,7 @@ def train(arguments: Arguments, console: Console) -> int:
     world = World.from_environment()
     check_world(config, world)
     check_transfer(config)
+    check_parts(config)
     device = world.device(choose_device(config.train.device))
     console.quiet = not world.leads
     for sentence in advice(config):

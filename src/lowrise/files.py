@@ -133,7 +133,14 @@ def require_folder_place(path: Path, flag: str) -> Path:
     existing = next((p for p in (place, *place.parents) if p.exists()), place)
     if existing.exists() and not existing.is_dir():
         raise UsageError(f"{flag} {path}: {existing} is a file; name a folder.")
+    require_writable(existing, f"{flag} {path}", "name another folder")
     return place
+
+
+def require_writable(folder: Path, what: str, remedy: str) -> None:
+    """Raise `UsageError`, before the work, for a folder of another user or on a disk that is only read."""
+    if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"{what}: nothing may be written into {folder}; {remedy}, or change its rights.")
 
 
 def is_known(value: object) -> TypeGuard[float]:

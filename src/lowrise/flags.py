@@ -104,7 +104,9 @@ def _values(pieces: list[str]) -> list[str]:
 
 
 def _read(flag: Flag, pieces: list[str]) -> list[str]:
-    """The words of a flag as tyro reads them."""
+    """The words of a flag as tyro reads them; a text that begins with a dash is no flag."""
+    if len(pieces) == 2 and re.match("-[^-.0-9]", pieces[1]):
+        return ["=".join(pieces)]
     if not flag.takes_switch:
         return pieces
     return [re.sub(r"(?i)(?<![^=])(true|false)$", lambda m: m[0].capitalize(), word) for word in pieces]

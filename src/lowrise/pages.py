@@ -9,7 +9,7 @@ from pathlib import Path
 from lowrise.compare import again as comparison
 from lowrise.compare.recipes import load_recipe
 from lowrise.errors import UsageError
-from lowrise.files import require_file_place
+from lowrise.files import require_file_place, require_writable
 from lowrise.report.run_report import write_report
 from lowrise.report.several import write_several
 from lowrise.runs.history import is_run
@@ -57,7 +57,10 @@ def write_pages(folders: Sequence[Path], out: Path | None = None) -> list[Path]:
         out = out.expanduser()
         require_file_place(out, "lowrise report --out", "HTML")
     if len(folders) == 1:
-        return kind_of(folders[0]).write(folders[0], out)
+        kind = kind_of(folders[0])
+        if out is None:
+            require_writable(folders[0], "lowrise report", "name a file with --out")
+        return kind.write(folders[0], out)
     for folder in folders:
         kind = kind_of(folder)
         if kind is not KINDS[-1]:

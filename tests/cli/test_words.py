@@ -13,12 +13,13 @@ from small_runs import config_for, run_training
 
 from lowrise.cli import COMMANDS, main
 from lowrise.compare.options import CompareConfig
-from lowrise.config import load
+from lowrise.config import advice, load
 from lowrise.config.command import Train, recipe_file, starting_config
 from lowrise.config.identity import flatten
 from lowrise.data import DataConfig
 from lowrise.errors import UsageError
 from lowrise.flags import parse
+from lowrise.inference.options import GenerateConfig
 from lowrise.names import lookup, nearest_name
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -119,6 +120,23 @@ def test_keys_of_recipes_and_flags_get_the_same_hint(tmp_path, capsys):
     assert "no flag --train.batch_size; the nearest is --train.global_batch_size" in from_flag
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--method", "tsvd", "--layer.max_drop", "7"], "[layer]: max_drop must be a fraction"),
+        (["--method", "lowrank", "--layer.targets", "nothing"], "[layer]: targets: the pattern 'nothing'"),
+        (["--method", "muon", "--optimizer.ns_steps", "-1"], "[optimizer]: Muon has ns_steps = -1"),
+        (["--method", "galore", "--optimizer.rank", "-3"], "[optimizer]: GaLore: rank -3 is impossible"),
+        (["--other.betas", "1", "0.9"], "other.betas = (1.0, 0.9) cannot be"),
+        (["--other.eps", "-1"], "other.eps = -1.0 cannot be"),
+    ],
+)
+def test_what_a_class_refuses_is_told_with_its_section_before_the_text(words, told, tmp_path, capsys):
+    nowhere = ["--data.source", str(tmp_path / "no-text"), "--run", str(tmp_path / "run")]
+    assert told in error_of(["train", *words, *nowhere], capsys)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(("asked", "meant"), [("fit", "train"), ("evaluate", "eval"), ("convert", "export")])
 def test_commands_are_found_by_meaning(asked, meant):
     with pytest.raises(UsageError, match=f"the nearest is '{meant}'"):
@@ -207,6 +225,35 @@ def test_a_warm_up_longer_than_the_run_is_a_warning(text_folder, tmp_path, capsy
     (tmp_path / "r.toml").write_text(config.to_toml())
     assert main(["train", str(tmp_path / "r.toml"), "--run", str(tmp_path / "run")]) == 0
     assert "warning: schedule.warmup = 100 updates is longer than the run" in capsys.readouterr().out
+
+
+def test_a_decay_longer_than_the_run_is_a_warning_and_a_negative_one_refused(capsys):
+    wsd = {"schedule.name": "wsd", "train.steps": 6}
+    told = " ".join(advice(load(None, wsd | {"schedule.decay": 7})))
+    assert "schedule.decay = 7 updates is longer than the run (train.steps = 6)" in told
+    assert advice(load(None, wsd | {"schedule.decay": 6})) == []
+    assert "schedule.decay = -1.0 cannot be" in error_of(["train", "--schedule.decay", "-1"], capsys)
+
+
+def test_a_sample_that_the_model_cannot_give_is_refused_before_training(text_folder, tmp_path, capsys):
+    settings = {"sample.tokens": 12, "model.max_seq_len": 16, "sample.prompt": "the river king and the tree"}
+    (tmp_path / "r.toml").write_text(config_for(text_folder, "muon", **settings).to_toml())
+    assert main(["train", str(tmp_path / "r.toml"), "--run", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert "error: sample.tokens = 12 after a prompt of" in error
+    assert "model.max_seq_len = 16: ask for at most" in error
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_no_tokens_are_refused_by_the_flag_s_name_before_the_model_is_read(tmp_path, capsys):
+    words = ["generate", str(tmp_path / "nothing"), "--tokens", "0"]
+    assert "--tokens 0: at least one token" in error_of(words, capsys)
+
+
+def test_a_text_may_begin_with_a_dash():
+    assert parse(GenerateConfig, ["run", "--prompt", "-hello -x"], "generate").prompt == "-hello -x"
+    assert parse(GenerateConfig, ["run", "--prompt=-x", "--seed", "-3"], "generate").prompt == "-x"
+    assert parse(Train, ["--run", "-x"], "train").run == Path("-x")
 
 
 def test_earlier_keys_of_a_recipe_are_one_plain_line(tmp_path, capsys):

@@ -16,6 +16,7 @@ from lowrise.config.rules import validate
 from lowrise.config.sections import DENSE
 from lowrise.config.tree import RunConfig
 from lowrise.config.values import coerce, set_dotted
+from lowrise.config.writer import naming_writer, writer_of
 from lowrise.errors import UsageError
 from lowrise.layers import LAYERS
 from lowrise.methods import METHODS, Method
@@ -28,6 +29,7 @@ def load(path: str | Path | None, overrides: Mapping[str, Any] | None = None) ->
     """Configuration from a TOML file (none: the defaults) with dotted overrides such as `{"optimizer.lr":
     0.01}`."""
     values: dict[str, Any] = {}
+    text = ""
     if path is not None:
         try:
             text = Path(path).expanduser().read_text(encoding="utf-8-sig")  # some editors write a mark first
@@ -41,7 +43,9 @@ def load(path: str | Path | None, overrides: Mapping[str, Any] | None = None) ->
             raise UsageError(f"{path} cannot be read ({error.strerror}): give a TOML file.") from None
     for key, value in (overrides or {}).items():
         set_dotted(values, key, value)
-    return from_dict(values, source=str(path) if path is not None else "the command line")
+    source = str(path) if path is not None else "the command line"
+    with naming_writer(writer_of(text), source):
+        return from_dict(values, source=source)
 
 
 def from_dict(values: Mapping[str, Any], *, source: str = "the configuration") -> RunConfig:

@@ -68,6 +68,7 @@ def validate(config: RunConfig) -> None:
         schedule.min_lr_ratio,
         "a multiplier between 0 and 1",
     )
+    require(schedule.decay >= 0, "schedule.decay", schedule.decay, "a share below 1 or a number of updates")
     require(schedule.cycle >= 0, "schedule.cycle", schedule.cycle, "0 (never) or a number of updates")
     require(
         schedule.restart_warmup >= 0, "schedule.restart_warmup", schedule.restart_warmup, "0 or more updates"
@@ -166,6 +167,15 @@ def validate(config: RunConfig) -> None:
         require(
             rate is None or (rate >= 0 and math.isfinite(rate)), key, rate, "a learning rate is not negative"
         )
+    other = config.other
+    for key, number in (("other.weight_decay", other.weight_decay), ("other.eps", other.eps)):
+        require(number >= 0, key, number, "it is 0 or more")
+    require(
+        all(0 <= beta < 1 for beta in other.betas),
+        "other.betas",
+        other.betas,
+        "two numbers, each at least 0 and below 1",
+    )
 
 
 def advice(config: RunConfig) -> list[str]:
@@ -177,6 +187,11 @@ def advice(config: RunConfig) -> list[str]:
         for name, warmup in (("warmup", schedule.warmup), ("other_warmup", schedule.other_warmup))
         if warmup is not None and warmup > steps
     ]
+    if schedule.name == "wsd" and schedule.decay > max(1, steps):
+        sentences.append(
+            f"schedule.decay = {schedule.decay:g} updates is longer than the run (train.steps = {steps}): "
+            "the learning rate begins below its peak. Give fewer updates, or a share below 1."
+        )
     start, horizon = config.ema.start, config.ema.horizon
     if start is not None and horizon is not None:
         left = steps - share_or_count(start, steps)

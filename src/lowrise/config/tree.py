@@ -25,6 +25,7 @@ from lowrise.config.sections import (
     TrainSection,
     TransferSection,
 )
+from lowrise.config.writer import WRITTEN
 from lowrise.data.config import DataConfig
 from lowrise.plugins import absolute
 
@@ -80,8 +81,9 @@ class RunConfig:
         return digest(of_kinds(self.to_dict(), *kinds) | {"corpus": corpus})
 
     def to_toml(self) -> str:
-        """The resolved configuration; `load` of it gives the same one."""
-        return tomli_w.dumps(self.to_dict())
+        """The resolved configuration, under a line with the version that writes it; `load` of it gives the
+        same one."""
+        return WRITTEN + tomli_w.dumps(self.to_dict())
 
 
 def _plain(value: Any) -> Any:

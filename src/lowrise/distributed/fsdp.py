@@ -115,13 +115,17 @@ def reshard(model: nn.Module) -> None:
 
 @contextmanager
 def gathered_root(model: nn.Module) -> Iterator[None]:
-    """For forward passes that do not begin at the root's `forward`, as generation's: what is outside the
-    blocks is gathered within, and freed after. All ranks must enter together.
+    """For forward passes of a language model that do not begin at the root's `forward`, as generation's: what
+    is outside the blocks is gathered within, and freed after. All ranks must enter together.
+
+    A pass of one token gathers it: FSDP2 takes the module of the first pass for the root, and this may be the
+    first one since a resume.
     """
     roots = [model] if hasattr(model, "set_reshard_after_backward") else []
-    for root in roots:
-        root.unshard()  # type: ignore[operator]
     try:
+        for root in roots:
+            with torch.no_grad():
+                root(torch.zeros(1, 1, dtype=torch.long, device=next(root.parameters()).device))
         yield
     finally:
         for root in roots:

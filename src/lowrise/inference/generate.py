@@ -92,12 +92,30 @@ def _last_logits(model: Llama, tokens: Tensor, cache: KVCache) -> Tensor:
     return model.lm_head(hidden[0, -1]).float().cpu()
 
 
+def check_sample(shape: LlamaConfig, config: RunConfig, tokenizer: Tokenizer) -> None:
+    """`UsageError`, before a run has begun, for a sample that its model could not give in the end."""
+    tokens = config.sample.tokens
+    longest = shape.max_seq_len
+    length = len(_prompt_of(config, tokenizer))
+    if tokens and length + tokens > longest:
+        raise UsageError(
+            f"sample.tokens = {tokens} after a prompt of {length} tokens (sample.prompt and a separator) are "
+            f"more than model.max_seq_len = {longest}: ask for at most {max(0, longest - length)}, or "
+            "shorten the prompt."
+        )
+
+
+def _prompt_of(config: RunConfig, tokenizer: Tokenizer) -> list[int]:
+    prompt = config.sample.prompt
+    return [tokenizer.separator_id, *(tokenizer.encode(prompt) if prompt else [])]
+
+
 def sample_of(model: Llama, config: RunConfig, tokenizer: Tokenizer, device: torch.device) -> str | None:
     """The text that `config.sample` asks for; None where it asks for no tokens."""
     settings = config.sample
     if not settings.tokens:
         return None
-    prompt = [tokenizer.separator_id, *(tokenizer.encode(settings.prompt) if settings.prompt else [])]
+    prompt = _prompt_of(config, tokenizer)
     with autocast_for(config, device), gathered_root(model):
         new = generate(
             model,

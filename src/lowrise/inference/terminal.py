@@ -57,6 +57,8 @@ def generate_on_terminal(
 def _check(command: GenerateConfig) -> None:
     if command.batch < 1:
         raise UsageError(f"--batch {command.batch}: at least one prompt is continued at a time.")
+    if command.tokens < 1:
+        raise UsageError(f"--tokens {command.tokens}: at least one token is generated.")
     given = {
         "--prompt": bool(command.prompt),
         "--prompt_file": command.prompt_file is not None,

@@ -16,6 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from lowrise import __version__
+from lowrise.config.writer import naming_writer
 from lowrise.errors import LowriseError, UsageError
 from lowrise.export.shards import save_tensors
 from lowrise.files import strict_json, write_whole
@@ -49,7 +51,8 @@ def save_pretrained(model: nn.Module, folder: str | Path) -> None:
     generation: Any = getattr(model, "generation_config", None)
     if generation is not None:
         generation.save_pretrained(folder)
-    values = {**config.to_dict(), "architectures": [type(model).__name__], MARK: {"layers": layers}}
+    mark = {"version": __version__, "layers": layers}
+    values = {**config.to_dict(), "architectures": [type(model).__name__], MARK: mark}
     write_whole(folder / "config.json", strict_json(values, indent=2) + "\n")
     aside.rename(folder / WEIGHTS)
 
@@ -80,8 +83,9 @@ def from_pretrained(folder: str | Path) -> nn.Module:
     theirs = values.keys() - {MARK, "_attn_implementation_autoset"}
     config = model_class.config_class.from_dict({k: values[k] for k in values if k in theirs})
     model = cast(nn.Module, model_class(config))
-    for name, described in values[MARK]["layers"].items():
-        _put(model, name, described)
+    with naming_writer(values[MARK].get("version"), str(folder / "config.json")):
+        for name, described in values[MARK]["layers"].items():
+            _put(model, name, described)
     _load(model, folder / WEIGHTS)
     return model.eval()
 
@@ -101,7 +105,10 @@ def _put(model: nn.Module, name: str, described: dict[str, Any]) -> None:
     rows, columns = _shape(old)
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in described["options"].items()}
     arguments = {"bias": described["bias"], "device": "meta", **options}
-    layer: Any = layer_class(described["layer"])(columns, rows, described["rank"], **arguments)
+    kind = layer_class(described["layer"])
+    for option in options.keys() - {*option_names(kind)}:
+        raise UsageError(f"The layer {described['layer']!r} of {name} has no option {option!r}.")
+    layer: Any = kind(columns, rows, described["rank"], **arguments)
     if described.get("guide") is False:
         layer.guide = None
     model.set_submodule(name, layer.to_empty(device="cpu"))

@@ -21,14 +21,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lowrise.config import from_dict, load, options_of
+from lowrise.config import RunConfig, from_dict, load, options_of
+from lowrise.config.writer import naming_writer
 from lowrise.console import Console
 from lowrise.data import Tokenizer
 from lowrise.errors import UsageError
 from lowrise.export.folder import MARK
 from lowrise.files import is_count
 from lowrise.layers import LowRankLayer
-from lowrise.model import LlamaConfig, build_model
+from lowrise.model import Llama, LlamaConfig, build_model
 from lowrise.model.finite import DIVERGED, finite_sentence, not_finite, require_finite
 from lowrise.pretrained.folder import open_folder
 from lowrise.pretrained.gguf_reader import gguf_in, read_gguf
@@ -134,6 +135,15 @@ def _of_own_names(place: Path, device: torch.device) -> TrainedRun:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise UsageError(f"{file} is not a whole safetensors file ({error}): copy it again.") from None
+    with naming_writer(metadata.get("lowrise"), str(file)):
+        config, model, step = _described(file, metadata)
+        tokenizer = Tokenizer.load(place, separator_token=config.data.separator_token)
+        _fill(model, tensors, file)
+    return TrainedRun(config, model.to(device).eval(), tokenizer, step, "raw", NO_CORPUS, device)
+
+
+def _described(file: Path, metadata: Mapping[str, str]) -> tuple[RunConfig, Llama, int]:
+    """What the metadata of an export in our own names say: configuration, model without weights, step."""
     try:
         shape = LlamaConfig(**json.loads(metadata["model"]))
         layers = json.loads(metadata["layers"])
@@ -144,8 +154,6 @@ def _of_own_names(place: Path, device: torch.device) -> TrainedRun:
             f"{file} has no metadata of lowrise export --to safetensors ({error}): name a folder that it "
             "wrote, a Hugging Face folder or a run."
         ) from None
-    separator = values.get("data", {}).get("separator_token")
-    tokenizer = Tokenizer.load(place, separator_token=separator)
     config = from_dict(values | {"model": _shape(shape)}, source=str(file))
     options: dict[str, Any] = {}
     if layers:
@@ -156,8 +164,7 @@ def _of_own_names(place: Path, device: torch.device) -> TrainedRun:
     for layer in model.modules():
         if isinstance(layer, LowRankLayer) and step:
             layer.before_update(step, config.train.steps)
-    _fill(model, tensors, file)
-    return TrainedRun(config, model.to(device).eval(), tokenizer, step, "raw", NO_CORPUS, device)
+    return config, model, step
 
 
 def template_folders(run: Path, trust: bool) -> list[Path]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -55,14 +56,15 @@ def _model(config: RunConfig, vocab_size: int, device: torch.device) -> Llama:
             'layer.rank = "init" takes ranks from the folder that init.model names, which only train, '
             "compare and scaling read: give a rank."
         )
-    return build_model(
-        llama,
-        layer=layer.name,
-        rank=layer.rank,
-        layer_options=options_of(layer) | {"targets": layer.targets or None, "skip": layer.skip or None},
-        device=device,
-        seed=config.seed,
-    )
+    with _section("layer"):
+        return build_model(
+            llama,
+            layer=layer.name,
+            rank=layer.rank,
+            layer_options=options_of(layer) | {"targets": layer.targets or None, "skip": layer.skip or None},
+            device=device,
+            seed=config.seed,
+        )
 
 
 def _transfer(config: RunConfig, model: Llama) -> Transfer:
@@ -94,7 +96,24 @@ def build_optimizer(config: RunConfig, model: Llama, show: Callable[[str], None]
             show(table(told))
     if show is not None:
         show(str(groups))
-    return construct(groups, config.optimizer.lr, **options)
+    with _section("optimizer"):
+        return construct(groups, config.optimizer.lr, **options)
+
+
+def check_parts(config: RunConfig) -> None:
+    """Refuse options that the layers or the optimizer refuse, before there is a text: without weights, with a
+    vocabulary of the size that is asked for."""
+    vocab_size = getattr(config.model, "vocab_size", None) or max(1, config.data.vocab_size)
+    build_optimizer(config, model_from(config, vocab_size, torch.device("meta")))
+
+
+@contextmanager
+def _section(name: str) -> Iterator[None]:
+    """Say which section of the recipe an option is from that its class, which knows none, refuses."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"[{name}]: {error}") from None
 
 
 def groups_of(config: RunConfig, model: nn.Module) -> ParamGroups:

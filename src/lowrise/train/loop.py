@@ -28,7 +28,7 @@ from lowrise.distributed.world import lost_ranks_explained
 from lowrise.errors import LowriseError, UsageError
 from lowrise.files import write_whole
 from lowrise.inference.evaluate import EvalResult
-from lowrise.inference.generate import sample_of
+from lowrise.inference.generate import check_sample, sample_of
 from lowrise.optim import Optimizer
 from lowrise.report.run_report import write_report
 from lowrise.runs.directory import RunDirectory
@@ -76,6 +76,7 @@ class Trainer:
         self.train_step = TrainStep(config, corpus, self.world, notice=display.table, say=display.say)
         self.update: Callable[[], Update] = self.train_step  # and nothing of what falls due after it
         self.model, self.device = self.train_step.model, self.train_step.device
+        check_sample(self.model.config, config, corpus.tokenizer)
         self.dense_matrices = {
             name
             for group in self.optimizer.param_groups

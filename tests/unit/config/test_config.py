@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from lowrise import __version__
 from lowrise.config import RunConfig, from_dict, load, options_of
 from lowrise.errors import UsageError
 from lowrise.methods import METHODS
@@ -110,3 +111,38 @@ def test_a_decay_of_products_needs_products(method):
     with pytest.raises(UsageError, match=r"decay = 'product' cannot be with layer.name = 'dense'.*lowrank"):
         from_dict({"method": method, "optimizer": {"decay": "product"}})
     assert from_dict({"method": "lowrank", "optimizer": {"decay": "product"}}).optimizer.decay == "product"
+
+
+def written_by(version: str, path, **changes: str) -> None:
+    text = load(None, {"method": "spectron"}).to_toml()
+    for old, new in {__version__: version, **changes}.items():
+        assert old in text
+        text = text.replace(old, new, 1)
+    path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"momentum =": "angular = 3\nmomentum ="}, "unknown key 'optimizer.angular'"),
+        ({'"spectron"': '"spectron3"'}, "there is no method 'spectron3'"),
+        ({'"cosine"': '"spiral"'}, "schedule.name"),
+    ],
+)
+def test_what_another_version_wrote_names_both_versions(changes, told, tmp_path):
+    path = tmp_path / "config.toml"
+    written_by("7.5.0", path, **changes)
+    with pytest.raises(UsageError) as error:
+        load(path)
+    assert told in str(error.value)
+    assert f"lowrise 7.5.0 wrote {path}, and this is lowrise {__version__}: use 7.5.0" in str(error.value)
+    written_by(__version__, path, **changes)
+    with pytest.raises(UsageError) as error:
+        load(path)
+    assert told in str(error.value)
+    assert "wrote" not in str(error.value)
+
+
+def test_what_another_version_wrote_is_read_where_it_is_understood(tmp_path):
+    written_by("7.5.0", tmp_path / "config.toml")
+    assert load(tmp_path / "config.toml") == load(None, {"method": "spectron"})

@@ -105,3 +105,16 @@ def test_what_cannot_be_saved_or_loaded_is_a_sentence(tmp_path: Path) -> None:
     (folder / "lowrise.safetensors").write_bytes(b"half")
     with pytest.raises(LowriseError, match="not a whole safetensors file"):
         lowrise.from_pretrained(folder)
+
+
+def test_what_another_version_wrote_names_both_versions(tmp_path: Path) -> None:
+    lowrise.save_pretrained(lowrise.factorize(llama(), rank=4), tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    for described in values["lowrise"]["layers"].values():
+        described["options"]["twist"] = 2
+    values["lowrise"]["version"] = "7.5.0"
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(
+        UsageError, match=r"no option 'twist'. lowrise 7\.5\.0 wrote .*config\.json, and this is"
+    ):
+        lowrise.from_pretrained(tmp_path)

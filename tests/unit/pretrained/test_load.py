@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,8 @@ def test_safetensors_of_somebody_else(tmp_path: Path) -> None:
 
 
 def test_a_plugin_named_in_a_file_is_not_loaded(text_folder: Path, tmp_path: Path) -> None:
-    """The recipe in the metadata may come from anywhere: the code that it names is not run."""
+    """The recipe in the metadata may come from anywhere: the code that it names is not run. What another
+    version wrote there names that version."""
     run_training(config_for(text_folder, "adamw", **{"eval.every": 0}), tmp_path / "run")
     words = ["export", str(tmp_path / "run"), "--to", "safetensors", "--out", str(tmp_path / "out")]
     assert main(words) == 0
@@ -95,6 +97,14 @@ def test_a_plugin_named_in_a_file_is_not_loaded(text_folder: Path, tmp_path: Pat
     save_file(tensors, file, metadata | {"recipe": recipe})
     assert load_model(tmp_path / "out", "cpu", console()).step == 8
     assert not (tmp_path / "ran").exists()
+    shape = json.dumps(json.loads(metadata["model"]) | {"angles": 3})
+    for changed in (
+        {"model": shape},
+        {"recipe": metadata["recipe"].replace("[train]", "[train]\nangles = 3")},
+    ):
+        save_file(tensors, file, metadata | changed | {"lowrise": "7.5.0"})
+        with pytest.raises(UsageError, match=r"angles'.* lowrise 7\.5\.0 wrote .*safetensors, and this is"):
+            load_model(tmp_path / "out", "cpu", console())
 
 
 def test_generate_and_serve_take_every_form(text_folder: Path, tmp_path: Path, capsys) -> None:
