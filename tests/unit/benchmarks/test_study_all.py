@@ -57,7 +57,7 @@ def test_every_method_at_three_budgets(asked) -> None:
     for words, budget in zip(calls, BUDGETS, strict=True):
         found = options(words)
         assert [Path(recipe).name for recipe in found.recipes] == [f"{name}-tiny.toml" for name in METHODS]
-        assert found.budget == ("tokens=204800", budget)
+        assert found.budget == ("tokens=163840", budget)
         assert (found.out, found.seeds, found.correction) == ("/tmp/all", 3, "holm")
 
 
@@ -68,7 +68,7 @@ def test_every_method_keeps_to_the_tightest(asked, monkeypatch: pytest.MonkeyPat
     plan = build_plan(found, load, lambda config: plan_run(config, 1024))
     assert plan.size is not None
     for recipe in plan.recipes:
-        assert recipe.steps == 200
+        assert recipe.steps == 160
         assert recipe.sized is not None
         assert 0.9 * plan.size.amount < recipe.sized.used <= plan.size.amount, recipe.label
 
