@@ -253,12 +253,17 @@ def _axes(x: _Scale, y: _Scale, width: int, height: int) -> str:
     base = height - _BOTTOM
     for tick, place in zip(x_ticks, x(x_ticks), strict=True):
         parts.append(f'<line class="axis" x1="{place:.1f}" x2="{place:.1f}" y1="{base}" y2="{base + 4}"/>')
-        parts.append(
-            f'<text class="tick" x="{place:.1f}" y="{base + 17}" text-anchor="middle">'
-            f"{tick_label(tick, x_ticks)}</text>"
-        )
+        label = tick_label(tick, x_ticks)
+        # At the right end of the drawing there is no room for the second half of a label.
+        at, anchor = (place, "middle") if place + _half(label) <= width else (width - 1, "end")
+        parts.append(f'<text class="tick" x="{at:.1f}" y="{base + 17}" text-anchor="{anchor}">{label}</text>')
     parts.append(f'<line class="axis" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{base}" y2="{base}"/>')
     return "".join(parts)
+
+
+def _half(label: str) -> float:
+    """Half the width of a tick's label; as page.js has it."""
+    return _CHARACTER * len(label) / 2
 
 
 def _style(series: Series) -> str:

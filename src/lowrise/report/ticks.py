@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from lowrise.report.formatting import scientific, si
 
+LOG_FROM = 8.0  # ratio of the largest to the smallest positive number from which an axis is logarithmic
 _UNITS = {3: "k", 6: "M", 9: "G", 12: "T"}
 
 
