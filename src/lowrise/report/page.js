@@ -57,6 +57,7 @@
       this.log = { x: this.x.log, y: this.y.log };
       this.hidden = new Set();
       this.cursor = null;
+      this.whole = this.series.every((one) => one.x.every((value) => value === null || Number.isInteger(value)));
       this.scatter = this.series.every((one) => one.kind === "points" || one.kind === "guide");
       this.reset();
       this.overlay = make(this.svg, "g", { class: "overlay" });
@@ -251,7 +252,11 @@
         make(axes, "line", { class: "grid", x1: left, x2: right, y1: at, y2: at });
         make(axes, "text", { class: "tick", x: left - 8, y: +at + 4, "text-anchor": "end" }, shown(tick));
       }
-      const xTicks = this.log.x ? logTicks(...this.view.x) : niceTicks(...this.view.x, (right - left) / 80);
+      let xTicks = this.log.x ? logTicks(...this.view.x) : niceTicks(...this.view.x, (right - left) / 80);
+      if (this.whole) {  // there is no half layer and no half step
+        const at = xTicks.filter((tick) => Math.abs(tick - Math.round(tick)) < 1e-9);
+        if (at.length > 1) xTicks = at;
+      }
       for (const tick of xTicks) {
         const at = x.at(tick).toFixed(1);
         make(axes, "line", { class: "axis", x1: at, x2: at, y1: base, y2: base + 4 });

@@ -36,6 +36,12 @@ def log_ticks(low: float, high: float) -> list[float]:
     ]
 
 
+def whole_ticks(ticks: Sequence[float]) -> list[float]:
+    """Those at whole numbers, unless only one is."""
+    found = [tick for tick in ticks if abs(tick - round(tick)) < 1e-9]
+    return found if len(found) > 1 else list(ticks)
+
+
 def tick_label(value: float, ticks: Sequence[float]) -> str:
     """All labels of one axis in one notation: one prefix or exponent, as many decimals as its step needs.
 

@@ -104,6 +104,21 @@ def test_no_label_is_cut_off_whatever_is_shown(tmp_path):
     assert "0.01" in said[2]
 
 
+def test_layers_have_whole_numbers_when_the_script_draws_too(tmp_path):
+    said = in_browser(
+        [chart([Series("", [0.0, 1.0, 2.0], [1.0, 2.0, 1.5])], x_label="layer", y_label="rank", width=450)],
+        """
+        const across = () => [...svg.querySelectorAll("g.axes text")]
+          .filter((text) => +text.getAttribute("y") > 250).map((text) => text.textContent);
+        const seen = [across()];
+        key("+"); key("0"); seen.push(across());
+        return seen;
+        """,
+        tmp_path,
+    )
+    assert said == [["0", "1", "2"], ["0", "1", "2"]]
+
+
 def test_a_legends_entry_hides_its_curve(tmp_path):
     said = in_browser(
         two_curves(),

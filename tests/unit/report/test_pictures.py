@@ -97,5 +97,15 @@ def test_no_label_of_an_axis_is_cut_off_at_the_right() -> None:
     assert all(float(x) + 3.4 * len(text) <= 450 for x, anchor, text in labels if anchor == "middle")
 
 
+def test_numbers_of_things_have_no_ticks_at_halves() -> None:
+    def x_ticks(x: list[float]) -> list[str]:
+        svg = chart([Series("", x, [1.0] * len(x))], x_label="layer", y_label="rank", width=450)
+        return re.findall(r'<text class="tick"[^>]* text-anchor="middle">([^<]*)<', svg)
+
+    assert x_ticks([0.0, 1.0]) == ["0", "1"]
+    assert x_ticks([0.0, 1.0, 2.0]) == ["0", "1", "2"]
+    assert x_ticks([0.0, 0.5, 1.0]) == ["0", "0.5", "1.0"]
+
+
 def test_without_results_there_is_a_sentence() -> None:
     assert "No trial has a result" in parallel_coordinates(["a", "loss"], [Line("t", (1, None))])
