@@ -120,7 +120,7 @@ def chart(
         "y": {"label": y_label, "range": [y_scale.low, y_scale.high], "log": log_y},
         "series": [_numbers(one, width) for one in drawn],
     }
-    whole = all(bool((one.x == np.rint(one.x)).all()) for one in drawn)
+    whole = all(bool(np.all(np.asarray(one.x) == np.rint(one.x))) for one in drawn)
     content = (
         f'<clipPath id="{clip}"><rect x="{_LEFT - 5}" y="{top - 5}" width="{width - _LEFT - _RIGHT + 10}" '
         f'height="{height - top - _BOTTOM + 10}"/></clipPath>'
