@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,32 @@ def test_one_method_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
     assert row["inference_cache_bytes_per_token"] == 2 * 2 * 8 * 512
     assert row["fits"] is True
     assert row["change"] is None
+
+
+def test_what_the_flops_of_an_update_are_spent_on(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nano by hand: 2 layers of 4 x 64^2 + 3 x 64 x 176 weights, attention of 4 x 128 x 64 a token."""
+    words = ["--model", "nano", "--method"]
+    tokens = 16 * 128
+    (dense,) = rows(capsys, *words, "adamw")
+    forward = 2 * 2 * (4 * 64**2 + 3 * 64 * 176) + 2 * 4 * 128 * 64 + 2 * 64 * 4096
+    spent = dense["flops_of_update"]
+    assert 0 < spent.pop("optimizer") < 0.01 * tokens * forward
+    assert spent == {
+        "forward": tokens * forward,
+        "backward": 2 * tokens * forward,
+        "recomputed": 0,
+        "guide": 0,
+    }
+    (block,) = rows(capsys, *words, "adamw", "--recompute", "block")
+    assert block["flops_of_update"]["recomputed"] == tokens * (forward - 2 * 64 * 4096)
+    for method in METHODS:
+        (row,) = rows(capsys, *words, method)
+        assert sum(row["flops_of_update"].values()) * row["steps"] == row["train_flops"], method
+        assert all(part >= 0 for part in row["flops_of_update"].values()), method
+    assert main(["plan", *words, "selfguided"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"guide +\d+\.\d%", printed)
+    assert "recomputed" not in printed
 
 
 def test_all_methods_stay_whole_at_80_columns(capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,7 +81,7 @@ def _spectra(kinds: dict[str, list[tuple[int, Audited]]]) -> list[str]:
             lines.append(Series(f"{depth}", kept + 1, y, place % COLORS, "line"))
         legend = len(lines) <= COLORS
         drawn = chart(
-            lines, x_label="index", y_label="s / s1", width=560, height=240, log_y=True, legend=legend
+            lines, x_label="index", y_label="s / s1", width=450, height=200, log_y=True, legend=legend
         )
         charts.append(html.titled(f"{kind}: a line for each layer", drawn))
     return [html.pair(*charts)]
@@ -103,7 +103,7 @@ def _over_depth(kinds: dict[str, list[tuple[int, Audited]]], energy: float) -> l
                 lines.append(Series(kind, [x for x, _ in points], [y for _, y in points], color, "both"))
         if lines:
             charts.append(
-                html.titled(name, chart(lines, x_label="layer", y_label=name, width=560, height=260))
+                html.titled(name, chart(lines, x_label="layer", y_label=name, width=450, height=220))
             )
     return [html.pair(*charts)]
 

@@ -67,7 +67,7 @@ def _facts(plan: Plan, recipe: Recipe) -> dict[str, str]:
         "chosen size": _size_in_words(plan, recipe),
         "length": f"{recipe.steps:,} steps, {tokens} tokens, {flops} FLOPs",
         "seeds": f"{len(plan.seeds)} ({', '.join(map(str, plan.seeds))})",
-        "grid": _grid_in_words(plan, recipe),
+        "grid": grid_in_words(plan, recipe),
     }
     return {key: value for key, value in facts.items() if value}
 
@@ -79,7 +79,8 @@ def _size_in_words(plan: Plan, recipe: Recipe) -> str:
     return f"{recipe.sized.words}, {plan.size.show(recipe.sized.used)} {plan.size.what} ({used:.0%})"
 
 
-def _grid_in_words(plan: Plan, recipe: Recipe) -> str:
+def grid_in_words(plan: Plan, recipe: Recipe) -> str:
+    """The rates and warm-ups that are tried: `lr 0.01, 0.02; warm-up 0.05`."""
     parts = []
     for name, axis in AXES.items():
         factors = plan.factors(name)

@@ -27,6 +27,7 @@ from lowrise.compare.live import Display
 from lowrise.compare.options import CompareConfig
 from lowrise.compare.outcomes import Outcome, RunSpec
 from lowrise.compare.plan import AXES, LoadRecipe, Plan, PlanRun, RunKey, build_plan, resolve
+from lowrise.compare.preview import show_plan
 from lowrise.compare.rates import with_steps
 from lowrise.compare.report import print_comparison, without_nan, write_comparison, write_numbers
 from lowrise.compare.rows import Comparison
@@ -55,9 +56,13 @@ def compare(
 
     Returns 0 when every run has a result (a diverged run has one: it diverged), 1 when a run failed, and
     128 + N when signal N interrupted the comparison; the table is written in any case, and a second start
-    does what is missing. Raises `UsageError` for a request that cannot be right, before anything is run.
+    does what is missing. With `config.plan` the plan is shown, and nothing run or written. Raises
+    `UsageError` for a request that cannot be right, before anything is run.
     """
     plan = build_plan(config, load_recipe, plan_run)
+    if config.plan:
+        show_plan(plan, console)
+        return 0
     out = Path(config.out)
     table_dir, runs_dir = out / "tables" / plan.name, out / "runs"
     size, gpus = default_slots()

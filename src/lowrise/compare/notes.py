@@ -14,6 +14,7 @@ from lowrise.compare.tuning import Tuning
 from lowrise.report.formatting import duration, significant
 
 _UNUSED, _OFF_TIME = 0.9, 0.1  # shares of a budget from which a note is due
+_FEW = 3  # recipes that are named even where a note is of all
 
 
 def notes(
@@ -21,8 +22,11 @@ def notes(
 ) -> tuple[str, ...]:
     """The rules, then what is particular to these rows."""
     found = list(rules(plan).values())
+    said: dict[str, list[str]] = {}
     for row in rows:
-        found += _of_row(plan, row, tunings[row.label])
+        for sentence in _of_row(plan, row, tunings[row.label]):
+            said.setdefault(sentence, []).append(row.label)
+    found += [f"{_names(labels, rows)}: {sentence}" for sentence, labels in said.items()]
     data = sorted(key for key in settings if key.startswith("data."))
     if data:
         found.append(
@@ -34,26 +38,36 @@ def notes(
     return tuple(found)
 
 
+def _names(labels: Sequence[str], rows: Sequence[Row]) -> str:
+    """Of whom a note is; of many recipes not each by name."""
+    if len(labels) > _FEW and len(labels) == len(rows):
+        return "every recipe"
+    if len(labels) > _FEW and list(labels) == [row.label for row in rows[1:]]:
+        return f"every recipe but {rows[0].label}"
+    return ", ".join(labels)
+
+
 def _of_row(plan: Plan, row: Row, tuning: Tuning) -> list[str]:
+    """Sentences without their subject, so that those of several recipes can be one."""
     found = []
     if row.difference.because:
-        found.append(f"{row.label}: undecided, because {row.difference.because}.")
+        found.append(f"undecided, because {row.difference.because}.")
     if row.best and row.best["edges"]:
         where = " and ".join(row.best["edges"])
-        found.append(f"{row.label}: the best point lies at an edge of its grid ({where} tried).")
+        found.append(f"the best point lies at an edge of its grid ({where} tried).")
     if row.best and not row.best["lr_tuned"]:
-        found.append(f"{row.label}: one learning rate only, so it was not tuned here.")
+        found.append("one learning rate only, so it was not tuned here.")
     if row.best and row.best["extensions"]:
-        found.append(f"{row.label}: the grid was extended {row.best['extensions']} time(s).")
+        found.append(f"the grid was extended {row.best['extensions']} time(s).")
     if row.lost_seeds:
         found.append(
-            f"{row.label}: {row.lost_seeds} of {len(plan.seeds)} seeds at the chosen learning rate diverged "
+            f"{row.lost_seeds} of {len(plan.seeds)} seeds at the chosen learning rate diverged "
             "or failed; the mean is over the survivors only."
         )
     if row.waiting:
-        found.append(f"{row.label}: {row.waiting} run(s) are still to do; the same command continues.")
+        found.append(f"{row.waiting} run(s) are still to do; the same command continues.")
     if tuning.done and row.best is None:
-        found.append(f"{row.label}: no run of its grid completed.")
+        found.append("no run of its grid completed.")
     return found + _of_budget(plan, row)
 
 
@@ -64,13 +78,13 @@ def _of_budget(plan: Plan, row: Row) -> list[str]:
         used = recipe.sized.used / plan.size.amount
         if used < _UNUSED and not recipe.sized.is_width:
             found.append(
-                f"{row.label}: at {recipe.sized.words} it uses {used:.0%} of the budget of {plan.size.what}; "
+                f"at {recipe.sized.words} it uses {used:.0%} of the budget of {plan.size.what}; "
                 "--size-by width may use more."
             )
     seconds = row.costs.get("train_seconds")
     if plan.budget.unit == "seconds" and seconds and abs(seconds / plan.budget.amount - 1) > _OFF_TIME:
         found.append(
-            f"{row.label}: its runs trained for {duration(seconds)} and not {duration(plan.budget.amount)}; "
+            f"its runs trained for {duration(seconds)} and not {duration(plan.budget.amount)}; "
             "the machine had another speed than when the step was timed."
         )
     return found

@@ -46,5 +46,7 @@ class CompareConfig:
     """Runs at once, each on one thread. Default: one a core, or one a GPU."""
     set: tuple[str, ...] = ()
     """Settings for every recipe, as key.sub=value."""
+    plan: bool = False
+    """Show sizes, lengths, grids and the FLOPs of it all, and run nothing."""
     trust: bool = False
     """Read the files that a run of somebody else's, given as a recipe, names in its config.toml."""

@@ -49,9 +49,16 @@ class FlopsPerToken:
         return self.linear + self.attention + self.head
 
     @property
+    def backward(self) -> int:
+        """The backward pass, twice the forward pass where every weight is trained; without what is done a
+        second time.
+        """
+        return self.linear_training - self.linear + 2 * (self.attention + self.head)
+
+    @property
     def training(self) -> int:
         """Forward and backward pass, recomputation and guides included."""
-        return self.linear_training + 3 * (self.attention + self.head) + self.recomputed + self.guide
+        return self.forward + self.backward + self.recomputed + self.guide
 
 
 def linear_entry(module: nn.Module) -> LedgerEntry | None:

@@ -19,7 +19,7 @@ import numpy as np
 
 from lowrise.report.html import drawing
 from lowrise.report.tags import place_tags
-from lowrise.report.ticks import log_ticks, nice_ticks, tick_label
+from lowrise.report.ticks import log_ticks, nice_ticks, tick_label, whole_ticks
 
 COLORS = 8  # the page defines --c0 ... --c7; later series repeat them dashed
 _LEFT, _RIGHT, _TOP, _BOTTOM = (
@@ -120,11 +120,12 @@ def chart(
         "y": {"label": y_label, "range": [y_scale.low, y_scale.high], "log": log_y},
         "series": [_numbers(one, width) for one in drawn],
     }
+    whole = all(bool(np.all(np.asarray(one.x) == np.rint(one.x))) for one in drawn)
     content = (
         f'<clipPath id="{clip}"><rect x="{_LEFT - 5}" y="{top - 5}" width="{width - _LEFT - _RIGHT + 10}" '
         f'height="{height - top - _BOTTOM + 10}"/></clipPath>'
         f"{_labels(x_label, y_label, width, height, top)}"
-        f'<g class="axes">{_axes(x_scale, y_scale, width, height)}</g>{key}'
+        f'<g class="axes">{_axes(x_scale, y_scale, width, height, whole)}</g>{key}'
         f'<g class="curves" clip-path="url(#{clip})">{body}</g>'
     )
     return (
@@ -239,9 +240,12 @@ def _labels(x_label: str, y_label: str, width: int, height: int, top: float) -> 
     )
 
 
-def _axes(x: _Scale, y: _Scale, width: int, height: int) -> str:
+def _axes(x: _Scale, y: _Scale, width: int, height: int, whole: bool) -> str:
+    """`whole`: the x are numbers of things (layers, steps), of which there is no half."""
     parts = []
     x_ticks, y_ticks = x.ticks(max(2, width // 95)), y.ticks(max(2, height // 50))
+    if whole:
+        x_ticks = whole_ticks(x_ticks)
     for tick, place in zip(y_ticks, y(y_ticks), strict=True):
         parts.append(
             f'<line class="grid" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{place:.1f}" y2="{place:.1f}"/>'
@@ -253,12 +257,17 @@ def _axes(x: _Scale, y: _Scale, width: int, height: int) -> str:
     base = height - _BOTTOM
     for tick, place in zip(x_ticks, x(x_ticks), strict=True):
         parts.append(f'<line class="axis" x1="{place:.1f}" x2="{place:.1f}" y1="{base}" y2="{base + 4}"/>')
-        parts.append(
-            f'<text class="tick" x="{place:.1f}" y="{base + 17}" text-anchor="middle">'
-            f"{tick_label(tick, x_ticks)}</text>"
-        )
+        label = tick_label(tick, x_ticks)
+        # At the right end of the drawing there is no room for the second half of a label.
+        at, anchor = (place, "middle") if place + _half(label) <= width else (width - 1, "end")
+        parts.append(f'<text class="tick" x="{at:.1f}" y="{base + 17}" text-anchor="{anchor}">{label}</text>')
     parts.append(f'<line class="axis" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{base}" y2="{base}"/>')
     return "".join(parts)
+
+
+def _half(label: str) -> float:
+    """Half the width of a tick's label; as page.js has it."""
+    return _CHARACTER * len(label) / 2
 
 
 def _style(series: Series) -> str:

@@ -57,6 +57,7 @@
       this.log = { x: this.x.log, y: this.y.log };
       this.hidden = new Set();
       this.cursor = null;
+      this.whole = this.series.every((one) => one.x.every((value) => value === null || Number.isInteger(value)));
       this.scatter = this.series.every((one) => one.kind === "points" || one.kind === "guide");
       this.reset();
       this.overlay = make(this.svg, "g", { class: "overlay" });
@@ -243,7 +244,7 @@
     // The axes and the curves again, as the page had them but for this view.
     draw() {
       const { x, y } = this.scales(), [left, right, top, base] = this.box;
-      const axes = this.svg.querySelector("g.axes"), curves = this.svg.querySelector("g.curves");
+      const width = this.svg.viewBox.baseVal.width, axes = this.svg.querySelector("g.axes"), curves = this.svg.querySelector("g.curves");
       axes.replaceChildren();
       const yTicks = this.log.y ? logTicks(...this.view.y) : niceTicks(...this.view.y, (base - top) / 50);
       for (const tick of yTicks) {
@@ -251,11 +252,18 @@
         make(axes, "line", { class: "grid", x1: left, x2: right, y1: at, y2: at });
         make(axes, "text", { class: "tick", x: left - 8, y: +at + 4, "text-anchor": "end" }, shown(tick));
       }
-      const xTicks = this.log.x ? logTicks(...this.view.x) : niceTicks(...this.view.x, (right - left) / 80);
+      let xTicks = this.log.x ? logTicks(...this.view.x) : niceTicks(...this.view.x, (right - left) / 80);
+      if (this.whole) {  // there is no half layer and no half step
+        const at = xTicks.filter((tick) => Math.abs(tick - Math.round(tick)) < 1e-9);
+        if (at.length > 1) xTicks = at;
+      }
       for (const tick of xTicks) {
         const at = x.at(tick).toFixed(1);
         make(axes, "line", { class: "axis", x1: at, x2: at, y1: base, y2: base + 4 });
-        make(axes, "text", { class: "tick", x: at, y: base + 17, "text-anchor": "middle" }, shown(tick));
+        // At the right end of the drawing there is no room for the second half of a label (as in charts.py).
+        const label = shown(tick), inside = +at + 3.4 * label.length <= width;
+        const place = { x: inside ? at : width - 1, y: base + 17, "text-anchor": inside ? "middle" : "end" };
+        make(axes, "text", { class: "tick", ...place }, label);
       }
       make(axes, "line", { class: "axis", x1: left, x2: right, y1: base, y2: base });
       curves.replaceChildren();

@@ -10,9 +10,11 @@ from typing import Any
 
 from lowrise.files import is_known
 from lowrise.report.html import drawing
+from lowrise.report.ticks import LOG_FROM
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 90, 34, 18  # pixels
-_LOG_FROM = 20.0  # ratio of the largest to the smallest positive number from which an axis is logarithmic
+_FEW = 6  # values of a key up to which the ticks are the values
+_APART = 0.06  # of the height, between two ticks
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,9 @@ def _result(line: Line) -> float:
 class _Axis:
     """Numbers between their extremes (logarithmic where they span much), or names at equal distances."""
 
+    tried: tuple[float, ...] = ()
+    """The numbers, where they are few that came several times: the values of a list, and no draws."""
+
     names: tuple[str, ...] = ()
     low: float = 0.0
     high: float = 0.0
@@ -83,9 +88,11 @@ class _Axis:
     def of(cls, values: Sequence[Any]) -> _Axis:
         known = [value for value in values if value is not None]
         if not all(is_known(value) for value in known):
-            return cls(tuple(dict.fromkeys(str(value) for value in known)))
-        low, high = min(known), max(known)
-        return cls((), low, high, low > 0 and high / low >= _LOG_FROM)
+            return cls(names=tuple(dict.fromkeys(str(value) for value in known)))
+        values = sorted(set(known))
+        low, high = values[0], values[-1]
+        tried = tuple(values) if len(values) <= min(_FEW, len(known) - 1) else ()
+        return cls(tried, (), low, high, low > 0 and high >= LOG_FROM * low)
 
     def share(self, value: Any) -> float | None:
         """From 0 (below) to 1 (above); None where there is no value."""
@@ -106,4 +113,9 @@ class _Axis:
         if self.low == self.high:
             return [(0.5, f"{self.low:.4g}")]
         middle = math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
-        return [(0.0, f"{self.low:.4g}"), (0.5, f"{middle:.4g}"), (1.0, f"{self.high:.4g}")]
+        found = [(0.0, f"{self.low:.4g}")]
+        for value in self.tried[1:-1] or ((middle,) if not self.tried else ()):
+            share = self.share(value) or 0.0
+            if found[-1][0] + _APART <= share <= 1 - _APART:
+                found.append((share, f"{value:.4g}"))
+        return [*found, (1.0, f"{self.high:.4g}")]

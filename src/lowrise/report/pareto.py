@@ -12,9 +12,9 @@ from itertools import pairwise
 from lowrise.files import is_known
 from lowrise.report import html
 from lowrise.report.charts import COLORS, Series, chart
+from lowrise.report.ticks import LOG_FROM
 
 _SAME = 1.02  # largest over smallest cost up to which all have the same
-_LOG_FROM = 8.0
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _figure(there: Sequence[tuple[Bought, float]], label: str, y_label: str) -> 
         series.append(
             Series(one.name, [cost], [one.loss], one.color, "points", low, high, notes, tag=one.name)
         )
-    log = min(costs) > 0 and max(costs) >= _LOG_FROM * min(costs)
+    log = min(costs) > 0 and max(costs) >= LOG_FROM * min(costs)
     width, height = (450, 280) if len(there) <= COLORS else (560, 400)  # many names need room
     return chart(
         series,

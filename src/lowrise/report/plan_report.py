@@ -176,6 +176,7 @@ def _row(config: RunConfig, options: PlanOptions, rates: Mapping[str, float] | N
         "tokens": run.steps * run.tokens_per_step,
         "steps": run.steps,
         "train_flops": run.train_flops,
+        "flops_of_update": run.flops_of_update,
         "flops_per_second": rate,
         "seconds": run.train_flops / (rate * options.devices) if rate else None,
         "devices": options.devices,
@@ -243,6 +244,7 @@ def _list(row: Mapping[str, Any]) -> Table:
         ("  without embedding and head", f"{row['params_non_embedding']:,}"),
         ("training", f"{si(row['tokens'])} tokens in {row['steps']:,} updates"),
         ("training FLOPs", scientific(row["train_flops"])),
+        *_shares(row["flops_of_update"]),
         ("time", duration(row["seconds"])),
         ("micro batch, recompute", f"{layout['micro_batch_size']} sequences, {layout['recompute']}"),
         ("devices", f"{row['devices']}{', weights shared by rows' if layout['fsdp'] else ''}"),
@@ -257,6 +259,12 @@ def _list(row: Mapping[str, Any]) -> Table:
     for name, value in lines:
         table.add_row(name, value)
     return table
+
+
+def _shares(flops: Mapping[str, int]) -> list[tuple[str, str]]:
+    """What the FLOPs of an update are spent on; what costs nothing is left out."""
+    total = sum(flops.values())
+    return [(f"  {part}", f"{amount / total:.1%}") for part, amount in flops.items() if amount]
 
 
 def _fits(rows: list[dict[str, Any]]) -> Table:

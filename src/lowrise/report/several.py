@@ -127,11 +127,12 @@ def _inverse(value: Any) -> float | None:
 
 
 def _training(runs: Sequence[Run], names: Sequence[str]) -> str:
-    series, every = [], []
+    series, every, first = [], [], []
     for i, (name, run) in enumerate(zip(names, runs, strict=True)):
         tokens, losses = run.column("tokens", "loss")
         series.append(Series(name, tokens, smooth(losses), i))
         every += losses
-    return chart(
-        series, x_label="tokens", y_label="loss (nats per token)", height=320, y_range=loss_range(every, [])
-    )
+        first += losses[:1]
+    # Spikes are left out and no run is: a short one may lie where the long ones have only their beginning.
+    span = loss_range(every, first)
+    return chart(series, x_label="tokens", y_label="loss (nats per token)", height=320, y_range=span)

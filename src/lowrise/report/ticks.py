@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from lowrise.report.formatting import scientific, si
 
+LOG_FROM = 8.0  # ratio of the largest to the smallest positive number from which an axis is logarithmic
 _UNITS = {3: "k", 6: "M", 9: "G", 12: "T"}
 
 
@@ -33,6 +34,12 @@ def log_ticks(low: float, high: float) -> list[float]:
     return [
         m * 10.0**e for e in exponents for m in steps if low * (1 - 1e-9) <= m * 10.0**e <= high * (1 + 1e-9)
     ]
+
+
+def whole_ticks(ticks: Sequence[float]) -> list[float]:
+    """Those at whole numbers, unless only one is."""
+    found = [tick for tick in ticks if abs(tick - round(tick)) < 1e-9]
+    return found if len(found) > 1 else list(ticks)
 
 
 def tick_label(value: float, ticks: Sequence[float]) -> str:

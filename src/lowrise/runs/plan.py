@@ -10,6 +10,7 @@ from lowrise.config import RunConfig
 from lowrise.distributed import World
 from lowrise.ledger import count_parameters, flops_per_token
 from lowrise.ledger.communication import planned_communication
+from lowrise.ledger.flops import FlopsPerToken
 from lowrise.model import Llama
 from lowrise.optim import Optimizer
 from lowrise.runs.build import build_optimizer, model_from
@@ -27,11 +28,29 @@ class RunPlan:
     tokens_per_step: int
     params_total: int
     params_non_embedding: int
-    flops_per_token: int
+    flops_of_token: FlopsPerToken
+    """Of the model, by part."""
     optimizer_flops_per_step: int
     state_bytes: int
     communicated_bytes: int
     """Sent by one rank in an update, the mean of all ranks."""
+
+    @property
+    def flops_per_token(self) -> int:
+        """Training FLOPs of a token in the model."""
+        return self.flops_of_token.training
+
+    @property
+    def flops_of_update(self) -> dict[str, int]:
+        """`flops_per_step` by what it is spent on."""
+        model, tokens = self.flops_of_token, self.tokens_per_step
+        return {
+            "forward": tokens * model.forward,
+            "backward": tokens * model.backward,
+            "recomputed": tokens * model.recomputed,
+            "guide": tokens * model.guide,
+            "optimizer": self.optimizer_flops_per_step,
+        }
 
     @property
     def train_flops(self) -> int:
@@ -62,7 +81,7 @@ def plan_of(config: RunConfig, model: Llama, optimizer: Optimizer, world: World 
         tokens_per_step=config.train.global_batch_size * config.train.seq_len,
         params_total=params.total - params.temporary,
         params_non_embedding=params.non_embedding - params.temporary,
-        flops_per_token=flops_per_token(model, train.seq_len, sequences=pass_sequences).training,
+        flops_of_token=flops_per_token(model, train.seq_len, sequences=pass_sequences),
         optimizer_flops_per_step=optimizer.step_flops(),
         state_bytes=optimizer.planned_bytes_here(),
         communicated_bytes=planned_communication(

@@ -15,6 +15,7 @@ from lowrise.report.charts import Series, chart
 from lowrise.report.formatting import number, si
 from lowrise.report.heatmap import heatmap
 from lowrise.report.parallel import Line, parallel_coordinates
+from lowrise.report.ticks import LOG_FROM
 from lowrise.sweep.plan import SweepPlan
 from lowrise.sweep.space import Dimension, shown, words_of
 from lowrise.sweep.trials import Trial, best_of
@@ -24,7 +25,6 @@ _STRONG = 10  # one line of so many is drawn strongly
 _MAPS = 3  # heat maps at most
 _CELLS = 12  # values of a key at most, to be rows or columns of a heat map
 _PARTS = 5  # of a range that was drawn from
-_LOG_FROM = 20.0
 
 
 def to_html(
@@ -160,7 +160,7 @@ def _keys(plan: SweepPlan, trials: Sequence[Trial], goal: str) -> list[str]:
         values = _values(dimension, trials)
         if all(is_known(value) for value in values):
             positive = min(values) > 0
-            log = dimension.log or (positive and max(values) >= _LOG_FROM * min(values))
+            log = dimension.log or (positive and max(values) >= LOG_FROM * min(values))
             places = dict(zip(values, values, strict=True))
         else:
             log, places = False, {str(value): i for i, value in enumerate(values)}

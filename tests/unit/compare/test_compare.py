@@ -38,6 +38,14 @@ def request(tmp_path: Path, *recipes: str, **options: Any) -> CompareConfig:
     return CompareConfig(recipes=recipes, **{**defaults, **options})
 
 
+def planned(config: CompareConfig) -> str:
+    """What `--plan` prints; a trainer that is started would fail."""
+    said = io.StringIO()
+    parts: dict[str, Any] = {"load_recipe": load_recipe, "plan_run": plan_run, "command": ["false"]}
+    assert compare(config, console=Console(file=said, width=200), **parts) == 0
+    return said.getvalue()
+
+
 def test_the_best_rate_is_found_its_seeds_are_run_and_the_files_are_written(tmp_path: Path) -> None:
     good = write_recipe(tmp_path, "good", base=3.0)
     bad = write_recipe(tmp_path, "bad", base=3.5, best_lr=0.02)
@@ -171,6 +179,23 @@ def test_a_budget_of_seconds_is_steps_of_the_time_that_a_probe_measures(tmp_path
     write_recipe(tmp_path, "fast", step_ms=10.0)
     run(config)
     assert starts(tmp_path / "out") == before
+
+
+def test_a_plan_alone_is_told_and_nothing_is_run_or_written(tmp_path: Path) -> None:
+    first, second = write_recipe(tmp_path, "first"), write_recipe(tmp_path, "second")
+    before = sorted(tmp_path.rglob("*"))
+    text = planned(request(tmp_path, first, second, max_extensions=1, plan=True))
+    # 3 rates and 1 further seed for each of two; 5 steps of 100 tokens at 1e4 FLOPs.
+    assert "8 runs (3 grid point(s) and 2 seed(s) for each recipe), 4.00 k tokens and 4.00e7 FLOPs" in text
+    assert "more where a grid grows" in text
+    assert "second: lr 0.005, 0.01, 0.02" in text
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_plan_alone_of_a_budget_of_seconds_knows_no_length(tmp_path: Path) -> None:
+    text = planned(request(tmp_path, write_recipe(tmp_path, "one"), budget=("seconds=5",), plan=True))
+    assert "1.00e6 a step" in text
+    assert "tokens and" not in text
 
 
 def test_a_changed_plan_keeps_the_earlier_one(tmp_path: Path) -> None:

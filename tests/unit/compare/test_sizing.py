@@ -125,3 +125,41 @@ def test_sizes_and_lengths_make_one_plan(tmp_path: Path) -> None:
     assert per_token[0] != per_token[1], "the FLOPs of the sizes that were chosen"
     for recipe in both.recipes:
         assert recipe.steps == -(-1e8 // recipe.flops_per_step)
+
+
+def linears(width: int, mlp: int, rank: int | None) -> int:
+    """Numbers of two layers of nano: four square maps and three of the MLP, dense or as two factors."""
+    if rank is None:
+        return 2 * (4 * width * width + 3 * width * mlp)
+    return 2 * rank * (4 * 2 * width + 3 * (width + mlp))
+
+
+@pytest.mark.parametrize(
+    ("method", "unit", "amount", "by", "width", "rank", "used"),
+    [
+        ("adamw", "params", 240e3, "width", 64, None, 131_072 + linears(64, 176, None) + 320),
+        ("lowrank", "params", 232e3, "width", 80, 20, 163_840 + linears(80, 220, 20) + 400),
+        (
+            "lora", "params", 232e3, "width", 56, 14,
+            114_688 + linears(56, 154, None) + linears(56, 154, 14) + 280,
+        ),
+        ("spectron", "inference", 480e3, "auto", 64, 44, 2 * (131_072 + linears(64, 176, 44) + 320)),
+        ("adamw", "bytes", 1.5e6, "width", 52, None, 8 * (106_496 + linears(52, 143, None) + 260)),
+        # A momentum of the head, and Adam's two moments of norms: 4 x 1024 x 360 + 8 x 5 x 360.
+        ("scale", "bytes", 1.5e6, "width", 360, None, 1_474_560 + 14_400),
+    ],
+)  # fmt: skip
+def test_sizes_by_hand(
+    method: str, unit: str, amount: float, by: str, width: int, rank: int | None, used: int
+) -> None:
+    settings = {"method": method, "model.preset": "nano", "data.vocab_size": 1024}
+
+    def plan_with(changed: dict[str, Any]) -> RunPlan:
+        return plan_run(load(None, settings | changed), 1024)
+
+    tree = load(None, settings).to_dict()
+    chosen = choose_size("it", tree, Size(unit, amount), by, plan_with)  # type: ignore[arg-type]
+    assert chosen.used == used
+    assert chosen.settings.get("model.hidden_size", 64) == width
+    if rank is not None:
+        assert chosen.settings.get("layer.rank", 0.25) * width == rank

@@ -142,6 +142,19 @@ def test_every_file_is_written_when_nearly_everything_is_missing(tmp_path: Path)
     assert "1 diverged" in page
 
 
+def test_a_note_on_several_recipes_is_said_once() -> None:
+    names = ("a", "b", "c", "d", "e")
+    particular = compare({name: [3.0] for name in names})
+    notes = particular.notes[len(particular.rules) :]
+    undecided = [note for note in notes if "undecided" in note]
+    assert undecided == ["every recipe but a: undecided, because a has 1 seed(s), fewer than 3."]
+    few = compare({"a": [3.0], "b": [3.0], "c": [3.0]}).notes
+    assert "b, c: undecided, because a has 1 seed(s), fewer than 3." in few
+    own = compare({"a": [3.0, 3.1], "b": [3.0], "c": [3.0]}).notes
+    assert "b: undecided, because 1 run(s) of b are still to do." in own
+    assert "c: undecided, because 1 run(s) of c are still to do." in own
+
+
 def test_settings_that_differ_are_listed_and_different_data_is_said() -> None:
     configs = {"x": {"data": {"corpus": "a"}, "same": 1}, "y": {"data": {"corpus": "b"}, "same": 1}}
     assert differing_settings(configs) == {"data.corpus": {"x": "a", "y": "b"}}

@@ -83,6 +83,42 @@ def test_a_dragged_range_is_shown_alone_and_keys_zoom(tmp_path):
     assert set(back) == set(home)
 
 
+def test_no_label_is_cut_off_whatever_is_shown(tmp_path):
+    """Before and after the script draws the axes, by the browser's own widths of text."""
+    series = [Series("one", [0.001, 0.004, 0.01], [3.0, 2.5, 2.0], 0, "both")]
+    said = in_browser(
+        [chart(series, x_label="lr", y_label="loss", width=450)],
+        """
+        const width = svg.viewBox.baseVal.width;
+        const over = () => [...svg.querySelectorAll("g.axes text")]
+          .map((text) => text.getBBox()).filter((box) => box.x < 0 || box.x + box.width > width).length;
+        const seen = [ticks(), over()];
+        key("+"); key("0"); seen.push(ticks(), over());
+        button("log x").click(); seen.push(ticks(), over());
+        return seen;
+        """,
+        tmp_path,
+    )
+    assert "0.010" in said[0]
+    assert [said[1], said[3], said[5]] == [0, 0, 0]
+    assert "0.01" in said[2]
+
+
+def test_layers_have_whole_numbers_when_the_script_draws_too(tmp_path):
+    said = in_browser(
+        [chart([Series("", [0.0, 1.0, 2.0], [1.0, 2.0, 1.5])], x_label="layer", y_label="rank", width=450)],
+        """
+        const across = () => [...svg.querySelectorAll("g.axes text")]
+          .filter((text) => +text.getAttribute("y") > 250).map((text) => text.textContent);
+        const seen = [across()];
+        key("+"); key("0"); seen.push(across());
+        return seen;
+        """,
+        tmp_path,
+    )
+    assert said == [["0", "1", "2"], ["0", "1", "2"]]
+
+
 def test_a_legends_entry_hides_its_curve(tmp_path):
     said = in_browser(
         two_curves(),

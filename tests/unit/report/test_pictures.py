@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from lowrise.report.charts import Series, chart
 from lowrise.report.heatmap import heatmap
 from lowrise.report.intervals import Bar, intervals
 from lowrise.report.parallel import Line, parallel_coordinates
@@ -67,6 +68,43 @@ def test_every_trial_is_a_line_and_the_best_are_in_front(values: tuple) -> None:
     drawn = re.findall(r'<path class="(\w+)"', svg)
     assert drawn == ["faint", "faint", "line"], "the best last, above the others"
     assert svg.index("trial 2") > svg.index("trial 3")
+
+
+def ticks(svg: str) -> list[str]:
+    return re.findall(r'<text class="tick"[^>]*>([^<]*)</text>', svg)
+
+
+def test_a_list_of_values_has_its_values_as_ticks_and_a_range_its_middle() -> None:
+    rates = [0.001, 0.01, 0.02, 0.001, 0.01]
+    lines = [Line(f"{i}", (rate, 10.0 * (i + 1), 3.0 + i)) for i, rate in enumerate(rates)]
+    assert ticks(parallel_coordinates(["lr", "rank", "loss"], lines))[:6] == [
+        "0.001", "0.01", "0.02", "10", "30", "50",
+    ]  # fmt: skip
+    near = [Line(f"{i}", (value, 3.0 + i)) for i, value in enumerate([1.0, 1.01, 2.0, 1.0])]
+    assert ticks(parallel_coordinates(["x", "loss"], near))[:2] == ["1", "2"], "labels do not overlap"
+
+
+def test_a_tenfold_range_is_logarithmic() -> None:
+    lines = [Line(f"{i}", (rate, 3.0 + i)) for i, rate in enumerate([0.001, 0.003, 0.01])]
+    assert ticks(parallel_coordinates(["lr", "loss"], lines))[:3] == ["0.001", "0.003162", "0.01"]
+
+
+def test_no_label_of_an_axis_is_cut_off_at_the_right() -> None:
+    svg = chart([Series("loss", [0.001, 0.01], [3.0, 2.0])], x_label="lr", y_label="loss", width=450)
+    labels = re.findall(r'<text class="tick" x="([0-9.]+)" y="[0-9.]+" text-anchor="(\w+)">([^<]*)<', svg)
+    last = max(labels, key=lambda label: float(label[0]))
+    assert last == ("449.0", "end", "0.010")
+    assert all(float(x) + 3.4 * len(text) <= 450 for x, anchor, text in labels if anchor == "middle")
+
+
+def test_numbers_of_things_have_no_ticks_at_halves() -> None:
+    def x_ticks(x: list[float]) -> list[str]:
+        svg = chart([Series("", x, [1.0] * len(x))], x_label="layer", y_label="rank", width=450)
+        return re.findall(r'<text class="tick"[^>]* text-anchor="middle">([^<]*)<', svg)
+
+    assert x_ticks([0.0, 1.0]) == ["0", "1"]
+    assert x_ticks([0.0, 1.0, 2.0]) == ["0", "1", "2"]
+    assert x_ticks([0.0, 0.5, 1.0]) == ["0", "0.5", "1.0"]
 
 
 def test_without_results_there_is_a_sentence() -> None:

@@ -14,6 +14,7 @@ import pytest
 from lowrise.errors import UsageError
 from lowrise.report.charts import Series, chart, decimate, smooth
 from lowrise.report.run_report import matrix_type, telemetry_by_type, write_report
+from lowrise.report.several import write_several
 from lowrise.report.ticks import log_ticks, nice_ticks, tick_label
 from lowrise.runs.history import last_metrics, read_run
 
@@ -165,3 +166,13 @@ def test_dots_lie_inside_of_the_plot_and_curves_fill_it() -> None:
     assert min(places("points")) > 62 + 5
     assert max(places("points")) < 400 - 14 - 5
     assert (min(places("both")), max(places("both"))) == (62, 400 - 14)
+
+
+def test_a_short_run_beside_long_ones_is_inside_the_picture(tmp_path: Path) -> None:
+    long = write_run(tmp_path / "long", training(1000))
+    short = write_run(tmp_path / "short", [{"step": 1, "tokens": 64, "loss": 6.9, "lr": 0.01}])
+    page = write_several([long, short], tmp_path / "both.html").read_text()
+    drawn = svgs(page)[-1]  # the training loss comes last
+    size = [float(value) for value in drawn.attrib["viewBox"].split()]
+    (dot,) = [circle for circle in drawn.iter() if circle.tag.endswith("circle") and circle.get("cy")]
+    assert 0 < float(dot.attrib["cy"]) < size[3] / 2
