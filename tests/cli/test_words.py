@@ -235,6 +235,12 @@ def test_a_decay_longer_than_the_run_is_a_warning_and_a_negative_one_refused(cap
     assert "schedule.decay = -1.0 cannot be" in error_of(["train", "--schedule.decay", "-1"], capsys)
 
 
+def test_a_rate_of_zero_is_a_warning():
+    (told,) = advice(load(None, {"optimizer.lr": 0.0}))
+    assert told == "optimizer.lr = 0: no matrix is trained, only what other.lr moves."
+    assert advice(load(None, {"optimizer.lr": 1e-3})) == []
+
+
 def test_a_sample_that_the_model_cannot_give_is_refused_before_training(text_folder, tmp_path, capsys):
     settings = {"sample.tokens": 12, "model.max_seq_len": 16, "sample.prompt": "the river king and the tree"}
     (tmp_path / "r.toml").write_text(config_for(text_folder, "muon", **settings).to_toml())

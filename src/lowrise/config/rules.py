@@ -192,6 +192,8 @@ def advice(config: RunConfig) -> list[str]:
             f"schedule.decay = {schedule.decay:g} updates is longer than the run (train.steps = {steps}): "
             "the learning rate begins below its peak. Give fewer updates, or a share below 1."
         )
+    if config.optimizer.lr == 0:
+        sentences.append("optimizer.lr = 0: no matrix is trained, only what other.lr moves.")
     start, horizon = config.ema.start, config.ema.horizon
     if start is not None and horizon is not None:
         left = steps - share_or_count(start, steps)
