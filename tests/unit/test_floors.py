@@ -15,12 +15,12 @@ import lowrise
 SOURCE = Path(lowrise.__file__).parent
 FLOORS = (
     ("errors", "names", "signals", "rng"),
-    ("files", "console", "allocator", "flags", "flag_values"),
+    ("files", "console", "flags", "flag_values"),
     ("linalg", "distributed"),
     ("layers", "data"),
     ("model", "checkpoint", "optim"),
     ("methods", "plugins", "citations"),
-    ("config", "ledger"),
+    ("config", "ledger", "allocator"),
     ("runs",),
     ("inference", "report", "export"),
     ("pretrained", "serve"),
