@@ -25,10 +25,10 @@ CLAIM = Claim(
     "update, 3 seeds",
     result="Spectron - Muon is {tiny_flops_spectron_difference} at tiny and {nano_flops_spectron_difference} "
     "at nano, LoRA-Muon - Muon {tiny_flops_lora_difference} and {nano_flops_lora_difference}. At equal "
-    "tokens both are behind or level. Two things that make it so at this batch and need not at a larger one: Muon's "
-    "own step is {tiny_muon_step} and {nano_muon_step} of its FLOPs, and the factored models take more "
-    "updates of the same size. Embeddings are most of these models, so the share of all parameters falls "
-    "less than that outside of them.",
+    "tokens both are behind or level. Two things that make it so at this batch and need not at a larger "
+    "one: Muon's own step is {tiny_muon_step} and {nano_muon_step} of its FLOPs, and the factored models "
+    "take more updates of the same size. Embeddings are most of these models, so the share of all "
+    "parameters falls less than that outside of them.",
 )
 
 SIZES = {"tiny": "tiny-wiki-study", "nano": "nano-wiki-study"}
