@@ -77,6 +77,17 @@ def copy_whole_(tensor: Tensor, full: Tensor) -> None:
     local(tensor).copy_(local(full))
 
 
+def agreed_seed(tensor: Tensor) -> int:
+    """A seed from torch's global generator of the first of the ranks that share a tensor, the same at all."""
+    assert isinstance(tensor, DTensor)
+    mesh = tensor.device_mesh
+    seed = torch.randint(2**62, ()).to(mesh.device_type)
+    for dim in reversed(range(mesh.ndim)):  # within each copy, then from the first copy to the others
+        group = mesh.get_group(dim)
+        dist.broadcast(seed, dist.get_global_rank(group, 0), group)
+    return int(seed)
+
+
 @contextmanager
 def whole_parameters(module: nn.Module, *, read: bool = True, write: bool = True) -> Iterator[None]:
     """Within the block the module's own shared parameters are whole, plain ones, the same at every rank.

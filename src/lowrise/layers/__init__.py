@@ -2,7 +2,7 @@
 optimizer.
 """
 
-from lowrise.layers.base import LatentLayer, LedgerEntry, LowRankLayer
+from lowrise.layers.base import LatentLayer, LedgerEntry, LowRankLayer, draws_whole
 from lowrise.layers.cola import CoLALinear
 from lowrise.layers.dlr import DLRLinear
 from lowrise.layers.factorize import factorize
@@ -29,6 +29,7 @@ __all__ = [
     "SVDLinear",
     "SelfGuidedLinear",
     "SparseLowRankLinear",
+    "draws_whole",
     "factorize",
     "param_groups",
     "parameter_roles",

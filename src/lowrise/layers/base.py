@@ -7,13 +7,15 @@ never ask which one it is.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
+from lowrise.distributed.sharding import agreed_seed, is_sharded, whole_parameters
 from lowrise.errors import UsageError
 from lowrise.layers.ranks import RankChange
 from lowrise.linalg.rank import Above, resolve_rank
@@ -60,6 +62,25 @@ class FactoredForm:
     """Their positions row by row, distinct and ascending."""
 
 
+def draws_whole(reset: Callable[[Any, torch.Generator | None], None]) -> Callable[..., None]:
+    """For `reset_parameters`: without gradients, and right where ranks share the parameters by rows too.
+
+    There each rank draws the layer as a whole and keeps its rows: from `generator`, which must stand alike at
+    all ranks, or from a seed of the first rank's global generator. All ranks of the mesh call it together.
+    """
+
+    @wraps(reset)
+    @torch.no_grad()
+    def reset_parameters(layer: nn.Module, generator: torch.Generator | None = None) -> None:
+        shared = next((p for p in layer.parameters(recurse=False) if is_sharded(p)), None)
+        if shared is not None and generator is None:
+            generator = torch.Generator().manual_seed(agreed_seed(shared))
+        with whole_parameters(layer, read=False):
+            reset(layer, generator)
+
+    return reset_parameters
+
+
 class LowRankLayer(nn.Module, ABC):
     """A linear map of `in_features` (n) to `out_features` (m) whose weight is stored in low rank: base class
     of all layers.
@@ -95,7 +116,9 @@ class LowRankLayer(nn.Module, ABC):
 
     @abstractmethod
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Initialize all parameters in place, from `generator` or else torch's global one."""
+        """Initialize all parameters in place, from `generator` or else torch's global one; under
+        `draws_whole` after `fully_shard` as well.
+        """
 
     @abstractmethod
     def dense(self) -> Tensor:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowrise.errors import UsageError
-from lowrise.layers.base import FactoredForm, LatentLayer, LedgerEntry
+from lowrise.layers.base import FactoredForm, LatentLayer, LedgerEntry, draws_whole
 from lowrise.layers.factor_pair import FactorPair
 from lowrise.layers.inits import balanced_factors
 from lowrise.linalg.rank import Above
@@ -111,7 +111,7 @@ class DLRLinear(FactorPair, LatentLayer):
 
     # ---- values
 
-    @torch.no_grad()
+    @draws_whole
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         super().reset_parameters(generator)
         self._start()

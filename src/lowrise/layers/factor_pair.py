@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from lowrise.layers.base import LowRankLayer
+from lowrise.layers.base import LowRankLayer, draws_whole
 from lowrise.layers.inits import INITS, check_init, normal, uniform
 
 Device = torch.device | str | None
@@ -46,7 +46,7 @@ class FactorPair(LowRankLayer):
         if not self.A.is_meta:
             self.reset_parameters()
 
-    @torch.no_grad()
+    @draws_whole
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         draw = partial(normal, generator=generator, device=self.A.device)
         self._set_factors(

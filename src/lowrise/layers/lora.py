@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowrise.errors import UsageError
-from lowrise.layers.base import LedgerEntry
+from lowrise.layers.base import LedgerEntry, draws_whole
 from lowrise.layers.factor_pair import AddedPair
 from lowrise.layers.inits import normal
 from lowrise.linalg.precision import full_precision_matmul
@@ -94,7 +94,7 @@ class LoRALinear(AddedPair):
         self.register_buffer("merge_seed", torch.zeros((), dtype=torch.int64, device=device))
         self._draw()
 
-    @torch.no_grad()
+    @draws_whole
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         m, n = self.out_features, self.in_features
         self.W0.copy_(normal(m, n, self.init_std, generator, self.W0.device))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrise.errors import UsageError
-from lowrise.layers.base import FactoredForm, LedgerEntry
+from lowrise.layers.base import FactoredForm, LedgerEntry, draws_whole
 from lowrise.layers.factor_pair import AddedPair
 from lowrise.layers.inits import balanced_factors, uniform
 
@@ -84,7 +84,7 @@ class SparseLowRankLinear(AddedPair):
         self.register_buffer("index", positions)
         self._draw()
 
-    @torch.no_grad()
+    @draws_whole
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         m, n, z = self.out_features, self.in_features, self.values.numel()
         self._draw_pair(generator)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrise.errors import UsageError
-from lowrise.layers.base import FactoredForm, LedgerEntry, LowRankLayer, check_rank
+from lowrise.layers.base import FactoredForm, LedgerEntry, LowRankLayer, check_rank, draws_whole
 from lowrise.layers.inits import Draw, check_finite, normal
 from lowrise.layers.ranks import RankChange, canonical, grown, grown_rank, shrunken_rank
 from lowrise.linalg.orthonormal import orthonormality_error, qf
@@ -148,7 +148,7 @@ class SVDLinear(LowRankLayer):
 
     # ---- values
 
-    @torch.no_grad()
+    @draws_whole
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         m, n, r = self.out_features, self.in_features, self.rank
         draw = partial(normal, generator=generator, device=self.U.device)
