@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from drawn_ranks import drawn, on_meta
+from own_sharded_loops import drawn, on_meta
 from processes import needs_fsdp, on_ranks
 
 from lowrise.layers import LAYERS
