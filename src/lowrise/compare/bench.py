@@ -218,7 +218,7 @@ def _notes(result: dict[str, Any]) -> list[str]:
     settings = f", {' '.join(result['settings'])}" if result["settings"] else ""
     notes = [
         f"{result['preset']}, {result['tokens_per_update']:,} tokens per update{settings}; medians of "
-        f"{result['rounds']} x {result['steps']} updates; {where}, {facts['threads']} threads, "
+        f"{result['rounds']} x {result['steps']} updates; {where}, {facts['threads']} thread(s), "
         f"torch {facts['packages']['torch']}, lowrise {facts['lowrise']}",
         f"speed, promise: by tokens per second and by FLOPs, beside {first}; kept: the one over the other; "
         "peak: of the process",
