@@ -47,6 +47,25 @@ def give_gradients(params: list[nn.Parameter], seed: int = 1) -> None:
 
 
 @pytest.mark.parametrize(("name", "role"), CASES)
+def test_what_is_frozen_in_mid_run_stays_or_is_refused_with_its_partner(name: str, role: str) -> None:
+    optimizer, params = build(name, role)
+    give_gradients(params)
+    optimizer.step()
+    before = [p.detach().clone() for p in params]
+    give_gradients(params)
+    params[-1].requires_grad_(False)
+    params[-1].grad = None
+    if len(params) > 1:
+        with pytest.raises(UsageError, match=rf"layer\.{len(params) - 1} is frozen"):
+            optimizer.step()
+        for p in params:
+            p.requires_grad_(False)
+            p.grad = None
+    optimizer.step()
+    assert all(torch.equal(p, start) for p, start in zip(params, before, strict=True))
+
+
+@pytest.mark.parametrize(("name", "role"), CASES)
 @pytest.mark.parametrize("rows", [3, 4000])
 def test_parameter_of_another_size_is_refused_by_name(name: str, role: str, rows: int) -> None:
     optimizer, params = build(name, role)

@@ -342,17 +342,26 @@ class Optimizer(FromModel, Scheduled, Counted):
             grad = p.grad
             if self._built.get(p) != (p.shape, p.dtype) or (grad is not None and grad.shape != p.shape):
                 self._check_unchanged(p)
-        return any(p.grad is not None for p in params)
+        moves = any(p.grad is not None for p in params)
+        frozen = next((p for p in params if p.grad is None and not p.requires_grad), None)
+        if moves and frozen is not None:
+            raise UsageError(
+                f"{self._name_of(frozen)} is frozen (requires_grad = False), and what it is multiplied by is "
+                f"not: {type(self).__name__} moves them together. Freeze all of them or none."
+            )
+        return moves
 
     def _check_unchanged(self, param: Tensor) -> None:
         """Raise `UsageError` for a parameter that is not what its state was made for."""
         if param not in self._built:
             self._adopt_exchanged()
             return
-        groups = self.param_groups
-        name = next(parameter_name(g, i) for g in groups for i, p in enumerate(g["params"]) if p is param)
-        refuse_changed(name, param, *self._built[param])
+        refuse_changed(self._name_of(param), param, *self._built[param])
         self._built[param] = (param.shape, param.dtype)
+
+    def _name_of(self, param: Tensor) -> str:
+        groups = self.param_groups
+        return next(parameter_name(g, i) for g in groups for i, p in enumerate(g["params"]) if p is param)
 
     def _ready_unit(self, params: tuple[Tensor, ...]) -> Unit | None:
         """Step 2 for one unit, with this rank's rows of its gradients; None where it has none."""
