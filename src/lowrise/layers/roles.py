@@ -15,6 +15,7 @@ three dimensions and more become "matrix" only where `views` says how.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -26,6 +27,17 @@ from lowrise.layers.patterns import matches, no_match, select_targets
 
 MOVABLE = ("factors", "svd", "matrix", "embedding", "head")
 """The roles that an optimizer may claim; every other parameter is "other" in its groups."""
+
+LINEAR = {
+    "factors": "`lowrise.factorize(model, rank=...)` makes pairs of factors out of dense maps",
+    "svd": '`lowrise.factorize(model, layer="svd", rank=...)` makes them out of dense maps',
+    "matrix": "dense maps have it, and what `views` names; factorized maps and heads have other roles",
+}
+"""The roles of linear maps, and where they come from."""
+
+
+class IdleRule(UserWarning):
+    """An optimizer whose own rule would move no linear map: its name would stand for AdamW's results."""
 
 
 class ParamGroups(list[dict[str, Any]]):
@@ -159,10 +171,14 @@ def param_groups(
         The groups; `str()` of them is a table.
 
     Raises:
-        UsageError: An unknown role, a model without trainable parameters, a pattern that matches nothing, or
+        UsageError: An unknown role, a model without trainable parameters, a pattern that matches nothing,
             a low-rank layer that cannot be updated as a whole (half frozen, or sharing a factor with another
-            layer).
+            layer), or weights that are laid out in one row (FSDP1).
+
+    Warns:
+        IdleRule: No linear map has one of `roles`.
     """
+    _refuse_flattened(model)
     wanted = _wanted_roles(model, roles)
     left_out = _left_out(model, targets, skip)
     members: dict[str, list[tuple[str, nn.Parameter]]] = {role: [] for role in MOVABLE if role in wanted}
@@ -190,6 +206,8 @@ def param_groups(
         groups.append({"params": other, "role": "other", **options})
     if not groups:
         raise UsageError("The model has no trainable parameter: all are frozen, or there are none.")
+    if roles is not None:
+        warn_if_idle(groups, roles)
     _describe_factors(model, groups)
     if hyperball:
         _fix_norms(groups)
@@ -198,6 +216,26 @@ def param_groups(
         if chosen is not None:
             group["state_format"] = chosen
     return groups
+
+
+def warn_if_idle(groups: Iterable[Mapping[str, Any]], roles: Collection[str]) -> None:
+    """Warn if an optimizer of these roles moves no linear map by its own rule; one that takes all may."""
+    own = [role for role in LINEAR if role in roles]
+    if len(own) < len(LINEAR) and not any(group["role"] in own for group in groups):
+        warnings.warn(
+            f"No linear map here has the role {' or '.join(own)}, which the optimizer moves by its own rule: "
+            f"all are left to the built-in AdamW. {'; '.join(f'{role}: {LINEAR[role]}' for role in own)}.",
+            IdleRule,
+            stacklevel=3,
+        )
+
+
+def _refuse_flattened(model: nn.Module) -> None:
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+        raise UsageError(
+            "FullyShardedDataParallel lays the weights out in one row, which does not show what is a matrix. "
+            "Take torch.distributed.fsdp.fully_shard (FSDP2) instead, and make the optimizer after it."
+        )
 
 
 def _describe_factors(model: nn.Module, groups: ParamGroups) -> None:

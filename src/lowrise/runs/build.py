@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +13,8 @@ from torch import nn
 
 from lowrise.config import DENSE, FactorizedSection, ModelSection, RunConfig, options_of
 from lowrise.errors import UsageError
-from lowrise.layers import LowRankLayer, ParamGroups, param_groups
+from lowrise.layers import LAYERS, LowRankLayer, ParamGroups, param_groups
+from lowrise.layers.roles import IdleRule
 from lowrise.model import Llama, LlamaConfig, build_model
 from lowrise.optim import OPTIMIZERS, Optimizer
 from lowrise.runs.transfer import Multiplier, Transfer, base_config, table
@@ -117,7 +119,29 @@ def _section(name: str) -> Iterator[None]:
 
 
 def groups_of(config: RunConfig, model: nn.Module) -> ParamGroups:
-    """Every trainable parameter in the group of its role, with the rates of the configuration."""
+    """Every trainable parameter in the group of its role, with the rates of the configuration. A run is
+    known by its rule: one that would move nothing is refused."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", IdleRule)
+        try:
+            return _groups_of(config, model)
+        except IdleRule:
+            raise UsageError(_idle(config)) from None
+
+
+def _idle(config: RunConfig) -> str:
+    name, layer = config.optimizer.name, config.layer.name
+    roles, has = OPTIMIZERS[name].roles, "matrix" if layer == DENSE else LAYERS[layer].role
+    layers = [DENSE] * ("matrix" in roles) + [word for word, kind in LAYERS.items() if kind.role in roles]
+    optimizers = [word for word, kind in OPTIMIZERS.items() if has in kind.roles]
+    return (
+        f'optimizer.name = "{name}" moves nothing of layer.name = "{layer}" by its own rule: all would be '
+        f"left to the built-in AdamW. It moves {', '.join(layers)}; "
+        f"{layer} is moved by {', '.join(optimizers)}."
+    )
+
+
+def _groups_of(config: RunConfig, model: nn.Module) -> ParamGroups:
     return param_groups(
         model,
         lr=config.optimizer.lr,

@@ -43,6 +43,7 @@ from torch import Tensor
 
 from lowrise.distributed.sharding import ShardGroup, local
 from lowrise.errors import UsageError
+from lowrise.layers.roles import LINEAR, warn_if_idle
 from lowrise.optim.engine.cost import Counted
 from lowrise.optim.engine.exchange import retain, was_exchanged_outside
 from lowrise.optim.engine.from_model import FromModel
@@ -107,6 +108,8 @@ class Optimizer(FromModel, Scheduled, Counted):
         of_groups: dict[str, Any] = {"state_format": "float32", "view": None, "hyperball": False}
         of_groups |= {"fixed_gauge": False, "residual_norm": 0.0}
         super().__init__(params, {**ADAMW_DEFAULTS, **of_groups, **defaults})
+        if any(group["role"] in LINEAR for group in self.param_groups):
+            warn_if_idle(self.param_groups, self.roles)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Of a copy, which has none of what follows: its owners are appointed anew."""
