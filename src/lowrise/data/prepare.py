@@ -125,6 +125,7 @@ def _prepared(
         files = find(config, kept)
         stamps = _stamps(files)
         hashes = _hash_all(files, root, report)
+        _require_no_copies(files, hashes)
         files = with_held_out_tail(files, config, report)
         contents = [
             file.identity(sha256, config.text_key) for file, sha256 in zip(files, hashes, strict=True)
@@ -218,6 +219,18 @@ def _hash_all(files: list[SourceFile], root: Path, report: Progress) -> list[str
     hashes = [cache.sha256(file, add) for file in files]
     cache.save()
     return hashes
+
+
+def _require_no_copies(files: list[SourceFile], hashes: list[str]) -> None:
+    """Refuse held-out text that is trained on under another name."""
+    trained_on = {sha256: file for file, sha256 in zip(files, hashes, strict=True) if file.split == "train"}
+    for file, sha256 in zip(files, hashes, strict=True):
+        if file.split == "valid" and sha256 in trained_on:
+            raise UsageError(
+                f"{file.name} of data.valid has the content of {trained_on[sha256].name} of data.source, so it "
+                "would be trained on and held out: hold out another text, or leave data.valid out to "
+                "hold out a fraction of the documents."
+            )
 
 
 def _stamps(files: list[SourceFile]) -> dict[str, list[int]]:

@@ -157,6 +157,18 @@ def test_the_second_start_neither_tokenizes_nor_hashes_large_files(
     assert make().fingerprint == first.fingerprint
 
 
+@pytest.mark.parametrize("copied", [False, True])
+def test_text_that_is_trained_on_is_not_held_out(
+    make: Callable[..., Corpus], tmp_path: Path, copied: bool
+) -> None:
+    train = tmp_path / "train.txt"
+    train.write_text("A text that lies in both of them.\n" * 20)
+    held_out = tmp_path / "held-out.txt" if copied else train
+    held_out.write_bytes(train.read_bytes())
+    with pytest.raises(UsageError, match=rf"{held_out.name} .*would be trained on and held out"):
+        make(source=str(train), valid=(str(held_out),))
+
+
 def test_fingerprint_is_of_the_content_and_the_options(
     make: Callable[..., Corpus], documents: list[str], tmp_path: Path
 ) -> None:
