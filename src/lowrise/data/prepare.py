@@ -227,9 +227,9 @@ def _require_no_copies(files: list[SourceFile], hashes: list[str]) -> None:
     for file, sha256 in zip(files, hashes, strict=True):
         if file.split == "valid" and sha256 in trained_on:
             raise UsageError(
-                f"{file.name} of data.valid has the content of {trained_on[sha256].name} of data.source, so it "
-                "would be trained on and held out: hold out another text, or leave data.valid out to "
-                "hold out a fraction of the documents."
+                f"{file.name} of data.valid has the content of {trained_on[sha256].name} of data.source, so "
+                "it would be trained on and held out: hold out another text, or leave data.valid out to hold "
+                "out a fraction of the documents."
             )
 
 
