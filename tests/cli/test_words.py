@@ -227,6 +227,17 @@ def test_a_warm_up_longer_than_the_run_is_a_warning(text_folder, tmp_path, capsy
     assert "warning: schedule.warmup = 100 updates is longer than the run" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("steps", "told"), [(1, False), (400, True)])
+def test_a_text_that_is_read_more_than_once_is_told(steps, told, text_folder, tmp_path, capsys):
+    more = {"train.steps": steps, "schedule.warmup": 0, "eval.every": 0, "sample.tokens": 0}
+    config = config_for(text_folder, "lowrank", **more)
+    (tmp_path / "r.toml").write_text(config.to_toml())
+    assert main(["train", str(tmp_path / "r.toml"), "--run", str(tmp_path / "run")]) == 0
+    epochs = json.loads((tmp_path / "run" / "summary.json").read_text())["epochs"]
+    line = f"The training text is read {epochs:.3g} times in {steps} updates."
+    assert (epochs > 1) == told == (line in capsys.readouterr().out)
+
+
 def test_a_decay_longer_than_the_run_is_a_warning_and_a_negative_one_refused(capsys):
     wsd = {"schedule.name": "wsd", "train.steps": 6}
     told = " ".join(advice(load(None, wsd | {"schedule.decay": 7})))

@@ -46,7 +46,7 @@ from lowrise.train.resume import Origin, Start, accepted_changes, go_on, text_nu
 from lowrise.train.services import services_of
 from lowrise.train.step import TrainStep, Update
 from lowrise.train.stopping import EarlyStopping
-from lowrise.train.summary import Progress, summarize, told_samples
+from lowrise.train.summary import Progress, summarize, told_text
 from lowrise.train.telemetry import measure, snapshot
 from lowrise.train.trackers import Tracker, Trackers, open_tensorboard
 
@@ -128,7 +128,7 @@ class Trainer:
         start = self._resume()
         self.world.by_rank_0(self.saver.retire)  # a kill comes between a save and what follows it
         self._check_alike("at the start")
-        for line in told_samples(self.corpus, config):
+        for line in told_text(self.corpus, config):
             self.display.say(line)
         self.world.by_rank_0(lambda: self._write_start(start))
         with (

@@ -132,9 +132,21 @@ def _stopping(config: RunConfig, progress: Progress) -> dict[str, Any]:
     }
 
 
-def told_samples(corpus: Corpus, config: RunConfig) -> list[str]:
-    """Lines about the samples for fine-tuning: how they are packed, and which are cut or left out."""
-    lines, seq_len = [], config.train.seq_len
+def told_text(corpus: Corpus, config: RunConfig) -> list[str]:
+    """Lines about the text of a run: how often it is read, if more than once; for fine-tuning, how the
+    samples are packed, and which are cut or left out.
+    """
+    lines, seq_len = _told_samples(corpus, config.train.seq_len, config.data.overlong), config.train.seq_len
+    sequences = config.train.global_batch_size
+    epochs = corpus.train.epochs(config.train.steps, sequences=sequences, seq_len=seq_len)
+    if epochs > 1.0:
+        text = "source that is read most" if config.data.weights else "training text"
+        lines.append(f"The {text} is read {epochs:.3g} times in {config.train.steps:,} updates.")
+    return lines
+
+
+def _told_samples(corpus: Corpus, seq_len: int, overlong: str | None) -> list[str]:
+    lines = []
     for name, counts in corpus.sample_counts(seq_len).items():
         line = (
             f"{name}: {counts.samples:,} samples in {counts.rows:,} sequences of {seq_len} tokens "
@@ -144,6 +156,6 @@ def told_samples(corpus: Corpus, config: RunConfig) -> list[str]:
             line += f'; {counts.cut:,} are longer and lose their end (data.overlong = "drop" drops them)'
         if counts.left_out:
             line += f"; {counts.left_out:,} are left out, too long for any of their completion"
-            line += " or for a sequence" if config.data.overlong == "drop" else ""
+            line += " or for a sequence" if overlong == "drop" else ""
         lines.append(f"{line}.")
     return lines
