@@ -51,7 +51,7 @@ class Statistic:
 
 @dataclass(frozen=True)
 class Interval:
-    """A difference of means with its 95% interval and the two-sided p value of "no difference"."""
+    """A difference of means, its interval (95% unless said), and the two-sided p value of "no difference"."""
 
     mean: float
     low: float
@@ -59,12 +59,12 @@ class Interval:
     p: float
 
 
-def welch(a: Statistic, b: Statistic) -> Interval:
+def welch(a: Statistic, b: Statistic, confidence: float = CONFIDENCE) -> Interval:
     """a - b by Welch's t test. Needs two values on either side."""
     if a.mean is None or b.mean is None or a.sd is None or b.sd is None:
         raise ValueError(f"Welch's interval needs two values on either side, not {a.n} and {b.n}.")
     variance, freedom = _welch_error(a.sd, a.n, b.sd, b.n)
-    return _interval(a.mean - b.mean, math.sqrt(variance), freedom)
+    return _interval(a.mean - b.mean, math.sqrt(variance), freedom, confidence)
 
 
 def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Interval:
@@ -193,10 +193,10 @@ def _welch_error(sd_a: float, n_a: int, sd_b: float, n_b: int) -> tuple[float, f
     return va + vb, (va + vb) ** 2 / (va**2 / (n_a - 1) + vb**2 / (n_b - 1))
 
 
-def _interval(mean: float, error: float, freedom: float) -> Interval:
+def _interval(mean: float, error: float, freedom: float, confidence: float = CONFIDENCE) -> Interval:
     from scipy import stats
 
     if error == 0:
         return Interval(mean, mean, mean, 0.0 if mean else 1.0)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
+    half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * error
     return Interval(mean, mean - half, mean + half, float(2 * stats.t.sf(abs(mean) / error, freedom)))

@@ -1,13 +1,11 @@
-"""Results of entries on disk, and the rule by which they are placed."""
+"""Results of entries on disk, and what keeps one from counting."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from lowrise.compare.statistics import Interval, Statistic, holm, welch
 from lowrise.errors import LowriseError
 from lowrise.files import is_known, read_json, strict_json, write_whole
 from lowrise.track.track import Entry, Track
@@ -29,35 +27,6 @@ class Result:
     seconds: float
     """Median of the runs' training time, on the machine of `environment`."""
     environment: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Place:
-    """A line of the leaderboard. `place`: 1 + the number of entries that are better beyond doubt; None where
-    a seed diverged. `behind`: this entry's mean loss minus the leader's.
-    """
-
-    name: str
-    result: Result
-    place: int | None
-    loss: Statistic
-    behind: Interval | None = None
-    better: tuple[str, ...] = ()
-    """The entries that are better beyond doubt."""
-
-
-def rule_in_words(track: Track) -> str:
-    return (
-        f"Every entry is trained with the seeds {', '.join(map(str, track.seeds))} for as many whole updates "
-        f"as {track.train_flops:.4g} FLOPs pay for (forward, backward, optimizer, as lowrise plan counts). "
-        f"Its weights take at most {track.inference_bytes:,} bytes in bfloat16. Its score is the mean of the "
-        "validation losses at the end. One entry is better than another beyond doubt if its score is lower "
-        "and the p value of Welch's test on their losses, corrected by Holm's rule for all pairs of entries, "
-        f"is below {track.alpha:g}. An entry's place is one more than the number of entries that are better "
-        "beyond doubt; so several may share one. A seed that diverges leaves an entry without a place. "
-        "Learning rates and other settings are chosen by the entrant with other seeds or less text; the "
-        "validation text is for the score alone."
-    )
 
 
 def write_result(track: Track, name: str, result: Result) -> None:
@@ -96,35 +65,3 @@ def faults_of(track: Track, entry: Entry, result: Result) -> list[str]:
     if result.train_flops > track.train_flops:
         faults.append(f"{result.train_flops:.4g} FLOPs are more than {track.train_flops:.4g}")
     return faults
-
-
-def places(track: Track, results: Mapping[str, Result]) -> list[Place]:
-    """The leaderboard by the rule of `rule_in_words`, the best first, entries without a score last."""
-    scored = {
-        name: Statistic.of([result.losses[seed] for seed in track.seeds])
-        for name, result in results.items()
-        if all(is_known(result.losses.get(seed)) for seed in track.seeds)
-    }
-    order = sorted(scored, key=lambda name: (_score(scored[name]), name))
-    ahead = _ahead(order, scored, track.alpha)
-    leader = order[0] if order else None
-    board = []
-    for name in order:
-        better = tuple(other for other in order if (other, name) in ahead)
-        behind = None if leader is None or name == leader else welch(scored[name], scored[leader])
-        board.append(Place(name, results[name], 1 + len(better), scored[name], behind, better))
-    for name in sorted(results.keys() - scored.keys()):
-        board.append(Place(name, results[name], None, Statistic.of([*results[name].losses.values()])))
-    return board
-
-
-def _score(statistic: Statistic) -> float:
-    assert statistic.mean is not None, "every seed has a loss"
-    return statistic.mean
-
-
-def _ahead(order: Sequence[str], scored: Mapping[str, Statistic], alpha: float) -> set[tuple[str, str]]:
-    """Pairs (better, worse) beyond doubt."""
-    pairs = [(a, b) for i, a in enumerate(order) for b in order[i + 1 :]]
-    p_values = holm([welch(scored[b], scored[a]).p for a, b in pairs])
-    return {pair for pair, p in zip(pairs, p_values, strict=True) if p is not None and p < alpha}

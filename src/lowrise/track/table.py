@@ -16,7 +16,8 @@ from lowrise.report.formatting import UNKNOWN, bytes_, duration, number, si
 from lowrise.report.intervals import Bar, intervals
 from lowrise.report.pareto import Bought, pareto_section
 from lowrise.track.options import TableOptions
-from lowrise.track.results import Place, Result, faults_of, places, read_result, rule_in_words
+from lowrise.track.results import Result, faults_of, read_result
+from lowrise.track.rule import Place, places, rule_in_words
 from lowrise.track.track import Entry, Track, read_entry, read_track
 
 
@@ -117,7 +118,7 @@ def to_html(track: Track, entries: dict[str, Entry], board: Sequence[Place], lef
         html.note(track.about),
         html.section("Leaderboard", html.table(("entry", *(t for t, _ in _COLUMNS), "by"), rows)),
         html.section(
-            "Behind the leader, with 95% intervals (Welch)",
+            f"Behind the leader, with intervals that hold for all pairs together ({1 - track.alpha:.0%})",
             intervals(bars, x_label="difference of mean validation losses (nats per token)"),
         ),
         _pareto(board),

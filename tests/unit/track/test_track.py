@@ -12,7 +12,8 @@ import tomli_w
 
 from lowrise.cli import main
 from lowrise.errors import LowriseError, UsageError
-from lowrise.track.results import Result, faults_of, places, read_result, rule_in_words, write_result
+from lowrise.track.results import Result, faults_of, read_result, write_result
+from lowrise.track.rule import places, rule_in_words
 from lowrise.track.track import read_entry, read_track
 
 ROOT = Path(__file__).parents[3]
@@ -218,7 +219,7 @@ def test_places_follow_the_rule(track):
 
 
 def test_equal_entries_are_rarely_set_apart(track):
-    """With no true difference among six entries, Holm's rule keeps the chance of any verdict below alpha."""
+    """With no true difference among six entries the chance of any verdict is alpha."""
     read, draw = read_track(track), np.random.default_rng(0)
     apart = sum(
         any(
@@ -230,6 +231,28 @@ def test_equal_entries_are_rarely_set_apart(track):
         for _ in range(200)
     )
     assert apart <= 16  # 5% of 200 and two standard deviations
+
+
+def test_many_entries_at_three_seeds_are_told_apart(track):
+    """28 entries a step of five spreads apart: each is behind all that are before it."""
+    read, draw = read_track(track), np.random.default_rng(1)
+    losses = {f"e{i:02}": result(list(3 + 0.1 * i + 0.01 * draw.standard_normal(3))) for i in range(28)}
+    board = places(read, losses)
+    assert [place.place for place in board] == list(range(1, 29))
+    for place in board[1:]:
+        assert (place.behind.low > 0) == (place.behind.p < read.alpha) == ("e00" in place.better)
+
+
+def test_an_entry_that_spreads_hides_no_other(track):
+    """One seed of it met a spike: its own pairs are undecided, those of the others are not."""
+    read = read_track(track)
+    found = {f"e{i}": result([3 + i, 3.01 + i, 3.02 + i]) for i in range(5)} | {
+        "spiked": result([3.2, 3.21, 9.0])
+    }
+    board = {place.name: place for place in places(read, found)}
+    assert [board[f"e{i}"].better for i in (1, 4)] == [("e0",), ("e0", "e1", "e2", "e3")]
+    assert board["spiked"].better == ()
+    assert board["spiked"].behind.low < 0 < board["spiked"].behind.p <= 1
 
 
 @pytest.mark.parametrize("folder", sorted((ROOT / "tracks").iterdir()), ids=lambda path: path.name)
