@@ -3,7 +3,7 @@
 # equal bytes at inference, where the rank follows; equal optimizer state, where the width follows. Nano, on the built-in
 # text, tuned alike, three seeds, each against AdamW.
 # usage: benchmarks/study/all.sh OUT [TOKENS [FLAG...]] , for example /tmp/all, or /tmp/all 8k --seeds 1 --lr-factors 1
-# Without TOKENS a run has 160 updates, and all of it takes about 75 minutes of one core. Stopped, it goes on with the same
+# Without TOKENS a run has 160 updates, and all of it takes about 100 minutes of one core. Stopped, it goes on with the same
 # command. The three tables share the runs that are the same. FLAG: of lowrise compare, instead of those below.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -11,7 +11,7 @@ cd "$here/../.."
 out=$1
 tokens=${2:-163840}
 shift $(($# > 2 ? 2 : $#))
-[ $# -gt 0 ] || set -- --seeds 3 --lr-factors 0.4,1,2.5 --max-extensions 1 --correction holm
+[ $# -gt 0 ] || set -- --seeds 3 --lr-factors 0.4,1,2.5 --max-extensions 4 --correction holm
 recipes=()
 for method in $("${PYTHON:-python}" -c "from lowrise.methods import METHODS; print(*METHODS)"); do
   recipes+=("recipes/$method-tiny.toml")

@@ -26,11 +26,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Shard
 
 from lowrise.checkpoint.tensor_file import described, dtype_name
 from lowrise.distributed.collectives import Words
-from lowrise.distributed.sharding import rows_of
+from lowrise.distributed.sharding import is_sharded, rows_of
 from lowrise.errors import LowriseError
 
 Parts = Mapping[str, Mapping[str, Tensor]]
@@ -59,8 +58,10 @@ def piece_of(name: str, tensor: Tensor) -> Piece:
     """What this rank has of a tensor. Raises `LowriseError` for a `DTensor` that is laid out in another
     way."""
     shape = tuple(tensor.shape)
-    if not isinstance(tensor, DTensor):
+    if not is_sharded(tensor):
         return Piece(tensor.detach(), 0, shape)
+    from torch.distributed.tensor import Shard
+
     sharded = [(axis, p) for axis, p in enumerate(tensor.placements) if not p.is_replicate()]
     start = 0
     for axis, placement in sharded:

@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Shard
 
 from lowrise.errors import UsageError
+
+if TYPE_CHECKING:  # half a second, which nothing needs that is not sharded
+    from torch.distributed.tensor import DTensor
 
 
 @dataclass(frozen=True)
@@ -28,19 +31,23 @@ class ShardGroup:
     """Of this process within the group."""
 
 
-def is_sharded(tensor: Tensor) -> bool:
+def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
     """Whether ranks share the tensor's rows."""
+    if type(tensor) in (Tensor, nn.Parameter):
+        return False
+    from torch.distributed.tensor import DTensor
+
     return isinstance(tensor, DTensor)
 
 
 def local(tensor: Tensor) -> Tensor:
     """This rank's rows, sharing their storage; a tensor that is not shared is itself."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
     """All rows, gathered from all ranks, which must all call this; a tensor that is not shared is itself."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def rows_of(size: int, ranks: int, rank: int) -> slice:
@@ -51,7 +58,9 @@ def rows_of(size: int, ranks: int, rank: int) -> slice:
 
 def shard_group(tensor: Tensor) -> ShardGroup:
     """The ranks that share one tensor; `UsageError` for a tensor that is not split along its rows alone."""
-    assert isinstance(tensor, DTensor)
+    from torch.distributed.tensor import Shard
+
+    assert is_sharded(tensor)
     *copies, last = tensor.placements
     if not isinstance(last, Shard) or last.dim != 0 or any(not p.is_replicate() for p in copies):
         raise UsageError(
@@ -79,7 +88,7 @@ def copy_whole_(tensor: Tensor, full: Tensor) -> None:
 
 def agreed_seed(tensor: Tensor) -> int:
     """A seed from torch's global generator of the first of the ranks that share a tensor, the same at all."""
-    assert isinstance(tensor, DTensor)
+    assert is_sharded(tensor)
     mesh = tensor.device_mesh
     seed = torch.randint(2**62, ()).to(mesh.device_type)
     for dim in reversed(range(mesh.ndim)):  # within each copy, then from the first copy to the others
@@ -95,7 +104,7 @@ def whole_parameters(module: nn.Module, *, read: bool = True, write: bool = True
     With `read` False they have no values; with `write` each rank takes its rows back at the end. All ranks
     must enter the block together. Parameters of submodules are left alone.
     """
-    shared = {name: p for name, p in module.named_parameters(recurse=False) if is_sharded(p)}
+    shared: dict[str, Any] = {name: p for name, p in module.named_parameters(recurse=False) if is_sharded(p)}
     if not shared:
         yield
         return

@@ -44,7 +44,6 @@ def _no_autocast(device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, enabled=False)
 
 
-@torch.compiler.assume_constant_result
 def multiplies_in_full(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether a product of matrices is rounded as their dtype says. Host-side flags only.
 
@@ -65,6 +64,10 @@ def multiplies_in_full(device: torch.device, dtype: torch.dtype) -> bool:
     if hasattr(matmul, "fp32_precision"):
         return True
     return torch.get_float32_matmul_precision() == "highest"
+
+
+# All that torch.compiler.assume_constant_result does, without importing the compiler, which takes a second.
+multiplies_in_full._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache
