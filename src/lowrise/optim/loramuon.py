@@ -56,14 +56,6 @@ Scale = Literal["spectral", "none"]
 Decay = Literal["split", "product"]
 Bound = Literal["first_order", "whole"]
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "direction": ("halves", "tangent"),
-    "msign": (*SCHEDULES, "svd"),
-    "root": ("cholesky", "eigh", "iterated", "ns7"),
-    "scale": ("spectral", "none"),
-    "decay": ("split", "product"),
-    "bound": ("first_order", "whole"),
-}
 ROOT_FLOPS = {
     "cholesky": 4 / 3,
     "eigh": 9,
@@ -190,26 +182,9 @@ class LoRAMuon(Optimizer):
         rebalance_every: int = 0,
         rebalance_alpha: float = 1.0,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "nesterov": nesterov,
-            "weight_decay": weight_decay,
-            "decay": decay,
-            "direction": direction,
-            "msign": msign,
-            "root": root,
-            "scale": scale,
-            "bound": bound,
-            "rebalance_every": rebalance_every,
-            "rebalance_alpha": rebalance_alpha,
-        }
-        super().__init__(params, defaults)
+        super().__init__(params, self.options(locals()))
 
     def _check_options(self, group: Mapping[str, Any]) -> None:
-        for key, choices in CHOICES.items():
-            if group[key] not in choices:
-                raise UsageError(f"LoRAMuon has {key} = {group[key]!r}; choose one of {', '.join(choices)}.")
         if group["rebalance_every"] < 0:
             raise UsageError(
                 f"LoRAMuon has rebalance_every = {group['rebalance_every']}; it must be at least 0."

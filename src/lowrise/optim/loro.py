@@ -38,14 +38,6 @@ KthUpdate = Literal["exact", "rebalance", "lazy"]
 ExactDirection = Literal["authors", "consistent"]
 Reset = Literal["all", "factors", "other", "none"]
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "kth_update": ("exact", "rebalance", "lazy"),
-    "exact_direction": ("authors", "consistent"),
-    "retraction": ("svd", "orthographic"),
-    "reset": ("all", "factors", "other", "none"),
-    "decay": ("entries", "product"),
-}
-
 # Elements of temporaries beside one element of a pair in an exact step; keeps its batches small.
 EXACT_WORKSPACE = 8
 
@@ -168,30 +160,9 @@ class LORO(Optimizer):
         stagger: bool = False,
         restart_warmup: int = 5,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "decay": decay,
-            "exact_every": exact_every,
-            "kth_update": kth_update,
-            "exact_direction": exact_direction,
-            "retraction": retraction,
-            "reset": reset,
-            "reset_every": reset_every,
-            "transport": transport,
-            "lr_scaler": lr_scaler,
-            "hidden_size": hidden_size,
-            "stagger": stagger,
-            "restart_warmup": restart_warmup,
-        }
-        super().__init__(params, defaults)
+        super().__init__(params, self.options(locals()))
 
     def _check_options(self, group: Mapping[str, Any]) -> None:
-        for key, choices in CHOICES.items():
-            if group[key] not in choices:
-                raise UsageError(f"LORO has {key} = {group[key]!r}; choose one of {', '.join(choices)}.")
         for key in ("exact_every", "reset_every", "hidden_size", "restart_warmup"):
             if group[key] < 0:
                 raise UsageError(f"LORO has {key} = {group[key]}; it must be at least 0.")

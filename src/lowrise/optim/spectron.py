@@ -44,14 +44,6 @@ StepSize = Literal["paper", "tight"]
 Ortho = Literal["auto", "ns5", "pe", "svd"]
 Norms = Literal["auto", "power", "bound", "exact"]
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "variant": ("published", "certified"),
-    "decay": ("factor", "wd_scaled", "wd_split", "product"),
-    "step_size": ("paper", "tight"),
-    "ortho": ("auto", "ns5", "pe", "svd"),
-    "norms": ("auto", "power", "bound", "exact"),
-}
-
 
 class Factor(NamedTuple):
     """One factor of a pair; `pair` is the pair's place among those of the call."""
@@ -152,33 +144,10 @@ class Spectron(Optimizer):
         renormalize: bool = True,
         seed: int = 0,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "variant": variant,
-            "decay": decay,
-            "step_size": step_size,
-            "ortho": ortho,
-            "norms": norms,
-            "ns_steps": ns_steps,
-            "ns_coefficients": tuple(ns_coefficients),
-            "ns_eps": ns_eps,
-            "ns_dtype": ns_dtype,
-            "power_iters": power_iters,
-            "norm_refresh": norm_refresh,
-            "rebalance_every": rebalance_every,
-            "orthogonalize": orthogonalize,
-            "renormalize": renormalize,
-            "seed": seed,
-        }
-        super().__init__(params, defaults)
+        super().__init__(params, self.options(locals()))
 
     def _check_options(self, group: Mapping[str, Any]) -> None:
         check_newton_schulz("Spectron", group)
-        for key, choices in CHOICES.items():
-            if group[key] not in choices:
-                raise UsageError(f"Spectron has {key} = {group[key]!r}; choose one of {', '.join(choices)}.")
         for key, least in (("power_iters", 0), ("norm_refresh", 1), ("rebalance_every", 0)):
             if group[key] < least:
                 raise UsageError(f"Spectron has {key} = {group[key]}; it must be at least {least}.")

@@ -103,24 +103,9 @@ class TSVD(Optimizer):
         retraction: Retraction = "qr",
         transport: bool = False,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "factor_scale": factor_scale,
-            "spectrum_scale": spectrum_scale,
-            "reference_rows": reference_rows,
-            "project": project,
-            "retraction": retraction,
-            "transport": transport,
-        }
-        super().__init__(params, defaults)
+        super().__init__(params, self.options(locals()))
 
     def _check_options(self, group: Mapping[str, Any]) -> None:
-        for key, choices in (("project", ("none", "step", "both")), ("retraction", ("qr", "polar"))):
-            if group[key] not in choices:
-                raise UsageError(f"TSVD has {key} = {group[key]!r}; choose one of {', '.join(choices)}.")
         for key in ("factor_scale", "spectrum_scale", "reference_rows"):
             if not 0.0 <= group[key] < math.inf:
                 raise UsageError(f"TSVD has {key} = {group[key]}; it must be a finite number, 0 or more.")

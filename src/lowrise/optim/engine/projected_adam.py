@@ -42,7 +42,6 @@ from lowrise.optim.engine.units import Layout, Shape, Unit, stacked, together
 from lowrise.optim.rules.adamw import Form
 from lowrise.optim.rules.growth_limiter import firsts, limit_growth
 from lowrise.optim.rules.projection import (
-    PROJ_TYPES,
     PROJECTIONS,
     keys_of,
     last_renewal,
@@ -109,10 +108,6 @@ class ProjectedAdam(Optimizer):
         check_rank_value(group["rank"], where=who)
         if gap < 1 or gap != int(gap):
             raise UsageError(f"{who} has update_proj_gap = {gap}; it must be an integer of at least 1.")
-        if group["proj_type"] not in PROJ_TYPES:
-            raise UsageError(
-                f"{who} has proj_type = {group['proj_type']!r}; choose one of {', '.join(PROJ_TYPES)}."
-            )
         if not callable(group["projection"]) and group["projection"] not in PROJECTIONS:
             raise UsageError(
                 f"{who} has projection = {group['projection']!r}; choose one of {', '.join(PROJECTIONS)}, "
