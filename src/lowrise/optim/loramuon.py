@@ -39,7 +39,6 @@ from lowrise.optim.engine.units import (
     state_dtype,
     step_of,
 )
-from lowrise.optim.muon import iteration_flops
 from lowrise.optim.rules.loramuon import (
     SCHEDULES,
     SUPREMA,
@@ -48,6 +47,7 @@ from lowrise.optim.rules.loramuon import (
     half_steps,
     tangent_steps,
 )
+from lowrise.optim.rules.orthogonal import iteration_flops
 from lowrise.optim.rules.product_decay import product_decay_rate
 
 Direction = Literal["halves", "tangent"]

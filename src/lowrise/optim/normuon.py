@@ -14,8 +14,17 @@ from lowrise.linalg.polar import QUINTIC
 from lowrise.optim.engine.matrix import Matrices, MatrixOptimizer, gradients, states
 from lowrise.optim.engine.product_decay import Decay
 from lowrise.optim.engine.units import stacked
-from lowrise.optim.muon import NsDtype, averaged, check_newton_schulz, iteration_dtype
-from lowrise.optim.rules.orthogonal import Ortho, ShapeRate, orthogonal_flops, orthogonalized, shape_rate
+from lowrise.optim.muon import averaged
+from lowrise.optim.rules.orthogonal import (
+    NsDtype,
+    Ortho,
+    ShapeRate,
+    check_newton_schulz,
+    iteration_dtype,
+    orthogonal_flops,
+    orthogonalized,
+    shape_rate,
+)
 
 Accumulate = Literal["average", "sum"]
 

@@ -35,7 +35,7 @@ from lowrise.optim.engine.units import (
     step_of,
     together,
 )
-from lowrise.optim.muon import NsDtype, check_newton_schulz, iteration_dtype, iteration_flops
+from lowrise.optim.rules.orthogonal import NsDtype, check_newton_schulz, iteration_dtype, iteration_flops
 from lowrise.optim.rules.spectron import certified_step_size, spectron_step_size
 
 Variant = Literal["published", "certified"]
@@ -244,9 +244,7 @@ def _check_certifiable(group: Mapping[str, Any]) -> None:
 
 
 def _update_pairs(group: Mapping[str, Any], units: Sequence[Unit]) -> None:
-    """Algorithm 1 for pairs of one device, dtype and rank; the numbers are those of the module's
-    docstring.
-    """
+    """Algorithm 1 for pairs of one device, dtype and rank; the numbers are those of the class's docstring."""
     factors = [
         Factor(p, s, pair)
         for pair, unit in enumerate(units)
