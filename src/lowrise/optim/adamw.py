@@ -79,7 +79,7 @@ class AdamW(Optimizer):
         # Ranks that have other rows must meet with the same matrices, so theirs are not parted by size.
         ranks = self.ownership.ranks if is_sharded(group["params"][0]) else None
         most = BATCH_ELEMENTS if ranks is None else math.inf
-        for part in chunked(units, lambda unit: sum(p.numel() for p in unit.params), most):
+        for part in chunked(units, lambda unit: unit.elements, most):
             moved = _changes(group, part)
             if group["role"] == "factors":
                 pairs_step_(group, part, [(A, B) for A, B in moved])

@@ -28,6 +28,7 @@ from lowrise.linalg.precision import full_precision_matmul
 from lowrise.optim.engine.base import Optimizer
 from lowrise.optim.engine.hyperball import holds_norm, pairs_step_
 from lowrise.optim.engine.options import check_gauge
+from lowrise.optim.engine.scheduled import is_rebalanced
 from lowrise.optim.engine.units import (
     Layout,
     Shape,
@@ -37,7 +38,6 @@ from lowrise.optim.engine.units import (
     decay_and_subtract_,
     stacked,
     state_dtype,
-    step_of,
 )
 from lowrise.optim.rules.loramuon import (
     SCHEDULES,
@@ -230,7 +230,7 @@ class LoRAMuon(Optimizer):
 
     def rewritten(self) -> list[Tensor]:
         """Pairs that were rebalanced."""
-        return self._pairs_where(_rebalanced)
+        return self._rebalanced_pairs()
 
     def _update(self, group: dict[str, Any], units: list[Unit]) -> None:
         kinds: dict[tuple[Any, ...], list[Unit]] = {}
@@ -241,7 +241,7 @@ class LoRAMuon(Optimizer):
             with full_precision_matmul(device):
                 moving = _momenta(group, alike)  # 1
                 _rebalance_due(group, moving)
-                for chunk in chunked(moving, lambda one: _elements(one[0]), batch_elements(device)):
+                for chunk in chunked(moving, lambda one: one[0].elements, batch_elements(device)):
                     _move(group, [unit for unit, _ in chunk], _factors(chunk))
 
 
@@ -287,19 +287,13 @@ def _momenta(group: Mapping[str, Any], units: Sequence[Unit]) -> list[Moving]:
     return list(zip(units, zip(momenta[::2], momenta[1::2], strict=True), strict=True))
 
 
-def _rebalanced(group: Mapping[str, Any], state: Mapping[str, Tensor]) -> bool:
-    """Whether the step that a factor's counter stands at ends with balanced factors."""
-    every = group["rebalance_every"]
-    return bool(every) and step_of(state) % every == 0
-
-
 def _rebalance_due(group: Mapping[str, Any], moving: Sequence[Moving]) -> None:
     """Algorithm 2, every `rebalance_every` updates, in place: c A, B / c, and the momenta the other way, with
     c = (||B||_2 / ||A||_2)^(alpha/2). A pair with a zero factor stays. For weights narrower than float32 c is
     the nearest power of two: any other would round every weight.
     """
     for unit, (N_A, N_B) in moving:
-        if not _rebalanced(group, unit.states[0]):
+        if not is_rebalanced(group, unit.states[0]):
             continue
         A, B = unit.params
         # The relative guard of the bounds from above cancels in the ratio.
@@ -426,7 +420,3 @@ def _bounded_steps(group: Mapping[str, Any], factors: Factors, kept: float) -> l
     )
     sizes = (eta / (2.0 * kept)).to(dtype)[:, None, None]
     return half_steps(factors.Ns, factors.of_partners(R).to(dtype), group["msign"], sizes, form="plain")
-
-
-def _elements(unit: Unit) -> int:
-    return sum(p.numel() for p in unit.params)

@@ -25,10 +25,8 @@ from lowrise.optim.engine.units import (
     chunked,
     units_of,
 )
-from lowrise.optim.rules.adamw import adamw_layout, adamw_update_
+from lowrise.optim.rules.adamw import adam_denominators, adam_moments_, adamw_layout, adamw_update_
 from lowrise.optim.rules.loro import (
-    adam_denominators,
-    adam_moments_,
     adam_step_,
     consistent_direction,
     step_size,
@@ -322,7 +320,7 @@ def _fused_lazy_steps(group: Mapping[str, Any], members: Sequence[Member]) -> No
 def _lazy_steps(group: Mapping[str, Any], members: Sequence[Member]) -> None:
     """Step 2 for factors, Adam's for the rest, a bounded number of elements at a time."""
     betas, factors = tuple(group["betas"]), group["role"] == "factors"
-    for chunk in chunked(members, _elements, BATCH_ELEMENTS):
+    for chunk in chunked(members, lambda member: member.unit.elements, BATCH_ELEMENTS):
         flat = [
             (param, state, member.clock)
             for member in chunk
@@ -403,7 +401,9 @@ def _alike(members: Sequence[Member]) -> Iterator[list[Member]]:
         dtype = member.unit.states[0]["exp_avg"].dtype
         kinds.setdefault((A.shape, B.shape, dtype, A.device, member.clock.t), []).append(member)
     for (*_, device, _), same in kinds.items():
-        yield from chunked(same, lambda member: EXACT_WORKSPACE * _elements(member), batch_elements(device))
+        yield from chunked(
+            same, lambda member: EXACT_WORKSPACE * member.unit.elements, batch_elements(device)
+        )
 
 
 def _stacked(members: Sequence[Member]) -> tuple[Tensor, Tensor]:
@@ -411,7 +411,3 @@ def _stacked(members: Sequence[Member]) -> tuple[Tensor, Tensor]:
     dtype = members[0].unit.states[0]["exp_avg"].dtype
     A, B = (torch.stack([m.unit.params[i] for m in members]).to(dtype) for i in (0, 1))
     return A, B
-
-
-def _elements(member: Member) -> int:
-    return sum(p.numel() for p in member.unit.params)

@@ -24,6 +24,7 @@ from lowrise.linalg.precision import full_precision_matmul
 from lowrise.optim.engine.base import Optimizer
 from lowrise.optim.engine.hyperball import holds_norm, pairs_step_
 from lowrise.optim.engine.options import check_gauge
+from lowrise.optim.engine.scheduled import is_rebalanced
 from lowrise.optim.engine.units import (
     Layout,
     Shape,
@@ -178,7 +179,7 @@ class Spectron(Optimizer):
 
     def rewritten(self) -> list[Tensor]:
         """Pairs that were rebalanced."""
-        return self._pairs_where(_rebalanced)
+        return self._rebalanced_pairs()
 
     def _update(self, group: dict[str, Any], units: list[Unit]) -> None:
         kinds: dict[tuple[Any, ...], list[Unit]] = {}
@@ -391,12 +392,6 @@ def _grow_bounds(
     torch._foreach_copy_([f.state["norm_bound"] for f in factors], list(grown.flatten().unbind()))
 
 
-def _rebalanced(group: Mapping[str, Any], state: Mapping[str, Tensor]) -> bool:
-    """Whether the step that a factor's counter (on the CPU) stands at ends with balanced factors."""
-    every = group["rebalance_every"]
-    return bool(every) and step_of(state) % every == 0
-
-
 def _rebalance_due(group: Mapping[str, Any], units: Sequence[Unit]) -> None:
     """Every `rebalance_every` updates, after the step (gradients belong to the old gauge): A T, B T^-T, M_A
     T^-T, M_B T.
@@ -404,7 +399,7 @@ def _rebalance_due(group: Mapping[str, Any], units: Sequence[Unit]) -> None:
     The power iterations start again at the leading singular vectors, which the balanced factors show in
     column 0.
     """
-    due = [unit for unit in units if _rebalanced(group, unit.states[0])]
+    due = [unit for unit in units if is_rebalanced(group, unit.states[0])]
     for unit in due:
         (A, B), (state_A, state_B) = unit.params, unit.states
         dtype = state_dtype(A)

@@ -14,7 +14,7 @@ from lowrise.linalg.orthonormal import polar_from, qr_from, tangent
 from lowrise.linalg.precision import full_precision_matmul
 from lowrise.optim.engine.base import Optimizer
 from lowrise.optim.engine.units import Layout, Shape, Unit, buckets, stacked, state_dtype
-from lowrise.optim.rules.adamw import adamw_update_
+from lowrise.optim.rules.adamw import adam_moments_, adamw_update_
 
 Project = Literal["none", "step", "both"]
 Retraction = Literal["qr", "polar"]
@@ -207,9 +207,7 @@ def _adam_direction(group: Mapping[str, Any], bucket: Sequence[Member], grads: l
     """Step 2: update the moments; D (batch, ..., r), each column corrected by its own tau."""
     b1, b2 = group["betas"]
     ms, vs = ([member.state[key] for member in bucket] for key in MOMENTS)
-    torch._foreach_lerp_(ms, grads, 1.0 - b1)
-    torch._foreach_mul_(vs, b2)
-    torch._foreach_addcmul_(vs, grads, grads, 1.0 - b2)
+    adam_moments_(ms, vs, grads, (b1, b2))
     m, v = torch.stack(ms), torch.stack(vs)
     tau = torch.stack([member.tau for member in bucket])  # (batch, r)
     tau = tau.unsqueeze(-2) if m.ndim == 3 else tau

@@ -169,7 +169,7 @@ class MatrixOptimizer(Optimizer):
         decay = 1.0 - group["lr"] * group["weight_decay"] if group["weight_decay"] else None
         if group["role"] == "factors" and holds_norm(group):
             most = batch_elements(units[0].params[0].device)
-            for part in chunked(units, lambda unit: sum(p.numel() for p in unit.params), most):
+            for part in chunked(units, lambda unit: unit.elements, most):
                 found = {id(p): u for bucket in self._steps(group, part) for p, u, _ in bucket}
                 pairs_step_(group, part, [(found[id(A)], found[id(B)]) for A, B in (u.params for u in part)])
             return
