@@ -24,7 +24,7 @@ from lowrise.linalg.inverse_root import (
 from lowrise.linalg.norms import spectral_norm_upper
 from lowrise.linalg.polar import rounding_guard
 from lowrise.linalg.polar_iteration import products
-from lowrise.linalg.precision import full_precision_matmul
+from lowrise.linalg.precision import full_precision_matmul, widest
 from lowrise.optim.engine.base import Optimizer
 from lowrise.optim.engine.hyperball import holds_norm, pairs_step_
 from lowrise.optim.engine.options import check_gauge
@@ -405,8 +405,7 @@ def _bounded_steps(group: Mapping[str, Any], factors: Factors, kept: float) -> l
     Gram matrices, roots and norms are of the numbers in memory, in float64 (float32 on a device without it,
     where the statement is measured and not proved); the polynomials in the form that has a proof.
     """
-    dtype, device = factors.Xs[0].dtype, factors.Xs[0].device
-    wide = torch.float32 if device.type == "mps" else torch.float64
+    dtype, wide = factors.Xs[0].dtype, widest(factors.Xs[0].device)
     R = cholesky_root(products([(X.mT, X) for X in (X.to(wide) for X in factors.Xs)]))
     rho, norms = spectral_norm_upper(R), torch.cat([spectral_norm_upper(X) for X in factors.Xs])
     eta = bounded_length(

@@ -13,6 +13,7 @@ from torch import Tensor
 from lowrise.errors import UsageError
 from lowrise.linalg.balance import rebalance
 from lowrise.linalg.fixed_rank import Retraction, tangent_step
+from lowrise.linalg.precision import widest
 from lowrise.optim.engine.base import Optimizer
 from lowrise.optim.engine.options import check_gauge
 from lowrise.optim.engine.product_decay import Decay
@@ -370,7 +371,7 @@ def _rebalance(group: Mapping[str, Any], members: Sequence[Member]) -> None:
     """The balanced gauge of every pair, computed in float64; W does not change."""
     for bucket in _alike(members):
         A, B = _stacked(bucket)
-        wide = torch.float32 if A.device.type == "mps" else torch.float64
+        wide = widest(A.device)
         new_A, new_B, T = rebalance(A.to(wide), B.to(wide))
         _write(group, bucket, new_A, new_B, T, torch.linalg.inv_ex(T).inverse.mT)
 
