@@ -112,7 +112,7 @@ def _collect(folder: Path, plan: Plan, pieces: Pieces, words: Words) -> dict[str
             missing: dict[str, None] = missing,
         ) -> Tensor:
             del missing[name]
-            return _gather(name, planned[name], own.get(name), words)
+            return _gather(planned[name], own.get(name), words)
 
         try:
             if failed is None:
@@ -136,7 +136,7 @@ def _send(order: list[str], planned: Mapping[str, Planned], own: Mapping[str, Te
                     words.send(own[name].cpu())
 
 
-def _gather(name: str, planned: Planned, own: Tensor | None, words: Words) -> Tensor:
+def _gather(planned: Planned, own: Tensor | None, words: Words) -> Tensor:
     """One whole tensor at rank 0."""
     whole = torch.empty(planned.whole.shape, dtype=planned.whole.dtype)
     for share in planned.shares if whole.numel() else ():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from lowrise.config.tree import RunConfig
@@ -19,140 +19,187 @@ from lowrise.names import lookup
 def validate(config: RunConfig) -> None:
     """Refuse what cannot be right, whatever the data and the machine; messages name the key and the
     value."""
-
-    def require(condition: bool, key: str, value: Any, rule: str) -> None:
-        if not condition:
-            raise UsageError(f"{key} = {value!r} cannot be: {rule}.")
-
     _require_representable(config)
-    train, schedule = config.train, config.schedule
     lookup(PRESETS, config.model.preset, "model preset", "model.preset")
-    require(train.steps >= 1, "train.steps", train.steps, "a run needs at least one update")
+    for check in (
+        _check_train,
+        _check_schedule,
+        _check_average,
+        _check_transfer,
+        _check_factors,
+        _check_init,
+        _check_evaluation,
+        _check_rates,
+        _check_counts,
+    ):
+        check(config)
+
+
+def _require(holds: bool, key: str, value: Any, rule: str) -> None:
+    if not holds:
+        raise UsageError(f"{key} = {value!r} cannot be: {rule}.")
+
+
+Requirement = Callable[[str, bool, str], None]
+"""(field of a section, what has to hold, the rule in words)."""
+
+
+def _requirement(config: RunConfig, section: str) -> Requirement:
+    """What refuses a value of the section, by its key."""
+
+    def require(field: str, holds: bool, rule: str) -> None:
+        _require(holds, f"{section}.{field}", getattr(getattr(config, section), field), rule)
+
+    return require
+
+
+def _check_train(config: RunConfig) -> None:
+    train, require = config.train, _requirement(config, "train")
+    require("steps", train.steps >= 1, "a run needs at least one update")
+    require("global_batch_size", train.global_batch_size >= 1, "an update needs at least one sequence")
+    require("seq_len", train.seq_len >= 1, "a sequence has at least one predicted token")
+    require("micro_batch_size", train.micro_batch_size >= 0, "it is 0 (all) or more")
     require(
-        train.global_batch_size >= 1,
-        "train.global_batch_size",
-        train.global_batch_size,
-        "an update needs at least one sequence",
-    )
-    require(train.seq_len >= 1, "train.seq_len", train.seq_len, "a sequence has at least one predicted token")
-    require(
-        train.micro_batch_size >= 0, "train.micro_batch_size", train.micro_batch_size, "it is 0 (all) or more"
-    )
-    require(
+        "micro_batch_size",
         train.micro_batch_size == 0 or train.global_batch_size % train.micro_batch_size == 0,
-        "train.micro_batch_size",
-        train.micro_batch_size,
         f"it must divide train.global_batch_size = {train.global_batch_size}",
     )
-    require(train.grad_clip >= 0, "train.grad_clip", train.grad_clip, "it is a norm, 0 for none")
+    require("grad_clip", train.grad_clip >= 0, "it is a norm, 0 for none")
     require(
+        "grad_clip",
         not (train.per_layer and train.grad_clip),
-        "train.grad_clip",
-        train.grad_clip,
         "train.per_layer updates the first matrices before the norm of all gradients is known; set "
         "train.grad_clip = 0 (grad_norm is measured all the same), or train.per_layer = false",
     )
-    require(train.nonfinite_limit >= 1, "train.nonfinite_limit", train.nonfinite_limit, "at least one")
+    require("nonfinite_limit", train.nonfinite_limit >= 1, "at least one")
+
+
+def _check_schedule(config: RunConfig) -> None:
+    schedule, require = config.schedule, _requirement(config, "schedule")
+    for field in ("warmup", "other_warmup", "decay"):
+        length = getattr(schedule, field)
+        require(field, length is None or length >= 0, "a share below 1 or a number of updates")
+    require("min_lr_ratio", 0 <= schedule.min_lr_ratio <= 1, "a multiplier between 0 and 1")
+    require("cycle", schedule.cycle >= 0, "0 (never) or a number of updates")
+    require("restart_warmup", schedule.restart_warmup >= 0, "0 or more updates")
     require(
-        schedule.warmup >= 0, "schedule.warmup", schedule.warmup, "a share below 1 or a number of updates"
-    )
-    require(
-        schedule.other_warmup is None or schedule.other_warmup >= 0,
-        "schedule.other_warmup",
-        schedule.other_warmup,
-        "a share below 1 or a number of updates",
-    )
-    require(
-        0 <= schedule.min_lr_ratio <= 1,
-        "schedule.min_lr_ratio",
-        schedule.min_lr_ratio,
-        "a multiplier between 0 and 1",
-    )
-    require(schedule.decay >= 0, "schedule.decay", schedule.decay, "a share below 1 or a number of updates")
-    require(schedule.cycle >= 0, "schedule.cycle", schedule.cycle, "0 (never) or a number of updates")
-    require(
-        schedule.restart_warmup >= 0, "schedule.restart_warmup", schedule.restart_warmup, "0 or more updates"
-    )
-    require(
+        "restart_warmup",
         not schedule.cycle or 0 < schedule.restart_warmup < schedule.cycle,
-        "schedule.restart_warmup",
-        schedule.restart_warmup,
         f"with schedule.cycle = {schedule.cycle} it lies between 1 and {schedule.cycle - 1}",
     )
-    _require_one_cadence(config)
-    ema = config.ema
+    # Where a layer merges, moments that are reset and restarts of the schedule come with the merges.
+    merge = getattr(config.layer, "merge_every", 0)
+    others = {
+        "optimizer.reset_every": getattr(config.optimizer, "reset_every", 0),
+        "schedule.cycle": schedule.cycle,
+    }
+    for key, every in others.items():
+        if merge and every and every != merge:
+            raise UsageError(
+                f"{key} = {every} and layer.merge_every = {merge} do not go together: give both the same "
+                "number of updates, or switch one off with 0."
+            )
+
+
+def _check_average(config: RunConfig) -> None:
+    ema, steps, require = config.ema, config.train.steps, _requirement(config, "ema")
     require(
-        ema.start is None or 0 < ema.start <= train.steps,
-        "ema.start",
-        ema.start,
-        f"a fraction of all updates above 0, or an update of 1 to train.steps = {train.steps}",
+        "start",
+        ema.start is None or 0 < ema.start <= steps,
+        f"a fraction of all updates above 0, or an update of 1 to train.steps = {steps}",
     )
-    require(ema.horizon is None or ema.horizon >= 1, "ema.horizon", ema.horizon, "at least one update")
-    require(ema.blend is None or 0 < ema.blend <= 1, "ema.blend", ema.blend, "a fraction above 0, at most 1")
-    for key, value in (("ema.horizon", ema.horizon), ("ema.blend", ema.blend)):
-        require(value is None or ema.start is not None, key, value, "no average begins, ema.start is not set")
-    base = config.transfer.base
+    require("horizon", ema.horizon is None or ema.horizon >= 1, "at least one update")
+    require("blend", ema.blend is None or 0 < ema.blend <= 1, "a fraction above 0, at most 1")
+    for field in ("horizon", "blend"):
+        begins = getattr(ema, field) is None or ema.start is not None
+        require(field, begins, "no average begins, ema.start is not set")
+
+
+def _check_transfer(config: RunConfig) -> None:
+    transfer, require = config.transfer, _requirement(config, "transfer")
+    base = transfer.base
     if isinstance(base, str):
         lookup(PRESETS, base, "model preset", "transfer.base")
-    require(not isinstance(base, int) or base >= 1, "transfer.base", base, "a width is 1 or more")
+    require("base", not isinstance(base, int) or base >= 1, "a width is 1 or more")
     require(
-        base is not None or config.transfer.rank is None,
-        "transfer.rank",
-        config.transfer.rank,
+        "rank",
+        base is not None or transfer.rank is None,
         "it is the rank at transfer.base, and there is none",
     )
-    _require_products(config)
+
+
+def _check_factors(config: RunConfig) -> None:
+    """A decay of products needs weights that are products."""
+    layer = LAYERS.get(config.layer.name)
+    if getattr(config.optimizer, "decay", None) == "product" and (layer is None or layer.role != "factors"):
+        known = ", ".join(name for name, kind in LAYERS.items() if kind.role == "factors")
+        raise UsageError(
+            f"optimizer.decay = 'product' cannot be with layer.name = {config.layer.name!r}: it is the decay "
+            f"of A B^T, and no weight of this layer is one; choose a layer of factors ({known}), or another "
+            "decay."
+        )
+
+
+def _check_init(config: RunConfig) -> None:
+    init, require = config.init, _requirement(config, "init")
+    named = init.run is not None
     require(
-        config.init.step is None or config.init.run is not None,
-        "init.step",
-        config.init.step,
+        "step",
+        init.step is None or named,
         "it is a checkpoint of the run that init.run names, and there is none",
     )
     require(
-        config.init.model is None or config.init.run is None,
-        "init.model",
-        config.init.model,
+        "model",
+        init.model is None or not named,
         "weights come from one place, and init.run names another; leave one out",
     )
-    rank = getattr(config.layer, "rank", None)
     require(
-        rank != "init" or config.init.model is not None,
+        "what",
+        init.what == "weights" or named,
+        "it says what is taken from the run that init.run names, and there is none",
+    )
+    rank = getattr(config.layer, "rank", None)
+    _require(
+        rank != "init" or init.model is not None,
         "layer.rank",
         rank,
         "ranks come from the folder that init.model names, and there is none",
     )
+
+
+def _check_evaluation(config: RunConfig) -> None:
+    evaluation, require = config.eval, _requirement(config, "eval")
+    for name in evaluation.extra:
+        _require(is_plain_name(name), f"eval.extra.{name}", name, "a name is a word without slashes")
+    require("batch_size", evaluation.batch_size >= 1, "at least one sequence a pass")
+    patience, min_delta = evaluation.patience, evaluation.min_delta
     require(
-        config.init.what == "weights" or config.init.run is not None,
-        "init.what",
-        config.init.what,
-        "it says what is taken from the run that init.run names, and there is none",
-    )
-    for name in config.eval.extra:
-        require(is_plain_name(name), f"eval.extra.{name}", name, "a name is a word without slashes")
-    require(
-        config.eval.batch_size >= 1, "eval.batch_size", config.eval.batch_size, "at least one sequence a pass"
-    )
-    require(
-        config.checkpoint.keep >= 1,
-        "checkpoint.keep",
-        config.checkpoint.keep,
-        "one is needed to continue from",
-    )
-    patience, min_delta = config.eval.patience, config.eval.min_delta
-    require(
-        patience is None or (patience >= 1 and config.eval.every >= 1),
-        "eval.patience",
-        patience,
+        "patience",
+        patience is None or (patience >= 1 and evaluation.every >= 1),
         "it is a number of evaluations during training, at least 1, and eval.every says when these come; "
         "leave it out to train to the end",
     )
     require(
+        "min_delta",
         min_delta is None or (min_delta >= 0 and patience is not None),
-        "eval.min_delta",
-        min_delta,
         "it is by how much a loss has to be lower for eval.patience, 0 or more",
     )
-    require(config.log.every >= 1, "log.every", config.log.every, "at least one update")
+
+
+def _check_rates(config: RunConfig) -> None:
+    for key, rate in (("optimizer.lr", config.optimizer.lr), ("other.lr", config.other.lr)):
+        holds = rate is None or (rate >= 0 and math.isfinite(rate))
+        _require(holds, key, rate, "a learning rate is not negative")
+    other, require = config.other, _requirement(config, "other")
+    require("weight_decay", other.weight_decay >= 0, "it is 0 or more")
+    require("eps", other.eps >= 0, "it is 0 or more")
+    require("betas", all(0 <= beta < 1 for beta in other.betas), "two numbers, each at least 0 and below 1")
+
+
+def _check_counts(config: RunConfig) -> None:
+    """Numbers of what is done now and then, and of what is kept."""
+    _requirement(config, "checkpoint")("keep", config.checkpoint.keep >= 1, "one is needed to continue from")
+    _requirement(config, "log")("every", config.log.every >= 1, "at least one update")
     for key, value in (
         ("eval.every", config.eval.every),
         ("eval.tokens", config.eval.tokens),
@@ -160,22 +207,9 @@ def validate(config: RunConfig) -> None:
         ("checkpoint.keep_every", config.checkpoint.keep_every),
         ("log.telemetry_every", config.log.telemetry_every),
         ("sample.tokens", config.sample.tokens),
-        ("train.threads", train.threads),
+        ("train.threads", config.train.threads),
     ):
-        require(value >= 0, key, value, "0 (off) or a positive number")
-    for key, rate in (("optimizer.lr", config.optimizer.lr), ("other.lr", config.other.lr)):
-        require(
-            rate is None or (rate >= 0 and math.isfinite(rate)), key, rate, "a learning rate is not negative"
-        )
-    other = config.other
-    for key, number in (("other.weight_decay", other.weight_decay), ("other.eps", other.eps)):
-        require(number >= 0, key, number, "it is 0 or more")
-    require(
-        all(0 <= beta < 1 for beta in other.betas),
-        "other.betas",
-        other.betas,
-        "two numbers, each at least 0 and below 1",
-    )
+        _require(value >= 0, key, value, "0 (off) or a positive number")
 
 
 def advice(config: RunConfig) -> list[str]:
@@ -256,30 +290,3 @@ def _numbers(tree: Any, key: str = "") -> Iterator[tuple[str, int | float]]:
             yield from _numbers(value, key)
     elif isinstance(tree, int | float) and not isinstance(tree, bool):
         yield key, tree
-
-
-def _require_products(config: RunConfig) -> None:
-    """A decay of products needs weights that are products."""
-    layer = LAYERS.get(config.layer.name)
-    if getattr(config.optimizer, "decay", None) == "product" and (layer is None or layer.role != "factors"):
-        known = ", ".join(name for name, kind in LAYERS.items() if kind.role == "factors")
-        raise UsageError(
-            f"optimizer.decay = 'product' cannot be with layer.name = {config.layer.name!r}: it is the decay "
-            f"of A B^T, and no weight of this layer is one; choose a layer of factors ({known}), or another "
-            "decay."
-        )
-
-
-def _require_one_cadence(config: RunConfig) -> None:
-    """Where a layer merges, moments that are reset and restarts of the schedule come with the merges."""
-    merge = getattr(config.layer, "merge_every", 0)
-    others = {
-        "optimizer.reset_every": getattr(config.optimizer, "reset_every", 0),
-        "schedule.cycle": config.schedule.cycle,
-    }
-    for key, every in others.items():
-        if merge and every and every != merge:
-            raise UsageError(
-                f"{key} = {every} and layer.merge_every = {merge} do not go together: give both the same "
-                "number of updates, or switch one off with 0."
-            )

@@ -239,7 +239,7 @@ class LowRankLayer(nn.Module, ABC):
         not.
         """
         out_features, in_features = weight.shape
-        rank = check_rank(rank, out_features, in_features)
+        rank = resolve_rank(rank, out_features, in_features)
         arguments = {"bias": bias is not None, "device": "meta", "dtype": weight.dtype, **options}
         layer = cls(in_features, out_features, rank, **arguments)
         layer.to_empty(device=weight.device)
@@ -282,11 +282,6 @@ class LatentLayer(LowRankLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.decode(self.encode(x))
-
-
-def check_rank(rank: int | float, out_features: int, in_features: int, where: str = "") -> int:
-    """The rank itself of an integer or a share (`resolve_rank`); `UsageError` for an impossible one."""
-    return resolve_rank(rank, out_features, in_features, where=where)
 
 
 def is_conv1d(module: nn.Module) -> bool:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lowrise.errors import UsageError
-from lowrise.layers.base import FactoredForm, LatentLayer, LedgerEntry
-from lowrise.layers.factor_pair import FactorPair
+from lowrise.layers.base import FactoredForm, LedgerEntry
+from lowrise.layers.factor_pair import ActivatedPair, Activation
 from lowrise.layers.inits import balanced_factors
-from lowrise.linalg.rank import Above
-
-Activation = Literal["silu", "none"]
 
 
-class CoLALinear(FactorPair, LatentLayer):
+class CoLALinear(ActivatedPair):
     """Map in_features -> out_features through `rank` activated latents (CoLA, Liu et al. 2025, arXiv
     2502.10940; authors' `ColaLayer`, alvin-zyl/CoLA).
 
@@ -57,7 +54,7 @@ class CoLALinear(FactorPair, LatentLayer):
         UsageError: An impossible rank or option.
     """
 
-    rank_above: ClassVar[Above] = "keep"  # with an activation between the factors it adds something
+    kind: ClassVar[str] = "CoLA"
 
     def __init__(
         self,
@@ -73,29 +70,21 @@ class CoLALinear(FactorPair, LatentLayer):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_features, out_features, rank)
-        if activation not in ("silu", "none"):
-            raise UsageError(f"Unknown activation {activation!r} for a CoLA layer; choose silu or none.")
-        self.activation = activation
+        self._set_activation(activation)
         self._make_factors(init, init_std, device, dtype)
         self._make_bias(bias, device, dtype)
         self._draw()
 
     @classmethod
     def from_dense(cls, weight: Tensor, rank: int, *, bias: Tensor | None = None, **options: Any) -> Self:
-        """The layer whose derivative at x = 0 is the best rank-r approximation of `weight` (out x in).
-
-        The slope of silu at 0 is 1/2, so A and B are the balanced factors times sqrt(2). Away from 0 the
-        activation bends the map, whatever the rank.
+        """The layer whose derivative at x = 0 is the best rank-r approximation of `weight` (out x in): with
+        silu A and B are the balanced factors times sqrt(2). Away from 0 the activation bends the map,
+        whatever the rank.
         """
         layer = cls._empty_for(weight, rank, bias, options)
         A, B = balanced_factors(weight, rank)
-        scale = 2**0.5 if layer.activation == "silu" else 1.0
-        layer._set_factors(A * scale, B * scale)
+        layer._set_factors(A * layer._factor_scale, B * layer._factor_scale)
         return layer
-
-    def encode(self, x: Tensor) -> Tensor:
-        z = x @ self.B
-        return F.silu(z) if self.activation == "silu" else z
 
     def decode(self, latent: Tensor) -> Tensor:
         return F.linear(latent, self.A, self.bias)
@@ -122,7 +111,7 @@ class CoLALinear(FactorPair, LatentLayer):
         return LedgerEntry(
             parameters=factors + self._bias_elements,
             forward_flops=2 * factors,
-            saved_elements=2 * self.rank if self.activation == "silu" else self.rank,  # z and h, or h = z
+            saved_elements=self._saved_elements,
         )
 
     def extra_repr(self) -> str:

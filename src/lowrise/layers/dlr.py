@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowrise.errors import UsageError
-from lowrise.layers.base import FactoredForm, LatentLayer, LedgerEntry, draws_whole
-from lowrise.layers.factor_pair import FactorPair
+from lowrise.layers.base import FactoredForm, LedgerEntry, draws_whole
+from lowrise.layers.factor_pair import ActivatedPair, Activation
 from lowrise.layers.inits import balanced_factors
-from lowrise.linalg.rank import Above
-
-Activation = Literal["silu", "none"]
 
 
-class DLRLinear(FactorPair, LatentLayer):
+class DLRLinear(ActivatedPair):
     """Map in_features -> out_features through `rank` latents that also go straight to the output (DLR, arXiv
     2606.28932; authors' code, nanguoyu/DLR).
 
@@ -65,7 +62,7 @@ class DLRLinear(FactorPair, LatentLayer):
         UsageError: An impossible rank or option.
     """
 
-    rank_above: ClassVar[Above] = "keep"
+    kind: ClassVar[str] = "DLR"
     folded: Tensor
 
     def __init__(
@@ -84,11 +81,9 @@ class DLRLinear(FactorPair, LatentLayer):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_features, out_features, rank)
-        if activation not in ("silu", "none"):
-            raise UsageError(f"Unknown activation {activation!r} for a DLR layer; choose silu or none.")
         if not math.isfinite(alpha):
             raise UsageError(f"alpha = {alpha!r} cannot be for a DLR layer: it must be a finite number.")
-        self.activation = activation
+        self._set_activation(activation)
         self.alpha = float(alpha)
         self.train_alpha = train_alpha
         self._make_factors(init, init_std, device, dtype)
@@ -137,17 +132,13 @@ class DLRLinear(FactorPair, LatentLayer):
     @torch.no_grad()
     def load_dense_(self, weight: Tensor, bias: Tensor | None = None) -> None:
         A, B = balanced_factors(weight, self.rank)  # of A + E and B, in float64
-        scale = 2**0.5 if self.activation == "silu" else 1.0  # the slope of silu at 0 is 1/2
+        scale = self._factor_scale
         self.B.copy_(B * scale)
         self.A.copy_(A * scale if self._is_folded else self._plus_residual(A * scale, -1.0))
         if self.bias is not None and bias is not None:
             self.bias.copy_(bias)
 
     # ---- the map
-
-    def encode(self, x: Tensor) -> Tensor:
-        z = x @ self.B
-        return F.silu(z) if self.activation == "silu" else z
 
     def decode(self, latent: Tensor) -> Tensor:
         y = F.linear(latent, self.A, self.bias)
@@ -225,7 +216,7 @@ class DLRLinear(FactorPair, LatentLayer):
         return LedgerEntry(
             parameters=factors + self._bias_elements + (0 if self.trained_alpha is None else 1),
             forward_flops=2 * factors,  # products alone; the residual adds m numbers
-            saved_elements=2 * self.rank if self.activation == "silu" else self.rank,  # z and silu(z), or z
+            saved_elements=self._saved_elements,
         )
 
     def extra_repr(self) -> str:

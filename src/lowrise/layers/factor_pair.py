@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowrise.layers.base import LowRankLayer, draws_whole
-from lowrise.layers.inits import INITS, check_init, normal, uniform
+from lowrise.errors import UsageError
+from lowrise.layers.base import LatentLayer, LowRankLayer, draws_whole
+from lowrise.layers.inits import INITS, balanced_factors, check_init, normal, uniform
+from lowrise.linalg.rank import Above
 
 Device = torch.device | str | None
+Activation = Literal["silu", "none"]
 
 
 class FactorPair(LowRankLayer):
@@ -61,6 +65,13 @@ class FactorPair(LowRankLayer):
         self.A.copy_(A)
         self.B.copy_(B)
 
+    @classmethod
+    def from_dense(cls, weight: Tensor, rank: int, *, bias: Tensor | None = None, **options: Any) -> Self:
+        """The best rank-r approximation of `weight` (out x in), its singular values split evenly."""
+        layer = cls._empty_for(weight, rank, bias, options)
+        layer._set_factors(*balanced_factors(weight, rank))
+        return layer
+
     def role_parameters(self) -> tuple[nn.Parameter, ...]:
         return self.A, self.B
 
@@ -71,6 +82,41 @@ class FactorPair(LowRankLayer):
     @property
     def _bias_elements(self) -> int:
         return 0 if self.bias is None else self.out_features
+
+
+class ActivatedPair(FactorPair, LatentLayer):
+    """A layer whose latents go through an activation, z = act(x @ B). A rank above min(m, n) adds something
+    then.
+    """
+
+    rank_above: ClassVar[Above] = "keep"
+    kind: ClassVar[str]
+    """What messages call the layer."""
+    activation: Activation
+
+    def _set_activation(self, activation: Activation) -> None:
+        """Raises `UsageError` for an unknown one."""
+        if activation not in ("silu", "none"):
+            raise UsageError(
+                f"Unknown activation {activation!r} for a {self.kind} layer; choose silu or none."
+            )
+        self.activation = activation
+
+    @property
+    def _factor_scale(self) -> float:
+        """By what both factors of a matrix are multiplied for a map with that derivative at x = 0, where the
+        slope of silu is 1/2.
+        """
+        return 2**0.5 if self.activation == "silu" else 1.0
+
+    @property
+    def _saved_elements(self) -> int:
+        """Per token: z and act(z), or z."""
+        return 2 * self.rank if self.activation == "silu" else self.rank
+
+    def encode(self, x: Tensor) -> Tensor:
+        z = x @ self.B
+        return F.silu(z) if self.activation == "silu" else z
 
 
 class AddedPair(FactorPair):

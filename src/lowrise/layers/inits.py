@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lowrise.errors import UsageError
+from lowrise.linalg.balance import column_signs
 from lowrise.linalg.orthonormal import qf
 from lowrise.linalg.solvers import eigh, power_of_four
 
@@ -80,8 +81,7 @@ def balanced_factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     scale = power_of_four(W)
     W = W / scale
     V = eigh(W.T @ W)[1].flip(-1)[:, :rank]  # p x r, descending
-    peaks = V.gather(0, V.abs().argmax(0, keepdim=True))
-    V = V * torch.where(peaks < 0, -1.0, 1.0)
+    V = V * column_signs(V)
     WV = W @ V
     root = WV.norm(dim=0).sqrt()  # sqrt(s); 0 where W has no such direction
     A = torch.where(root > 0, WV / root.clamp_min(torch.finfo(torch.float64).tiny), 0.0) * scale.sqrt()
@@ -129,13 +129,14 @@ def kaiming(m: int, n: int, r: int, std: float, draw: Draw) -> tuple[Tensor, Ten
 
 
 def orthogonal(m: int, n: int, r: int, std: float, draw: Draw) -> tuple[Tensor, Tensor]:
-    """Orthonormal columns, uniformly distributed, so all r singular values of W are 1 (LORO's code, "orth").
+    """Orthonormal columns, uniformly distributed (Mezzadri 2007), so all r singular values of W are 1 (LORO's
+    code, "orth").
 
     The authors' version silently leaves N(0, 1) entries in bfloat16; this one is right in every dtype, being
     computed in float64.
     """
-    A = _orthonormal_columns(draw(m, r, 1.0))
-    B = _orthonormal_columns(draw(n, r, 1.0))
+    A = qf(draw(m, r, 1.0).to(torch.float64))
+    B = qf(draw(n, r, 1.0).to(torch.float64))
     return A, B
 
 
@@ -147,11 +148,6 @@ def cola(m: int, n: int, r: int, std: float, draw: Draw) -> tuple[Tensor, Tensor
     A = draw(m, r, factor_std)
     B = draw(n, r, factor_std)
     return A, B
-
-
-def _orthonormal_columns(X: Tensor) -> Tensor:
-    """Q of X = QR with a positive diagonal of R: Haar distributed if X is Gaussian (Mezzadri 2007)."""
-    return qf(X.to(torch.float64))
 
 
 INITS: dict[str, FactorInit] = {

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lowrise.layers.base import FactoredForm, LatentLayer, LedgerEntry
 from lowrise.layers.factor_pair import FactorPair
-from lowrise.layers.inits import balanced_factors
 
 
 class LowRankLinear(FactorPair, LatentLayer):
@@ -56,13 +53,6 @@ class LowRankLinear(FactorPair, LatentLayer):
         self._make_factors(init, init_std, device, dtype)
         self._make_bias(bias, device, dtype)
         self._draw()
-
-    @classmethod
-    def from_dense(cls, weight: Tensor, rank: int, *, bias: Tensor | None = None, **options: Any) -> Self:
-        """The best rank-r approximation of `weight` (out x in), its singular values split evenly."""
-        layer = cls._empty_for(weight, rank, bias, options)
-        layer._set_factors(*balanced_factors(weight, rank))
-        return layer
 
     def encode(self, x: Tensor) -> Tensor:
         return x @ self.B

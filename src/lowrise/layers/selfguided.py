@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 from lowrise.errors import UsageError
 from lowrise.layers.base import FactoredForm, LedgerEntry
 from lowrise.layers.factor_pair import FactorPair
-from lowrise.layers.inits import balanced_factors
 
 
 class SelfGuidedLinear(FactorPair):
@@ -86,15 +84,6 @@ class SelfGuidedLinear(FactorPair):
         super()._set_factors(A, B)
         if self.guide is not None:
             self.guide.copy_(A @ B.T)
-
-    @classmethod
-    def from_dense(cls, weight: Tensor, rank: int, *, bias: Tensor | None = None, **options: Any) -> Self:
-        """The best rank-r approximation of `weight` (out x in), split evenly; the guide starts as the
-        same.
-        """
-        layer = cls._empty_for(weight, rank, bias, options)
-        layer._set_factors(*balanced_factors(weight, rank))
-        return layer
 
     def before_update(self, number: int, total: int) -> None:
         """Steps 1 and 3: alpha of update `number`, or no guide any more."""

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from lowrise.errors import UsageError
-from lowrise.layers.base import FactoredForm, LedgerEntry, LowRankLayer, check_rank, draws_whole
+from lowrise.layers.base import FactoredForm, LedgerEntry, LowRankLayer, draws_whole
 from lowrise.layers.inits import Draw, check_finite, normal
 from lowrise.layers.ranks import RankChange, canonical, grown, grown_rank, shrunken_rank
 from lowrise.linalg.orthonormal import orthonormality_error, qf
+from lowrise.linalg.rank import resolve_rank
 from lowrise.linalg.solvers import eigvalsh, svd
 
 INITS = ("gaussian", "constant")
@@ -166,7 +167,7 @@ class SVDLinear(LowRankLayer):
     def from_dense(cls, weight: Tensor, rank: int, *, bias: Tensor | None = None, **options: Any) -> Self:
         """The best rank-r approximation of `weight` (out x in): its truncated SVD, s descending."""
         m, n = weight.shape
-        rank = check_rank(rank, m, n)
+        rank = resolve_rank(rank, m, n)
         check_finite(weight)
         layer = cls(n, m, rank, bias=bias is not None, device="meta", dtype=weight.dtype, **options)
         layer.to_empty(device=weight.device)
@@ -232,7 +233,7 @@ class SVDLinear(LowRankLayer):
 
     def resize(self, rank: int) -> None:
         """Put empty parameters of another rank in the place of U, s and V; values are loaded next."""
-        rank = check_rank(rank, self.out_features, self.in_features)
+        rank = resolve_rank(rank, self.out_features, self.in_features)
         if rank == self.rank:
             return
         self.rank = rank

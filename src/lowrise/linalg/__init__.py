@@ -32,7 +32,7 @@ from lowrise.linalg.polar import (
     polar_express,
     polar_svd,
 )
-from lowrise.linalg.sinkhorn import sinkhorn, sinkhorn_reference, sinkhorn_vectors
+from lowrise.linalg.sinkhorn import sinkhorn, sinkhorn_vectors
 from lowrise.linalg.whitening import standardize, whiten, whiten_diagonal
 
 __all__ = [
@@ -58,7 +58,6 @@ __all__ = [
     "retract_qr",
     "singular_values",
     "sinkhorn",
-    "sinkhorn_reference",
     "sinkhorn_vectors",
     "spectral_norm",
     "spectral_norm_upper",

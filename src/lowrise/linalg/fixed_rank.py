@@ -55,7 +55,7 @@ import torch
 from torch import Tensor
 
 from lowrise.linalg.balance import column_signs
-from lowrise.linalg.precision import full_precision_matmul
+from lowrise.linalg.precision import full_precision_matmul, widest
 from lowrise.linalg.solvers import eigh, svd
 
 Core = Literal["B", "mean"]
@@ -98,7 +98,7 @@ def tangent_step(
     """
     if A.dtype == torch.float64:
         return tangent_step_reference(A, B, D_A, D_B, step, core=core, retraction=retraction, length=length)
-    wide = torch.float32 if A.device.type == "mps" else torch.float64
+    wide = widest(A.device)
     options: dict[str, Any] = {"core": core, "retraction": retraction}
     with full_precision_matmul(A.device):
         moved, slow = _by_grams(
@@ -142,7 +142,7 @@ def tangent_step_reference(
     U, R_A = torch.linalg.qr(A)
     V, R_B = torch.linalg.qr(B)
     ok = ok & _full_rank(R_A) & _full_rank(R_B)
-    identity = torch.eye(r, dtype=A.dtype, device=A.device)
+    identity = _identity(A)
     R_A, R_B = (torch.where(ok[:, None, None], R, identity) for R in (R_A, R_B))
     Z_A = torch.linalg.solve_triangular(R_B, D_A, upper=True, left=False)  # a
     Z_B = torch.linalg.solve_triangular(R_A, D_B, upper=True, left=False)
@@ -362,8 +362,7 @@ def _where(ok: Tensor, this: Tensor, otherwise: Tensor) -> Tensor:
 def _or_unchanged(moved: Moved, A: Tensor, B: Tensor) -> Moved:
     if bool(moved.ok.all()):
         return moved
-    identity = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
-    ok = moved.ok
+    identity, ok = _identity(A), moved.ok
     return Moved(
         _where(ok, moved.A, A),
         _where(ok, moved.B, B),

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lowrise.linalg.precision import widest
 from lowrise.linalg.solvers import eigvalsh, power_of_four, svdvals
 from lowrise.linalg.stacks import joined, laid_out
 
@@ -108,7 +109,7 @@ def spectral_norm_upper(X: Tensor, *, squarings: int = 12) -> Tensor:
     Returns (...), in float64 for float64 input and else in float32. Zero for a zero matrix.
     """
     result_dtype = torch.float64 if X.dtype == torch.float64 else torch.float32
-    Y = X.to(torch.float32 if X.device.type == "mps" else torch.float64)
+    Y = X.to(widest(X.device))
     largest = largest_entry(Y)
     positive = largest > 0
     # Entries of at most 1, so that the squares neither overflow nor vanish.

@@ -83,7 +83,6 @@ POLAR_EIGHT: tuple[Triple, ...] = (
     (2.1715, -1.5246, 0.3885),
     (1.8648, -1.2224, 0.3577),
 )
-POLAR_EIGHT_EPS = 1e-20
 
 
 def newton_schulz(

@@ -87,6 +87,11 @@ def multiplies_fast_in_bfloat16(device_type: str) -> bool:
     return bool(flags & {"amx_bf16", "avx512_bf16", "bf16"})
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """float64, or float32 on a device without it (mps)."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def in_dtypes(tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> list[Tensor]:
     """Each tensor in its dtype: itself where it has that, else a copy; all copies at once."""
     result = list(tensors)

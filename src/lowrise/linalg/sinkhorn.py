@@ -85,12 +85,3 @@ def sinkhorn_vectors_each(
     r_squared.clamp_(max=torch.finfo(flat.dtype).max)
     c_squared.sqrt_()
     return [(r.squeeze(-2), c.squeeze(-2)) for r, c in zip(r_parts, c_parts, strict=True)]
-
-
-def sinkhorn_reference(X: Tensor, *, iters: int = 5, rows_first: bool = True) -> Tensor:
-    """The alternating form, as written in the paper: two passes over X for each normalization."""
-    for _ in range(iters):
-        for dim in (-1, -2) if rows_first else (-2, -1):
-            norm = torch.linalg.vector_norm(X, dim=dim, keepdim=True)
-            X = X * torch.where(norm > 0, X.shape[dim] ** 0.5 / norm, 0.0)
-    return X

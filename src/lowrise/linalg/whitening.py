@@ -120,19 +120,6 @@ def whiten_diagonal(N: Tensor, *, steps: int = DIAGONAL_STEPS, beta: float = DIA
     return ortho if wide else ortho.mT
 
 
-def whiten_reference(N: Tensor, *, steps: int = COUPLED_STEPS, beta: float = COUPLED_BETA) -> Tensor:
-    """As written in the module's docstring, product by product: `whiten` to rounding."""
-    X, wide = _wide(N)
-    with full_precision_matmul(N.device):
-        S, trace = _gram(X)
-        Y, Z, three = S / trace, _identity(S).expand(S.shape), 3.0 * _identity(S)
-        for _ in range(steps):
-            T = three - Z @ Y
-            Y, Z = beta * (Y @ T), beta * (T @ Z)
-        ortho = (Z @ X) * trace.rsqrt()
-    return ortho if wide else ortho.mT
-
-
 def _times(A: Tensor, B: Tensor, factor: float) -> Tensor:
     """factor A B in one operation; A, B (batch, p, p)."""
     return torch.baddbmm(A, A, B, beta=0.0, alpha=factor)

@@ -14,7 +14,7 @@ from lowrise.distributed.sharding import is_sharded
 from lowrise.optim.engine.base import Optimizer
 from lowrise.optim.engine.hyperball import BALL_ROLES, holds_norm, pairs_step_, step_
 from lowrise.optim.engine.other import update_by_adamw
-from lowrise.optim.engine.product_decay import Decay, check_decay
+from lowrise.optim.engine.product_decay import Decay
 from lowrise.optim.engine.units import BATCH_ELEMENTS, Layout, Shape, Unit, chunked, state_dtype
 from lowrise.optim.rules.adamw import ADAMW_FLOPS_PER_ELEMENT, adamw_layout
 
@@ -64,11 +64,7 @@ class AdamW(Optimizer):
         weight_decay: float = 0.0,
         decay: Decay = "entries",
     ) -> None:
-        options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "decay": decay}
-        super().__init__(params, options)
-
-    def _check_options(self, group: Mapping[str, Any]) -> None:
-        check_decay(type(self).__name__, group)
+        super().__init__(params, self.options(locals()))
 
     @classmethod
     def _state_layout(
@@ -83,7 +79,7 @@ class AdamW(Optimizer):
         # Ranks that have other rows must meet with the same matrices, so theirs are not parted by size.
         ranks = self.ownership.ranks if is_sharded(group["params"][0]) else None
         most = BATCH_ELEMENTS if ranks is None else math.inf
-        for part in chunked(units, lambda unit: sum(p.numel() for p in unit.params), most):
+        for part in chunked(units, lambda unit: unit.elements, most):
             moved = _changes(group, part)
             if group["role"] == "factors":
                 pairs_step_(group, part, [(A, B) for A, B in moved])

@@ -12,10 +12,18 @@ from torch import Tensor
 from lowrise.errors import UsageError
 from lowrise.linalg.polar import QUINTIC
 from lowrise.optim.engine.matrix import Matrices, MatrixOptimizer, gradients, states
-from lowrise.optim.engine.product_decay import Decay, check_decay
+from lowrise.optim.engine.product_decay import Decay
 from lowrise.optim.engine.units import stacked
-from lowrise.optim.muon import NsDtype, check_newton_schulz, iteration_dtype
-from lowrise.optim.rules.orthogonal import Ortho, ShapeRate, orthogonal_flops, orthogonalized, shape_rate
+from lowrise.optim.rules.orthogonal import (
+    NsDtype,
+    Ortho,
+    ShapeRate,
+    check_newton_schulz,
+    iteration_dtype,
+    orthogonal_flops,
+    orthogonalized,
+    shape_rate,
+)
 
 
 class Dion2(MatrixOptimizer):
@@ -90,7 +98,6 @@ class Dion2(MatrixOptimizer):
         super().__init__(params, self.options(locals()))
 
     def _check_options(self, group: Mapping[str, Any]) -> None:
-        check_decay(type(self).__name__, group)
         check_newton_schulz("Dion2", group)
         if not 0.0 < group["fraction"] <= 1.0:
             raise UsageError(

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from lowrise.errors import UsageError
 from lowrise.linalg.norms import frobenius, line_norms
-from lowrise.optim.engine.base import Optimizer
 from lowrise.optim.engine.projected_adam import (
     Batch,
     ProjectedAdam,
@@ -111,18 +110,11 @@ class Fira(ProjectedAdam):
         weight_decay: float = 0.0,
         correct_bias: bool = True,
     ) -> None:
-        options: dict[str, Any] = {"lr": lr, "rank": rank, "update_proj_gap": update_proj_gap}
-        options |= {"alpha": alpha}
-        options |= {"proj_type": proj_type, "projection": projection, "stagger": stagger, "seed": seed}
-        options |= {"residual": residual, "limiter": limiter, "gamma": gamma}
-        options |= {"betas": betas, "eps": eps, "weight_decay": weight_decay, "correct_bias": correct_bias}
-        Optimizer.__init__(self, params, options)
+        super().__init__(params, self.options(locals()))
 
     def _check_options(self, group: Mapping[str, Any]) -> None:
         super()._check_options(group)
         check_limiter("Fira", group)
-        if group["residual"] not in ("reference", "orthogonal"):
-            raise UsageError(f"Fira has residual = {group['residual']!r}; choose reference or orthogonal.")
         if group["proj_type"] == "full":
             raise UsageError(
                 'Fira has proj_type = "full", where no dimension is left whose vectors could be scaled; '

@@ -24,10 +24,11 @@ from lowrise.linalg.inverse_root import (
 from lowrise.linalg.norms import spectral_norm_upper
 from lowrise.linalg.polar import rounding_guard
 from lowrise.linalg.polar_iteration import products
-from lowrise.linalg.precision import full_precision_matmul
+from lowrise.linalg.precision import full_precision_matmul, widest
 from lowrise.optim.engine.base import Optimizer
 from lowrise.optim.engine.hyperball import holds_norm, pairs_step_
 from lowrise.optim.engine.options import check_gauge
+from lowrise.optim.engine.scheduled import is_rebalanced
 from lowrise.optim.engine.units import (
     Layout,
     Shape,
@@ -37,9 +38,7 @@ from lowrise.optim.engine.units import (
     decay_and_subtract_,
     stacked,
     state_dtype,
-    step_of,
 )
-from lowrise.optim.muon import iteration_flops
 from lowrise.optim.rules.loramuon import (
     SCHEDULES,
     SUPREMA,
@@ -48,6 +47,7 @@ from lowrise.optim.rules.loramuon import (
     half_steps,
     tangent_steps,
 )
+from lowrise.optim.rules.orthogonal import iteration_flops
 from lowrise.optim.rules.product_decay import product_decay_rate
 
 Direction = Literal["halves", "tangent"]
@@ -56,14 +56,6 @@ Scale = Literal["spectral", "none"]
 Decay = Literal["split", "product"]
 Bound = Literal["first_order", "whole"]
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "direction": ("halves", "tangent"),
-    "msign": (*SCHEDULES, "svd"),
-    "root": ("cholesky", "eigh", "iterated", "ns7"),
-    "scale": ("spectral", "none"),
-    "decay": ("split", "product"),
-    "bound": ("first_order", "whole"),
-}
 ROOT_FLOPS = {
     "cholesky": 4 / 3,
     "eigh": 9,
@@ -190,26 +182,9 @@ class LoRAMuon(Optimizer):
         rebalance_every: int = 0,
         rebalance_alpha: float = 1.0,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "nesterov": nesterov,
-            "weight_decay": weight_decay,
-            "decay": decay,
-            "direction": direction,
-            "msign": msign,
-            "root": root,
-            "scale": scale,
-            "bound": bound,
-            "rebalance_every": rebalance_every,
-            "rebalance_alpha": rebalance_alpha,
-        }
-        super().__init__(params, defaults)
+        super().__init__(params, self.options(locals()))
 
     def _check_options(self, group: Mapping[str, Any]) -> None:
-        for key, choices in CHOICES.items():
-            if group[key] not in choices:
-                raise UsageError(f"LoRAMuon has {key} = {group[key]!r}; choose one of {', '.join(choices)}.")
         if group["rebalance_every"] < 0:
             raise UsageError(
                 f"LoRAMuon has rebalance_every = {group['rebalance_every']}; it must be at least 0."
@@ -255,7 +230,7 @@ class LoRAMuon(Optimizer):
 
     def rewritten(self) -> list[Tensor]:
         """Pairs that were rebalanced."""
-        return self._pairs_where(_rebalanced)
+        return self._rebalanced_pairs()
 
     def _update(self, group: dict[str, Any], units: list[Unit]) -> None:
         kinds: dict[tuple[Any, ...], list[Unit]] = {}
@@ -266,7 +241,7 @@ class LoRAMuon(Optimizer):
             with full_precision_matmul(device):
                 moving = _momenta(group, alike)  # 1
                 _rebalance_due(group, moving)
-                for chunk in chunked(moving, lambda one: _elements(one[0]), batch_elements(device)):
+                for chunk in chunked(moving, lambda one: one[0].elements, batch_elements(device)):
                     _move(group, [unit for unit, _ in chunk], _factors(chunk))
 
 
@@ -312,19 +287,13 @@ def _momenta(group: Mapping[str, Any], units: Sequence[Unit]) -> list[Moving]:
     return list(zip(units, zip(momenta[::2], momenta[1::2], strict=True), strict=True))
 
 
-def _rebalanced(group: Mapping[str, Any], state: Mapping[str, Tensor]) -> bool:
-    """Whether the step that a factor's counter stands at ends with balanced factors."""
-    every = group["rebalance_every"]
-    return bool(every) and step_of(state) % every == 0
-
-
 def _rebalance_due(group: Mapping[str, Any], moving: Sequence[Moving]) -> None:
     """Algorithm 2, every `rebalance_every` updates, in place: c A, B / c, and the momenta the other way, with
     c = (||B||_2 / ||A||_2)^(alpha/2). A pair with a zero factor stays. For weights narrower than float32 c is
     the nearest power of two: any other would round every weight.
     """
     for unit, (N_A, N_B) in moving:
-        if not _rebalanced(group, unit.states[0]):
+        if not is_rebalanced(group, unit.states[0]):
             continue
         A, B = unit.params
         # The relative guard of the bounds from above cancels in the ratio.
@@ -436,8 +405,7 @@ def _bounded_steps(group: Mapping[str, Any], factors: Factors, kept: float) -> l
     Gram matrices, roots and norms are of the numbers in memory, in float64 (float32 on a device without it,
     where the statement is measured and not proved); the polynomials in the form that has a proof.
     """
-    dtype, device = factors.Xs[0].dtype, factors.Xs[0].device
-    wide = torch.float32 if device.type == "mps" else torch.float64
+    dtype, wide = factors.Xs[0].dtype, widest(factors.Xs[0].device)
     R = cholesky_root(products([(X.mT, X) for X in (X.to(wide) for X in factors.Xs)]))
     rho, norms = spectral_norm_upper(R), torch.cat([spectral_norm_upper(X) for X in factors.Xs])
     eta = bounded_length(
@@ -451,7 +419,3 @@ def _bounded_steps(group: Mapping[str, Any], factors: Factors, kept: float) -> l
     )
     sizes = (eta / (2.0 * kept)).to(dtype)[:, None, None]
     return half_steps(factors.Ns, factors.of_partners(R).to(dtype), group["msign"], sizes, form="plain")
-
-
-def _elements(unit: Unit) -> int:
-    return sum(p.numel() for p in unit.params)

@@ -13,6 +13,7 @@ from torch import Tensor
 from lowrise.errors import UsageError
 from lowrise.linalg.balance import rebalance
 from lowrise.linalg.fixed_rank import Retraction, tangent_step
+from lowrise.linalg.precision import widest
 from lowrise.optim.engine.base import Optimizer
 from lowrise.optim.engine.options import check_gauge
 from lowrise.optim.engine.product_decay import Decay
@@ -25,10 +26,8 @@ from lowrise.optim.engine.units import (
     chunked,
     units_of,
 )
-from lowrise.optim.rules.adamw import adamw_layout, adamw_update_
+from lowrise.optim.rules.adamw import adam_denominators, adam_moments_, adamw_layout, adamw_update_
 from lowrise.optim.rules.loro import (
-    adam_denominators,
-    adam_moments_,
     adam_step_,
     consistent_direction,
     step_size,
@@ -37,14 +36,6 @@ from lowrise.optim.rules.loro import (
 KthUpdate = Literal["exact", "rebalance", "lazy"]
 ExactDirection = Literal["authors", "consistent"]
 Reset = Literal["all", "factors", "other", "none"]
-
-CHOICES: dict[str, tuple[str, ...]] = {
-    "kth_update": ("exact", "rebalance", "lazy"),
-    "exact_direction": ("authors", "consistent"),
-    "retraction": ("svd", "orthographic"),
-    "reset": ("all", "factors", "other", "none"),
-    "decay": ("entries", "product"),
-}
 
 # Elements of temporaries beside one element of a pair in an exact step; keeps its batches small.
 EXACT_WORKSPACE = 8
@@ -168,30 +159,9 @@ class LORO(Optimizer):
         stagger: bool = False,
         restart_warmup: int = 5,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "decay": decay,
-            "exact_every": exact_every,
-            "kth_update": kth_update,
-            "exact_direction": exact_direction,
-            "retraction": retraction,
-            "reset": reset,
-            "reset_every": reset_every,
-            "transport": transport,
-            "lr_scaler": lr_scaler,
-            "hidden_size": hidden_size,
-            "stagger": stagger,
-            "restart_warmup": restart_warmup,
-        }
-        super().__init__(params, defaults)
+        super().__init__(params, self.options(locals()))
 
     def _check_options(self, group: Mapping[str, Any]) -> None:
-        for key, choices in CHOICES.items():
-            if group[key] not in choices:
-                raise UsageError(f"LORO has {key} = {group[key]!r}; choose one of {', '.join(choices)}.")
         for key in ("exact_every", "reset_every", "hidden_size", "restart_warmup"):
             if group[key] < 0:
                 raise UsageError(f"LORO has {key} = {group[key]}; it must be at least 0.")
@@ -351,7 +321,7 @@ def _fused_lazy_steps(group: Mapping[str, Any], members: Sequence[Member]) -> No
 def _lazy_steps(group: Mapping[str, Any], members: Sequence[Member]) -> None:
     """Step 2 for factors, Adam's for the rest, a bounded number of elements at a time."""
     betas, factors = tuple(group["betas"]), group["role"] == "factors"
-    for chunk in chunked(members, _elements, BATCH_ELEMENTS):
+    for chunk in chunked(members, lambda member: member.unit.elements, BATCH_ELEMENTS):
         flat = [
             (param, state, member.clock)
             for member in chunk
@@ -401,7 +371,7 @@ def _rebalance(group: Mapping[str, Any], members: Sequence[Member]) -> None:
     """The balanced gauge of every pair, computed in float64; W does not change."""
     for bucket in _alike(members):
         A, B = _stacked(bucket)
-        wide = torch.float32 if A.device.type == "mps" else torch.float64
+        wide = widest(A.device)
         new_A, new_B, T = rebalance(A.to(wide), B.to(wide))
         _write(group, bucket, new_A, new_B, T, torch.linalg.inv_ex(T).inverse.mT)
 
@@ -432,7 +402,9 @@ def _alike(members: Sequence[Member]) -> Iterator[list[Member]]:
         dtype = member.unit.states[0]["exp_avg"].dtype
         kinds.setdefault((A.shape, B.shape, dtype, A.device, member.clock.t), []).append(member)
     for (*_, device, _), same in kinds.items():
-        yield from chunked(same, lambda member: EXACT_WORKSPACE * _elements(member), batch_elements(device))
+        yield from chunked(
+            same, lambda member: EXACT_WORKSPACE * member.unit.elements, batch_elements(device)
+        )
 
 
 def _stacked(members: Sequence[Member]) -> tuple[Tensor, Tensor]:
@@ -440,7 +412,3 @@ def _stacked(members: Sequence[Member]) -> tuple[Tensor, Tensor]:
     dtype = members[0].unit.states[0]["exp_avg"].dtype
     A, B = (torch.stack([m.unit.params[i] for m in members]).to(dtype) for i in (0, 1))
     return A, B
-
-
-def _elements(member: Member) -> int:
-    return sum(p.numel() for p in member.unit.params)

@@ -8,21 +8,18 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lowrise.errors import UsageError
 from lowrise.linalg.polar import QUINTIC, newton_schulz_each
-from lowrise.linalg.precision import multiplies_fast_in_bfloat16
 from lowrise.optim.engine.matrix import Matrices, MatrixOptimizer, gradients, states
 from lowrise.optim.engine.product_decay import Decay
-from lowrise.optim.rules.orthogonal import shape_rate
+from lowrise.optim.rules.orthogonal import (
+    NsDtype,
+    check_newton_schulz,
+    iteration_dtype,
+    iteration_flops,
+    shape_rate,
+)
 
-NsDtype = Literal["auto", "fast", "bfloat16", "float32", "float64"]
 AdjustLr = Literal["match_rms_adamw", "original"]
-
-NS_DTYPES: dict[str, torch.dtype] = {
-    "bfloat16": torch.bfloat16,
-    "float32": torch.float32,
-    "float64": torch.float64,
-}
 
 
 class Muon(MatrixOptimizer):
@@ -110,7 +107,7 @@ class Muon(MatrixOptimizer):
 
     @classmethod
     def step_scale(cls, m: int, n: int, options: Mapping[str, Any]) -> float:
-        return adjusted_lr(1.0, m, n, options["adjust_lr"])
+        return shape_rate(m, n, options["adjust_lr"])
 
     @classmethod
     def matrix_flops(cls, m: int, n: int, options: Mapping[str, Any]) -> int:
@@ -122,38 +119,3 @@ def averaged(batches: Sequence[Matrices], momentum: float, *, nesterov: bool) ->
     Gs, Ms = gradients(batches), states(batches, "momentum")
     torch._foreach_lerp_(Ms, Gs, 1.0 - momentum)
     return list(torch._foreach_lerp(Gs, Ms, momentum)) if nesterov else Ms
-
-
-def adjusted_lr(lr: float, m: int, n: int, rule: str) -> float:
-    """Step 5: the learning rate of an m x n matrix."""
-    return lr * shape_rate(m, n, rule)
-
-
-def iteration_dtype(choice: str, momentum: Tensor) -> torch.dtype:
-    """The dtype of Newton-Schulz. "auto": bfloat16 on CUDA unless the weights are float64, else the
-    momentum's. "fast": bfloat16 wherever its products are the faster ones.
-    """
-    if choice in NS_DTYPES:
-        return NS_DTYPES[choice]
-    kind = momentum.device.type
-    narrow = kind == "cuda" or (choice == "fast" and multiplies_fast_in_bfloat16(kind))
-    return torch.bfloat16 if narrow and momentum.dtype != torch.float64 else momentum.dtype
-
-
-def iteration_flops(m: int, n: int, steps: int) -> int:
-    """FLOPs of `steps` odd-quintic iterations on an m x n matrix: S = X^T X, S S, X P."""
-    p, q = min(m, n), max(m, n)
-    return steps * (4 * p * p * q + 2 * p**3)
-
-
-def check_newton_schulz(who: str, group: Mapping[str, Any]) -> None:
-    """Raise `UsageError` for options that Newton-Schulz cannot run with."""
-    if group["ns_steps"] < 1:
-        raise UsageError(f"{who} has ns_steps = {group['ns_steps']}; at least 1 is needed (5 as published).")
-    if len(group["ns_coefficients"]) != 3:
-        raise UsageError(
-            f"{who} has ns_coefficients = {group['ns_coefficients']}; give the three numbers a, b, c."
-        )
-    choices = ("auto", "fast", *NS_DTYPES)
-    if group["ns_dtype"] not in choices:
-        raise UsageError(f"{who} has ns_dtype = {group['ns_dtype']!r}; choose {', '.join(choices)}.")

@@ -12,10 +12,19 @@ from lowrise.errors import UsageError
 from lowrise.linalg.norms import frobenius
 from lowrise.linalg.polar import QUINTIC
 from lowrise.optim.engine.matrix import Matrices, MatrixOptimizer, gradients, states
-from lowrise.optim.engine.product_decay import Decay, check_decay
+from lowrise.optim.engine.product_decay import Decay
 from lowrise.optim.engine.units import stacked
-from lowrise.optim.muon import NsDtype, averaged, check_newton_schulz, iteration_dtype
-from lowrise.optim.rules.orthogonal import Ortho, ShapeRate, orthogonal_flops, orthogonalized, shape_rate
+from lowrise.optim.muon import averaged
+from lowrise.optim.rules.orthogonal import (
+    NsDtype,
+    Ortho,
+    ShapeRate,
+    check_newton_schulz,
+    iteration_dtype,
+    orthogonal_flops,
+    orthogonalized,
+    shape_rate,
+)
 
 Accumulate = Literal["average", "sum"]
 
@@ -97,7 +106,6 @@ class NorMuon(MatrixOptimizer):
         super().__init__(params, self.options(locals()))
 
     def _check_options(self, group: Mapping[str, Any]) -> None:
-        check_decay(type(self).__name__, group)
         check_newton_schulz("NorMuon", group)
         if not 0.0 <= group["beta2"] < 1.0:
             raise UsageError(f"NorMuon has beta2 = {group['beta2']}; it must be at least 0 and below 1.")

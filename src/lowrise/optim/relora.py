@@ -14,8 +14,6 @@ from lowrise.optim.adamw import AdamW
 from lowrise.optim.engine.base import Optimizer
 from lowrise.optim.engine.product_decay import Decay
 
-RESETS = ("zero", "joint", "magnitude")
-
 
 class ReLoRAAdamW(AdamW):
     """ReLoRA's optimizer: AdamW whose moments of the factors are dropped when their product is merged.
@@ -81,16 +79,9 @@ class ReLoRAAdamW(AdamW):
         reset: Literal["zero", "joint", "magnitude"] = "zero",
         prune: float = 0.9,
     ) -> None:
-        options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "decay": decay}
-        options |= {"reset_every": reset_every, "reset": reset, "prune": prune}
-        Optimizer.__init__(self, params, options)
+        Optimizer.__init__(self, params, self.options(locals()))
 
     def _check_options(self, group: Mapping[str, Any]) -> None:
-        super()._check_options(group)
-        if group["reset"] not in RESETS:
-            raise UsageError(
-                f"ReLoRAAdamW has reset = {group['reset']!r}; choose one of {', '.join(RESETS)}."
-            )
         if group["reset_every"] < 0:
             raise UsageError(
                 f"ReLoRAAdamW has reset_every = {group['reset_every']}; 0 (never) or more updates."

@@ -24,6 +24,7 @@ from lowrise.linalg.precision import full_precision_matmul
 from lowrise.optim.engine.base import Optimizer
 from lowrise.optim.engine.hyperball import holds_norm, pairs_step_
 from lowrise.optim.engine.options import check_gauge
+from lowrise.optim.engine.scheduled import is_rebalanced
 from lowrise.optim.engine.units import (
     Layout,
     Shape,
@@ -35,7 +36,7 @@ from lowrise.optim.engine.units import (
     step_of,
     together,
 )
-from lowrise.optim.muon import NsDtype, check_newton_schulz, iteration_dtype, iteration_flops
+from lowrise.optim.rules.orthogonal import NsDtype, check_newton_schulz, iteration_dtype, iteration_flops
 from lowrise.optim.rules.spectron import certified_step_size, spectron_step_size
 
 Variant = Literal["published", "certified"]
@@ -43,14 +44,6 @@ Decay = Literal["factor", "wd_scaled", "wd_split", "product"]
 StepSize = Literal["paper", "tight"]
 Ortho = Literal["auto", "ns5", "pe", "svd"]
 Norms = Literal["auto", "power", "bound", "exact"]
-
-CHOICES: dict[str, tuple[str, ...]] = {
-    "variant": ("published", "certified"),
-    "decay": ("factor", "wd_scaled", "wd_split", "product"),
-    "step_size": ("paper", "tight"),
-    "ortho": ("auto", "ns5", "pe", "svd"),
-    "norms": ("auto", "power", "bound", "exact"),
-}
 
 
 class Factor(NamedTuple):
@@ -152,33 +145,10 @@ class Spectron(Optimizer):
         renormalize: bool = True,
         seed: int = 0,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "variant": variant,
-            "decay": decay,
-            "step_size": step_size,
-            "ortho": ortho,
-            "norms": norms,
-            "ns_steps": ns_steps,
-            "ns_coefficients": tuple(ns_coefficients),
-            "ns_eps": ns_eps,
-            "ns_dtype": ns_dtype,
-            "power_iters": power_iters,
-            "norm_refresh": norm_refresh,
-            "rebalance_every": rebalance_every,
-            "orthogonalize": orthogonalize,
-            "renormalize": renormalize,
-            "seed": seed,
-        }
-        super().__init__(params, defaults)
+        super().__init__(params, self.options(locals()))
 
     def _check_options(self, group: Mapping[str, Any]) -> None:
         check_newton_schulz("Spectron", group)
-        for key, choices in CHOICES.items():
-            if group[key] not in choices:
-                raise UsageError(f"Spectron has {key} = {group[key]!r}; choose one of {', '.join(choices)}.")
         for key, least in (("power_iters", 0), ("norm_refresh", 1), ("rebalance_every", 0)):
             if group[key] < least:
                 raise UsageError(f"Spectron has {key} = {group[key]}; it must be at least {least}.")
@@ -209,7 +179,7 @@ class Spectron(Optimizer):
 
     def rewritten(self) -> list[Tensor]:
         """Pairs that were rebalanced."""
-        return self._pairs_where(_rebalanced)
+        return self._rebalanced_pairs()
 
     def _update(self, group: dict[str, Any], units: list[Unit]) -> None:
         kinds: dict[tuple[Any, ...], list[Unit]] = {}
@@ -275,9 +245,7 @@ def _check_certifiable(group: Mapping[str, Any]) -> None:
 
 
 def _update_pairs(group: Mapping[str, Any], units: Sequence[Unit]) -> None:
-    """Algorithm 1 for pairs of one device, dtype and rank; the numbers are those of the module's
-    docstring.
-    """
+    """Algorithm 1 for pairs of one device, dtype and rank; the numbers are those of the class's docstring."""
     factors = [
         Factor(p, s, pair)
         for pair, unit in enumerate(units)
@@ -424,12 +392,6 @@ def _grow_bounds(
     torch._foreach_copy_([f.state["norm_bound"] for f in factors], list(grown.flatten().unbind()))
 
 
-def _rebalanced(group: Mapping[str, Any], state: Mapping[str, Tensor]) -> bool:
-    """Whether the step that a factor's counter (on the CPU) stands at ends with balanced factors."""
-    every = group["rebalance_every"]
-    return bool(every) and step_of(state) % every == 0
-
-
 def _rebalance_due(group: Mapping[str, Any], units: Sequence[Unit]) -> None:
     """Every `rebalance_every` updates, after the step (gradients belong to the old gauge): A T, B T^-T, M_A
     T^-T, M_B T.
@@ -437,7 +399,7 @@ def _rebalance_due(group: Mapping[str, Any], units: Sequence[Unit]) -> None:
     The power iterations start again at the leading singular vectors, which the balanced factors show in
     column 0.
     """
-    due = [unit for unit in units if _rebalanced(group, unit.states[0])]
+    due = [unit for unit in units if is_rebalanced(group, unit.states[0])]
     for unit in due:
         (A, B), (state_A, state_B) = unit.params, unit.states
         dtype = state_dtype(A)

@@ -14,7 +14,7 @@ from lowrise.linalg.orthonormal import polar_from, qr_from, tangent
 from lowrise.linalg.precision import full_precision_matmul
 from lowrise.optim.engine.base import Optimizer
 from lowrise.optim.engine.units import Layout, Shape, Unit, buckets, stacked, state_dtype
-from lowrise.optim.rules.adamw import adamw_update_
+from lowrise.optim.rules.adamw import adam_moments_, adamw_update_
 
 Project = Literal["none", "step", "both"]
 Retraction = Literal["qr", "polar"]
@@ -103,24 +103,9 @@ class TSVD(Optimizer):
         retraction: Retraction = "qr",
         transport: bool = False,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "factor_scale": factor_scale,
-            "spectrum_scale": spectrum_scale,
-            "reference_rows": reference_rows,
-            "project": project,
-            "retraction": retraction,
-            "transport": transport,
-        }
-        super().__init__(params, defaults)
+        super().__init__(params, self.options(locals()))
 
     def _check_options(self, group: Mapping[str, Any]) -> None:
-        for key, choices in (("project", ("none", "step", "both")), ("retraction", ("qr", "polar"))):
-            if group[key] not in choices:
-                raise UsageError(f"TSVD has {key} = {group[key]!r}; choose one of {', '.join(choices)}.")
         for key in ("factor_scale", "spectrum_scale", "reference_rows"):
             if not 0.0 <= group[key] < math.inf:
                 raise UsageError(f"TSVD has {key} = {group[key]}; it must be a finite number, 0 or more.")
@@ -222,9 +207,7 @@ def _adam_direction(group: Mapping[str, Any], bucket: Sequence[Member], grads: l
     """Step 2: update the moments; D (batch, ..., r), each column corrected by its own tau."""
     b1, b2 = group["betas"]
     ms, vs = ([member.state[key] for member in bucket] for key in MOMENTS)
-    torch._foreach_lerp_(ms, grads, 1.0 - b1)
-    torch._foreach_mul_(vs, b2)
-    torch._foreach_addcmul_(vs, grads, grads, 1.0 - b2)
+    adam_moments_(ms, vs, grads, (b1, b2))
     m, v = torch.stack(ms), torch.stack(vs)
     tau = torch.stack([member.tau for member in bucket])  # (batch, r)
     tau = tau.unsqueeze(-2) if m.ndim == 3 else tau

@@ -65,7 +65,7 @@ class Planned:
         devices: int = 1,
         autocast: bool = False,
         on_cpu: bool | None = None,
-    ):
+    ) -> None:
         self.config, self.devices, self.autocast = config, devices, autocast
         self.on_cpu = config.train.device == "cpu" if on_cpu is None else on_cpu
         self.model: Llama = model_from(config, vocab_size, torch.device("meta"))

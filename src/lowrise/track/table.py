@@ -32,7 +32,7 @@ def table(options: TableOptions, console: Console) -> int:
     if options.json:
         print(strict_json({"track": track.title, "places": [asdict(place) for place in board]}))
         return 0
-    _show(track, entries, board, console)
+    _show(track, board, console)
     for text in left:
         console.print(text, soft_wrap=True)
     console.print(f"Written: {track.folder / 'leaderboard.md'}, leaderboard.html", soft_wrap=True)
@@ -80,7 +80,7 @@ _COLUMNS: tuple[tuple[str, Callable[[Place], str]], ...] = (
 )
 
 
-def _show(track: Track, entries: dict[str, Entry], board: Sequence[Place], console: Console) -> None:
+def _show(track: Track, board: Sequence[Place], console: Console) -> None:
     shown = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     shown.add_column("entry", no_wrap=True)
     for title, _ in _COLUMNS:

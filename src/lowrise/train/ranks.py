@@ -1,4 +1,4 @@
-"""Ranks that change during training: the events, and loading weights of other ranks than the recipe's.
+"""Ranks that change during training.
 
 A layer decides and changes itself (`LowRankLayer.change_rank`); here the optimizer follows. Everything
 depends on the weights, the update's number and the run's seed alone, so a resumed run does the same.

@@ -1,12 +1,12 @@
 """Learning-rate multipliers.
 
 `multiplier(update, total, section, restarts)` is a pure function of the number of the update, counted from
-1 to `total`: the first update of a warm-up of w has 1/w, update w has 1, update `total` has `final`.
+1 to `total`: the first update of a warm-up of w has 1/w, update w has 1, update `total` has `min_lr_ratio`.
 
-Shapes after a warm-up of w updates, with p = (u - w) / (total - w), u the update:
+Shapes after a warm-up of w updates, with p = (u - w) / (total - w), u the update, final = `min_lr_ratio`:
   cosine    final + (1 - final) (1 + cos(pi p)) / 2
   linear    1 - (1 - final) p
-  wsd       1 until the last `decay` updates, then linear down to `final`  (arXiv 2404.06395, section 4)
+  wsd       1 until the last `decay` updates, then linear down to final  (arXiv 2404.06395, section 4)
   constant  1
 What is not a matrix may have a warm-up of its own: `of_others` is the section with it in its place.
 Dips: for a restart at update R the multiplier of updates R <= u < R + q is (u - R) / q times the shape at R

@@ -74,7 +74,7 @@ class Update:
 
 
 class TrainStep:
-    """The parts of a run that an update needs, and the update: `step()`.
+    """The parts of a run that an update needs, and the update, which is a call of it.
 
     `notice` shows the table of parameter groups, `say` a line. All ranks of `world` build it together.
     """
@@ -178,9 +178,9 @@ class TrainStep:
             if self._is_timed(number):
                 seconds = time.perf_counter() - started
 
-        rewritten: list[Tensor] = []
-        if updated:
-            rewritten += self._after_update(number)
+        if not updated:
+            skipped_matrices = 0
+        rewritten = self._after_update(number) if updated else []
         self.progress.train_flops += self.plan.flops_per_step
         if updated:
             rewritten += self._change_ranks(number)
@@ -190,10 +190,10 @@ class TrainStep:
         if self.average is not None:
             self.average.after_update(number, rewritten)
         applied = updated and not skipped_matrices
-        self.progress.skipped_units += skipped_matrices if updated else 0
+        self.progress.skipped_units += skipped_matrices
         self.progress.skipped_in_part += updated and not applied
         self._count(applied, train.global_batch_size * train.seq_len)
-        return Update(loss_value, grad_norm, lr, applied, skipped_matrices if updated else 0)
+        return Update(loss_value, grad_norm, lr, applied, skipped_matrices)
 
     def _batch(self, number: int) -> Tensor:
         """Step 1: this rank's rows, int64 (rows, seq_len + 1), or of samples (rows, 3, seq_len)."""
@@ -234,7 +234,7 @@ class TrainStep:
         with step_in_backward(self.optimizer) as moved:
             loss.backward()
         seconds = moved.seconds if self.device.type == "cpu" else None  # on a GPU mostly the backward pass
-        return value, moved.grad_norm, moved.units > 0, moved.left_alone if moved.units else 0, seconds
+        return value, moved.grad_norm, moved.units > 0, moved.left_alone, seconds
 
     def _units_with_gradients(self) -> int:
         """Parameter tuples of which one parameter has a gradient."""

@@ -12,7 +12,8 @@ from torch import nn
 
 from lowrise.linalg import polar_svd
 from lowrise.linalg.precision import multiplies_fast_in_bfloat16
-from lowrise.optim import AdamW, Muon, muon
+from lowrise.optim import AdamW, Muon
+from lowrise.optim.rules import orthogonal
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.3])
@@ -141,11 +142,13 @@ def test_flops_are_the_stated_formula() -> None:
 def test_muon_fast_takes_bfloat16_only_where_the_processor_multiplies_in_it(
     has_instructions: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(muon, "multiplies_fast_in_bfloat16", lambda kind: has_instructions)
+    monkeypatch.setattr(orthogonal, "multiplies_fast_in_bfloat16", lambda kind: has_instructions)
     single, double = torch.zeros(2, 2), torch.zeros(2, 2, dtype=torch.float64)
-    assert muon.iteration_dtype("fast", single) == (torch.bfloat16 if has_instructions else torch.float32)
-    assert muon.iteration_dtype("fast", double) == torch.float64
-    assert muon.iteration_dtype("auto", single) == torch.float32, "the default is the same on every CPU"
+    assert orthogonal.iteration_dtype("fast", single) == (
+        torch.bfloat16 if has_instructions else torch.float32
+    )
+    assert orthogonal.iteration_dtype("fast", double) == torch.float64
+    assert orthogonal.iteration_dtype("auto", single) == torch.float32, "the default is the same on every CPU"
     G = torch.randn(12, 5)
     results = []
     for choice in ("fast", "bfloat16" if has_instructions else "float32"):

@@ -145,7 +145,7 @@ def test_state_and_flops() -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"target": "spectral"}, "SinkGD has target = 'spectral'; choose none, unit, muon"),
+        ({"target": "spectral"}, "SinkGD has target = 'spectral'; choose one of none, unit, muon"),
         ({"power_iters": 0}, "SinkGD has power_iters = 0"),
         ({"power_iters_first": 0}, "SinkGD has power_iters_first = 0"),
     ],

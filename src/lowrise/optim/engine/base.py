@@ -50,6 +50,7 @@ from lowrise.optim.engine.from_model import FromModel
 from lowrise.optim.engine.guard import Guard, usable
 from lowrise.optim.engine.hyperball import RADIUS, check_hyperball, holds_norm, refuse_zero_matrices
 from lowrise.optim.engine.options import (
+    check_choices,
     check_numbers,
     check_params,
     parameter_name,
@@ -122,6 +123,13 @@ class Optimizer(FromModel, Scheduled, Counted):
 
     # ---- what a subclass writes
 
+    @staticmethod
+    def options(values: Mapping[str, Any]) -> dict[str, Any]:
+        """`defaults` of a constructor `(self, params, lr=..., *, option=...)`, out of its `locals()`. A value
+        that the `Literal` of its annotation does not list is refused when a group is added.
+        """
+        return {name: value for name, value in values.items() if name not in ("self", "params", "__class__")}
+
     @abstractmethod
     def _update(self, group: dict[str, Any], units: list[Unit]) -> None:
         """Move the units of one group in place."""
@@ -162,6 +170,7 @@ class Optimizer(FromModel, Scheduled, Counted):
             check_params(group)
             check_format(group, where=where)
             check_hyperball(group, self.ball_roles & self.roles, who=type(self).__name__, where=where)
+            check_choices(group, type(self))
             check_product(group)
             matrices = {id(p): split(shape_of(p), group["view"]) for p in group["params"]}
             self._check_options(as_matrices(group, matrices) if group["view"] else group)

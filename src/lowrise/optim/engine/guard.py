@@ -254,9 +254,7 @@ def _written(unit: Unit) -> Iterator[Tensor]:
 
 
 def _elements(unit: Unit) -> int:
-    return sum(t.numel() for state in unit.states for t in state.values()) + sum(
-        p.numel() for p in unit.params
-    )
+    return unit.elements + sum(t.numel() for state in unit.states for t in state.values())
 
 
 class _Masked(NamedTuple):

@@ -16,17 +16,14 @@ docs/extending.md for a whole method in one file.
 
 from __future__ import annotations
 
-import inspect
-import typing
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from lowrise.errors import UsageError
 from lowrise.optim.engine.base import Optimizer
 from lowrise.optim.engine.hyperball import BALL_ROLES, RADIUS, holds_norm, pairs_step_, step_
 from lowrise.optim.engine.units import (
@@ -79,8 +76,8 @@ class MatrixOptimizer(Optimizer):
 
     A subclass has a constructor `(params, lr=..., *, option=..., weight_decay=0.0)` that hands
     `self.options(locals())` on, and writes `direction` (or `directions`), `state_shapes` where it keeps
-    state, and `matrix_flops`. Options annotated with `Literal` are checked here. Of the roles "factors" and
-    "svd" every 2-D parameter is taken as a matrix of its own.
+    state, and `matrix_flops`. Of the roles "factors" and "svd" every 2-D parameter is taken as a matrix of
+    its own.
 
     Args:
         params: Groups of `lowrise.param_groups`, or parameters.
@@ -152,23 +149,6 @@ class MatrixOptimizer(Optimizer):
     # --- what follows from it -----------------------------------------------------------------------------
 
     @classmethod
-    def options(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The constructor's options out of its `locals()`."""
-        names = [name for name in inspect.signature(cls).parameters if name != "params"]
-        return {name: values[name] for name in names}
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As `Optimizer.add_param_group`, with every option checked against its `Literal`."""
-        who = type(self)
-        for name, choices in _choices(who).items():
-            value = param_group.get(name, self.defaults[name])
-            if value not in choices:
-                *others, last = (repr(choice) for choice in choices)
-                known = f"{', '.join(others)} or {last}"
-                raise UsageError(f"{who.__name__} has {name} = {value!r}; choose {known}.")
-        super().add_param_group(param_group)
-
-    @classmethod
     def _state_layout(
         cls, role: str, shapes: tuple[Shape, ...], options: Mapping[str, Any]
     ) -> tuple[Layout, ...]:
@@ -189,7 +169,7 @@ class MatrixOptimizer(Optimizer):
         decay = 1.0 - group["lr"] * group["weight_decay"] if group["weight_decay"] else None
         if group["role"] == "factors" and holds_norm(group):
             most = batch_elements(units[0].params[0].device)
-            for part in chunked(units, lambda unit: sum(p.numel() for p in unit.params), most):
+            for part in chunked(units, lambda unit: unit.elements, most):
                 found = {id(p): u for bucket in self._steps(group, part) for p, u, _ in bucket}
                 pairs_step_(group, part, [(found[id(A)], found[id(B)]) for A, B in (u.params for u in part)])
             return
@@ -221,9 +201,3 @@ class MatrixOptimizer(Optimizer):
 def _matrix(shape: Iterable[int]) -> tuple[int, int]:
     m, n = shape
     return m, n
-
-
-def _choices(cls: type) -> dict[str, tuple[Any, ...]]:
-    """Option -> its values, for the constructor's options that are annotated with `Literal`."""
-    hints = typing.get_type_hints(vars(cls)["__init__"]) if "__init__" in vars(cls) else {}
-    return {name: typing.get_args(hint) for name, hint in hints.items() if typing.get_origin(hint) is Literal}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import typing
 from collections.abc import Collection, Iterable, Mapping
 from numbers import Real
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -187,6 +189,24 @@ def check_numbers(options: Mapping[str, Any], *, where: str) -> None:
                 f"{where} has {key} = {value}; each is a product of matrices in every update, and more than "
                 f"{MOST_ITERATIONS} end in none."
             )
+
+
+def check_choices(group: Mapping[str, Any], who: type) -> None:
+    """Refuse a value that the annotation of an option of `who`'s constructor, a `Literal`, does not list."""
+    for option, choices in _choices(who).items():
+        if option in group and group[option] not in choices:
+            known = ", ".join(map(str, choices))
+            raise UsageError(f"{who.__name__} has {option} = {group[option]!r}; choose one of {known}.")
+
+
+@functools.cache
+def _choices(who: type) -> dict[str, tuple[Any, ...]]:
+    """Option -> its values, for the constructor's options that are annotated with `Literal`."""
+    try:
+        hints = typing.get_type_hints(who.__init__)  # type: ignore[misc]
+    except NameError:  # an annotation of names that only a type checker imports
+        return {}
+    return {name: typing.get_args(hint) for name, hint in hints.items() if typing.get_origin(hint) is Literal}
 
 
 def check_gauge(group: Mapping[str, Any], option: str, *, who: str, remedy: str) -> None:

@@ -39,10 +39,9 @@ from lowrise.linalg.rank import check_rank_value, resolve_rank
 from lowrise.optim.engine.base import Optimizer
 from lowrise.optim.engine.hyperball import BALL_ROLES, step_
 from lowrise.optim.engine.units import Layout, Shape, Unit, stacked, together
-from lowrise.optim.rules.adamw import Form
+from lowrise.optim.rules.adamw import Form, adam_denominators, adam_moments_
 from lowrise.optim.rules.growth_limiter import firsts, limit_growth
 from lowrise.optim.rules.projection import (
-    PROJ_TYPES,
     PROJECTIONS,
     keys_of,
     last_renewal,
@@ -109,10 +108,6 @@ class ProjectedAdam(Optimizer):
         check_rank_value(group["rank"], where=who)
         if gap < 1 or gap != int(gap):
             raise UsageError(f"{who} has update_proj_gap = {gap}; it must be an integer of at least 1.")
-        if group["proj_type"] not in PROJ_TYPES:
-            raise UsageError(
-                f"{who} has proj_type = {group['proj_type']!r}; choose one of {', '.join(PROJ_TYPES)}."
-            )
         if not callable(group["projection"]) and group["projection"] not in PROJECTIONS:
             raise UsageError(
                 f"{who} has projection = {group['projection']!r}; choose one of {', '.join(PROJECTIONS)}, "
@@ -166,19 +161,14 @@ class ProjectedAdam(Optimizer):
 
     def _projected(self, group: dict[str, Any], chunk: Sequence[Sequence[Member]]) -> list[Batch]:
         """Steps 1 to 4: products for each shape, the rest for all together."""
-        b1, b2 = group["betas"]
         stacks = [stacked([member.unit.grads[0] for member in bucket]) for bucket in chunk]  # (batch, m, n)
         bases = self._all_bases(group, chunk, stacks)
         projections = [project(G, own) for G, own in zip(stacks, bases, strict=True)]
         members = [member for bucket in chunk for member in bucket]
         ms, vs = ([member.state[name] for member in members] for name in ("exp_avg", "exp_avg_sq"))
         rows = [row for R in projections for row in R.unbind()]
-        torch._foreach_lerp_(ms, rows, 1.0 - b1)
-        torch._foreach_mul_(vs, b2)
-        torch._foreach_addcmul_(vs, rows, rows, 1.0 - b2)
-        denominators = torch._foreach_sqrt(vs)
-        torch._foreach_add_(denominators, group["eps"])
-        quotients = iter(torch._foreach_div(ms, denominators))
+        adam_moments_(ms, vs, rows, tuple(group["betas"]))
+        quotients = iter(torch._foreach_div(ms, adam_denominators(vs, group["eps"])))
         return [
             Batch(bucket, G, own, R, stacked([next(quotients) for _ in bucket]))
             for bucket, G, own, R in zip(chunk, stacks, bases, projections, strict=True)

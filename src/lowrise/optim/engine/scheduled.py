@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from lowrise.optim.engine.units import units_of
+from lowrise.optim.engine.units import step_of, units_of
 
 
 class Scheduled:
@@ -46,13 +46,19 @@ class Scheduled:
         """
         return []
 
-    def _pairs_where(self, due: Callable[[Mapping[str, Any], Mapping[str, Tensor]], bool]) -> list[Tensor]:
-        """Parameters of this class's units whose group and first state are `due`, for `rewritten`."""
+    def _rebalanced_pairs(self) -> list[Tensor]:
+        """`rewritten` of a class whose pairs are balanced every `rebalance_every` of their own steps."""
         return [
             p
             for group in self.param_groups
             if group["role"] in self.roles
             for unit in units_of(group)
-            if due(group, self.state[unit[0]])
+            if is_rebalanced(group, self.state[unit[0]])
             for p in unit
         ]
+
+
+def is_rebalanced(group: Mapping[str, Any], state: Mapping[str, Tensor]) -> bool:
+    """Whether the step that a factor's counter (on the CPU) stands at ends with balanced factors."""
+    every = group["rebalance_every"]
+    return bool(every) and step_of(state) % every == 0

@@ -33,7 +33,7 @@ def parts(group: Mapping[str, Any], units: list[Unit]) -> Iterable[list[Unit]]:
 
     def elements(unit: Unit) -> int:
         if holds_norm(group):  # ranks that share rows meet in the rule, and so make the same parts
-            return sum(p.numel() for p in unit.params)
+            return unit.elements
         return narrow_elements(unit) + (compressed_elements(unit.states) if compressed else 0)
 
     return chunked(units, elements, OPEN_ELEMENTS)

@@ -48,6 +48,11 @@ class Unit:
         """The number of this update of the unit, from 1."""
         return step_of(self.states[0])
 
+    @property
+    def elements(self) -> int:
+        """Of its parameters."""
+        return sum(p.numel() for p in self.params)
+
 
 def step_of(state: Mapping[str, Tensor]) -> int:
     """A parameter's counter as a Python number: it lies on the CPU, so no device is asked, and no operation

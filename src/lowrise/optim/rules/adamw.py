@@ -71,6 +71,23 @@ def adamw_update_(
         update(p, g, m, v, numbers, lr, betas, effective_eps, weight_decay, form == "hf")
 
 
+def adam_moments_(
+    exp_avgs: list[Tensor], exp_avg_sqs: list[Tensor], grads: list[Tensor], betas: tuple[float, float]
+) -> None:
+    """Step 2 in place, with list operations; `grads` have the moments' dtype and are only read."""
+    b1, b2 = betas
+    torch._foreach_lerp_(exp_avgs, grads, 1.0 - b1)
+    torch._foreach_mul_(exp_avg_sqs, b2)
+    torch._foreach_addcmul_(exp_avg_sqs, grads, grads, 1.0 - b2)
+
+
+def adam_denominators(exp_avg_sqs: list[Tensor], eps: float) -> list[Tensor]:
+    """sqrt(v) + eps, the root uncorrected, in new tensors."""
+    denominators = list(torch._foreach_sqrt(exp_avg_sqs))
+    torch._foreach_add_(denominators, eps)
+    return denominators
+
+
 def _fusible(p: Tensor, g: Tensor, m: Tensor, v: Tensor) -> bool:
     """The kernel walks over raw memory: all four must have one shape, device and layout, and all but the
     parameter, which may be widened first, one dtype.
@@ -111,9 +128,7 @@ def _foreach_(
 ) -> None:  # fmt: skip
     """The same with list operations, for parameters narrower than their moments and for other layouts."""
     b1, b2 = betas
-    torch._foreach_lerp_(m, g, 1.0 - b1)
-    torch._foreach_mul_(v, b2)
-    torch._foreach_addcmul_(v, g, g, 1.0 - b2)
+    adam_moments_(m, v, g, betas)
     denominators = torch._foreach_sqrt(v)
     torch._foreach_div_(denominators, [math.sqrt(1.0 - b2**t) for t in steps])
     torch._foreach_add_(denominators, eps)

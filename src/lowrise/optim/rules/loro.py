@@ -1,4 +1,5 @@
-"""LORO's elementwise part as pure functions: Adam with the epsilon of the old Hugging Face form.
+"""LORO's elementwise part as pure functions: Adam with the epsilon of the old Hugging Face form (moments and
+denominators: `rules/adamw.py`).
 
 Per parameter p with gradient g; t = number of this update since its moments were last dropped, from 1:
 
@@ -19,26 +20,9 @@ import torch
 from torch import Tensor
 
 
-def adam_moments_(
-    exp_avgs: list[Tensor], exp_avg_sqs: list[Tensor], grads: list[Tensor], betas: tuple[float, float]
-) -> None:
-    """Step 1 in place; `grads` have the moments' dtype and are only read."""
-    b1, b2 = betas
-    torch._foreach_lerp_(exp_avgs, grads, 1.0 - b1)
-    torch._foreach_mul_(exp_avg_sqs, b2)
-    torch._foreach_addcmul_(exp_avg_sqs, grads, grads, 1.0 - b2)
-
-
 def step_size(lr: float, t: int, betas: tuple[float, float]) -> float:
     """s of step 2."""
     return lr * math.sqrt(1.0 - betas[1] ** t) / (1.0 - betas[0] ** t)
-
-
-def adam_denominators(exp_avg_sqs: list[Tensor], eps: float) -> list[Tensor]:
-    """sqrt(v) + eps of step 2, in new tensors."""
-    denominators = list(torch._foreach_sqrt(exp_avg_sqs))
-    torch._foreach_add_(denominators, eps)
-    return denominators
 
 
 def adam_step_(

@@ -1,5 +1,5 @@
-"""What rules of orthogonal updates choose by option: how a matrix is orthogonalized, and how the learning
-rate depends on its shape.
+"""What rules of orthogonal updates choose by option: how a matrix is orthogonalized, in which dtype, and how
+the learning rate depends on its shape.
 """
 
 from __future__ import annotations
@@ -11,13 +11,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lowrise.errors import UsageError
 from lowrise.linalg.polar import newton_schulz_each, polar_express_each, polar_svd
 from lowrise.linalg.polar_iteration import segment_flops
+from lowrise.linalg.precision import multiplies_fast_in_bfloat16
 
 Ortho = Literal["ns5", "pe", "svd"]
+NsDtype = Literal["auto", "fast", "bfloat16", "float32", "float64"]
 ShapeRate = Literal["match_rms_adamw", "original", "spectral", "none"]
 
 POLAR_EXPRESS_STEPS = 7
+NS_DTYPES: dict[str, torch.dtype] = {
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
 
 
 def orthogonalized(Xs: Sequence[Tensor], options: Mapping[str, Any], *, dtype: torch.dtype) -> list[Tensor]:
@@ -45,8 +53,33 @@ def orthogonal_flops(m: int, n: int, options: Mapping[str, Any]) -> int:
     p, q = min(m, n), max(m, n)
     if options["ortho"] == "svd":
         return 8 * p * p * q + 8 * p**3
-    steps = POLAR_EXPRESS_STEPS if options["ortho"] == "pe" else options["ns_steps"]
-    return segment_flops(p, q, [1] * steps)
+    return iteration_flops(m, n, POLAR_EXPRESS_STEPS if options["ortho"] == "pe" else options["ns_steps"])
+
+
+def iteration_flops(m: int, n: int, steps: int) -> int:
+    """FLOPs of so many odd quintics on an m x n matrix in the plain form: S = X^T X, S S, X P each."""
+    return segment_flops(min(m, n), max(m, n), [1] * steps)
+
+
+def iteration_dtype(choice: str, momentum: Tensor) -> torch.dtype:
+    """The dtype of Newton-Schulz. "auto": bfloat16 on CUDA unless the weights are float64, else the
+    momentum's. "fast": bfloat16 wherever its products are the faster ones.
+    """
+    if choice in NS_DTYPES:
+        return NS_DTYPES[choice]
+    kind = momentum.device.type
+    narrow = kind == "cuda" or (choice == "fast" and multiplies_fast_in_bfloat16(kind))
+    return torch.bfloat16 if narrow and momentum.dtype != torch.float64 else momentum.dtype
+
+
+def check_newton_schulz(who: str, group: Mapping[str, Any]) -> None:
+    """Raise `UsageError` for options that Newton-Schulz cannot run with."""
+    if group["ns_steps"] < 1:
+        raise UsageError(f"{who} has ns_steps = {group['ns_steps']}; at least 1 is needed (5 as published).")
+    if len(group["ns_coefficients"]) != 3:
+        raise UsageError(
+            f"{who} has ns_coefficients = {group['ns_coefficients']}; give the three numbers a, b, c."
+        )
 
 
 def shape_rate(m: int, n: int, rule: str) -> float:

@@ -46,7 +46,6 @@ Projection = Literal["svd", "warm", "random", "range_finder"] | Callable[[Tensor
 ProjType = Literal["std", "reverse_std", "left", "right", "full"]
 
 PROJECTIONS = ("svd", "warm", "random", "range_finder")
-PROJ_TYPES = ("std", "reverse_std", "left", "right", "full")
 OVERSAMPLING = 16
 
 
