@@ -3,7 +3,7 @@
 Weights and gradients are those of `paired_steps.py`. A dispatch mode times every operation of a step and
 counts the bytes of the tensors that go in and come out; the rate of `copy_` is measured in the same run
 between two tensors of a chunk's size, which the step works on at a time, and between two that no cache holds.
-Medians over steps.
+Processor time, medians over steps.
 
     python benchmarks/passes.py [--only scale sinkgd gwt] [--rounds 15] [--output NAME]
 """
@@ -37,9 +37,9 @@ class Passes(TorchDispatchMode):
         self.bytes: dict[str, int] = defaultdict(int)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        started = time.perf_counter()
+        started = time.process_time()
         result = func(*args, **(kwargs or {}))
-        taken = time.perf_counter() - started
+        taken = time.process_time() - started
         if not func.is_view:
             given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
             made = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
