@@ -12,6 +12,8 @@ optimizer = Spectron.from_model(model, lr=0.01, other_lr=1e-3)
 Names are imported where they are first used, so that a command that needs no torch does not wait for it.
 """
 
+from lowrise.lazy import importer
+
 __version__ = "0.1.0"
 
 TYPE_CHECKING = False  # `typing` costs milliseconds, in which a Ctrl-C would still be a traceback
@@ -48,19 +50,8 @@ _HOMES = {
     "layers": "",
     "optim": "",
 }
-"""Public name -> the part of the package that has it; "" for the parts themselves."""
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    home = _HOMES[name]
-    part = import_module(f"{__name__}.{home or name}")
-    value = getattr(part, name) if home else part
-    globals()[name] = value  # looked up once
-    return value
+__getattr__ = importer(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

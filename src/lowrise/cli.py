@@ -37,17 +37,7 @@ def train(arguments: Arguments, console: Console) -> int:
     from lowrise.config import advice, validate
     from lowrise.config.command import Train, recipe_folder, recipe_of, starting_config
     from lowrise.config.renamed import renamed_flag
-    from lowrise.data.progress import prepare_with_progress
-    from lowrise.distributed import World
-    from lowrise.pretrained.adopt import adopted
-    from lowrise.runs.build import check_parts
-    from lowrise.runs.environment import choose_device
-    from lowrise.runs.parallel import check_world
-    from lowrise.runs.text import with_text_limit
-    from lowrise.runs.transfer import check_transfer
     from lowrise.runs.trust import require_known_code, require_trusted_recipe
-    from lowrise.train import RunDirectory
-    from lowrise.train import train as run_training
 
     arguments = [renamed_flag(word) for word in arguments]
     given = recipe_folder(arguments)
@@ -59,6 +49,17 @@ def train(arguments: Arguments, console: Console) -> int:
     validate(command.config)
     if given is not None:
         require_trusted_recipe(given, command.config, trust=command.trust)
+    from lowrise.data.progress import prepare_with_progress
+    from lowrise.distributed import World
+    from lowrise.pretrained.adopt import adopted
+    from lowrise.runs.build import check_parts
+    from lowrise.runs.environment import choose_device
+    from lowrise.runs.parallel import check_world
+    from lowrise.runs.text import with_text_limit
+    from lowrise.runs.transfer import check_transfer
+    from lowrise.train import RunDirectory
+    from lowrise.train import train as run_training
+
     config = with_text_limit(adopted(command.config), command.given_folder)
     world = World.from_environment()
     check_world(config, world)
@@ -160,12 +161,14 @@ def factorize(arguments: Arguments, console: Console) -> int:
 def data(arguments: Arguments, console: Console) -> int:
     action, rest = (arguments[0], arguments[1:]) if arguments else ("", ())
     if action == "prepare":
-        from lowrise.data import DataConfig, cache_root
-        from lowrise.data.log import log_path
-        from lowrise.data.progress import prepare_with_progress
+        from lowrise.data import DataConfig
 
         about = "Tokenize a corpus into shards, once; a second call finds them."
         config = parse(DataConfig, rest, "data prepare", about=about)
+        from lowrise.data import cache_root
+        from lowrise.data.log import log_path
+        from lowrise.data.progress import prepare_with_progress
+
         corpus = prepare_with_progress(config, console)
         console.print(str(corpus))
         log = log_path(cache_root(config.cache), corpus.fingerprint)
@@ -205,10 +208,11 @@ def compare(arguments: Arguments, console: Console) -> int:
     from lowrise.compare.options import CompareConfig
 
     command = parse(CompareConfig, arguments, "compare")
-    from lowrise.compare.compare import compare as run_compare
     from lowrise.compare.recipes import load_recipe, planner, recipe_files
 
     recipes = recipe_files(command.recipes, trust=command.trust)
+    from lowrise.compare.compare import compare as run_compare
+
     out = str(require_folder_place(Path(command.out), "--out"))
     request = replace(command, recipes=recipes, out=out)
     return run_compare(request, load_recipe=load_recipe, plan_run=planner(console), console=console)
@@ -219,9 +223,10 @@ def sweep(arguments: Arguments, console: Console) -> int:
 
     command = parse(SweepConfig, arguments, "sweep")
     from lowrise.compare.recipes import load_recipe, planner, recipe_files
-    from lowrise.sweep.sweep import sweep as run_sweep
 
     (recipe,) = recipe_files([command.recipe], trust=command.trust)
+    from lowrise.sweep.sweep import sweep as run_sweep
+
     out = str(require_folder_place(Path(command.out), "--out"))
     request = replace(command, recipe=recipe, out=out)
     return run_sweep(request, load_recipe=load_recipe, plan_run=planner(console), console=console)
@@ -285,6 +290,10 @@ def plan(arguments: Arguments, console: Console) -> int:
 
     options = parse(PlanOptions, arguments, "plan")
     options.check()
+    if options.recipe is not None:
+        from lowrise.config.command import recipe_file
+
+        recipe_file(str(options.recipe))
     load_plugins(options.plugin)
     from lowrise.report.plan_report import picture, plans, show
 

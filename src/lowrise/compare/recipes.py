@@ -1,4 +1,7 @@
-"""Recipes as `lowrise compare` and `lowrise sweep` load and plan them: as `train` does."""
+"""Recipes as `lowrise compare` and `lowrise sweep` load and plan them: as `train` does.
+
+What needs torch is imported when it is used: a recipe that is not there is refused without.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +12,22 @@ from typing import Any
 from lowrise.config import RunConfig, load
 from lowrise.config.command import recipe_file
 from lowrise.console import Console
-from lowrise.data.progress import prepare_with_progress
-from lowrise.pretrained.adopt import adopted
 from lowrise.runs.text import with_text_limit
 from lowrise.runs.trust import require_known_code, require_trusted_recipe
-from lowrise.train import plan_run
 
 
 def load_recipe(path: str | Path | None, overrides: Mapping[str, Any]) -> RunConfig:
     """The configuration that `train` would make of a recipe with these settings, so that the hashes agree."""
+    from lowrise.pretrained.adopt import adopted
+
     return with_text_limit(adopted(load(path, overrides)))
 
 
 def planner(console: Console) -> Callable[[RunConfig], Any]:
     """Plans a run; prepares its text first, since the vocabulary is the tokenizer's. Each text once."""
+    from lowrise.data.progress import prepare_with_progress
+    from lowrise.train import plan_run
+
     sizes: dict[str, int] = {}
 
     def plan(config: RunConfig) -> Any:

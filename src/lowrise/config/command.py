@@ -11,7 +11,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from lowrise.config.places import resolved
-from lowrise.config.reading import load
+from lowrise.config.reading import NO_RECIPE, load
 from lowrise.config.tree import RunConfig
 from lowrise.errors import UsageError
 
@@ -80,6 +80,8 @@ def _is_recipe(index: int, word: str) -> bool:
 def recipe_file(path: str) -> Path:
     """The recipe at a path: a file, or the one of the run whose folder it is."""
     place = Path(path).expanduser()
+    if not place.exists():
+        raise UsageError(NO_RECIPE.format(path=path))
     if not place.is_dir():
         return place
     if not (place / "config.toml").is_file():

@@ -10,7 +10,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from lowrise.config.derived import layer_section, model_section, optimizer_section
+from lowrise.config.derived import (
+    layer_names,
+    layer_section,
+    model_section,
+    optimizer_names,
+    optimizer_section,
+)
 from lowrise.config.renamed import drop_removed, take_renamed
 from lowrise.config.rules import validate
 from lowrise.config.sections import DENSE
@@ -18,11 +24,11 @@ from lowrise.config.tree import RunConfig
 from lowrise.config.values import coerce, set_dotted
 from lowrise.config.writer import naming_writer, writer_of
 from lowrise.errors import UsageError
-from lowrise.layers import LAYERS
 from lowrise.methods import METHODS, Method
 from lowrise.names import lookup, nearest
-from lowrise.optim import OPTIMIZERS
 from lowrise.plugins import load_plugins
+
+NO_RECIPE = "There is no recipe at {path}: give the path of a TOML file."
 
 
 def load(path: str | Path | None, overrides: Mapping[str, Any] | None = None) -> RunConfig:
@@ -35,7 +41,7 @@ def load(path: str | Path | None, overrides: Mapping[str, Any] | None = None) ->
             text = Path(path).expanduser().read_text(encoding="utf-8-sig")  # some editors write a mark first
             values = tomllib.loads(text)
         except FileNotFoundError:
-            raise UsageError(f"There is no recipe at {path}: give the path of a TOML file.") from None
+            raise UsageError(NO_RECIPE.format(path=path)) from None
         except (ValueError, RecursionError) as error:  # also a number of more digits than Python takes
             as_text = "" if Path(path).suffix == ".toml" else f" Text to train on: --data.source {path}."
             raise UsageError(f"{path} is not valid TOML: {error}.{as_text}") from None
@@ -78,8 +84,8 @@ def _sections(values: dict[str, Any], method: Method, source: str) -> dict[str, 
             )
         section.setdefault("name", name)
     if layer["name"] != DENSE:
-        lookup({DENSE: None, **LAYERS}, layer["name"], "layer", source)
-    lookup(OPTIMIZERS, optimizer["name"], "optimizer", source)
+        lookup(dict.fromkeys([DENSE, *layer_names()]), layer["name"], "layer", source)
+    lookup(dict.fromkeys(optimizer_names()), optimizer["name"], "optimizer", source)
     return {
         "model": model_section(),
         "layer": layer_section(layer["name"]),

@@ -7,7 +7,7 @@ import warnings
 from typing import Any
 
 from lowrise.errors import UsageError
-from lowrise.optim.engine.state_dict import REMOVED_OPTIONS
+from lowrise.names import REMOVED_OPTIONS
 
 RENAMED = {
     "train.sequences": "train.global_batch_size",

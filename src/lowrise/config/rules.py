@@ -7,11 +7,11 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from lowrise.config.derived import layer_names, layer_section
 from lowrise.config.tree import RunConfig
 from lowrise.config.values import share_or_count
 from lowrise.errors import UsageError
 from lowrise.files import is_plain_name
-from lowrise.layers import LAYERS
 from lowrise.model.config import PRESETS
 from lowrise.names import lookup
 
@@ -130,9 +130,8 @@ def _check_transfer(config: RunConfig) -> None:
 
 def _check_factors(config: RunConfig) -> None:
     """A decay of products needs weights that are products."""
-    layer = LAYERS.get(config.layer.name)
-    if getattr(config.optimizer, "decay", None) == "product" and (layer is None or layer.role != "factors"):
-        known = ", ".join(name for name, kind in LAYERS.items() if kind.role == "factors")
+    if getattr(config.optimizer, "decay", None) == "product" and config.layer.role != "factors":
+        known = ", ".join(name for name in layer_names() if layer_section(name).role == "factors")
         raise UsageError(
             f"optimizer.decay = 'product' cannot be with layer.name = {config.layer.name!r}: it is the decay "
             f"of A B^T, and no weight of this layer is one; choose a layer of factors ({known}), or another "

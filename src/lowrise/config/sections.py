@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 DENSE = "dense"
 
@@ -20,6 +20,8 @@ class ModelSection:
 class LayerSection:
     """How the matrices of the blocks are stored."""
 
+    role: ClassVar[str | None] = None
+    """What the layer's weights are to an optimizer, "factors" or "svd"; None: dense matrices."""
     name: str = DENSE
     """Layer class, or "dense" for ordinary linear layers."""
 

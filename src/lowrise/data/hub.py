@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lowrise.data.shards import locked
 from lowrise.errors import LowriseError, UsageError
 from lowrise.files import write_whole
 
@@ -95,6 +94,8 @@ def kept_text(
     key = hashlib.sha256(json.dumps([spec, text_key]).encode()).hexdigest()[:32]
     folder = root / "hub" / key
     folder.mkdir(parents=True, exist_ok=True)
+    from lowrise.data.shards import locked  # with numpy, which a flag's help does without
+
     with locked(folder.with_suffix(".lock"), lambda: report(0, 0, "waiting for another process")):
         index = _read_index(folder)
         sizes = index["bytes"]

@@ -11,8 +11,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from lowrise.console import Console
 from lowrise.data.config import DataConfig
 from lowrise.data.corpus import Corpus
-from lowrise.data.prepare import Progress as Callback
-from lowrise.data.prepare import prepare, prepare_held_out, verify
+from lowrise.data.preparation import Progress as Callback
+from lowrise.data.preparation import prepare, prepare_held_out, verify
 
 
 @contextmanager

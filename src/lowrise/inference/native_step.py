@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lowrise.data.prepare import cache_root
+from lowrise.data.preparation import cache_root
 from lowrise.inference.frozen import MapGroup
 from lowrise.model.config import LlamaConfig
 

@@ -5,16 +5,28 @@ from __future__ import annotations
 import inspect
 import io
 import re
+import runpy
 import typing
 from contextlib import redirect_stdout
 from dataclasses import fields
 from typing import Any
 
 import pytest
+from doc_pages import ROOT
 
 from lowrise import layers, optim
 from lowrise.cli import train
-from lowrise.config.derived import argument_help, layer_section, optimizer_section, options_of
+from lowrise.config.derived import (
+    argument_help,
+    field_help,
+    layer_names,
+    layer_options,
+    layer_section,
+    optimizer_names,
+    optimizer_options,
+    optimizer_section,
+    options_of,
+)
 from lowrise.console import Console
 
 CLASSES = {
@@ -75,14 +87,34 @@ def test_help_tells_the_algorithm_its_source_and_its_errors(cls: type) -> None:
 @pytest.mark.parametrize("name", SECTIONS)
 def test_every_option_of_a_section_has_a_help_text(name: str) -> None:
     section = SECTIONS[name]
-    hints = typing.get_type_hints(section, include_extras=True)
+    help_texts = field_help(section)
     own = [*options_of(section()), *(["lr"] if name.startswith("optimizer") else [])]
     assert len(own) > 0
     for option in own:
-        (note,) = getattr(hints[option], "__metadata__", ()) or (None,)
-        assert note is not None, option
-        assert note.help.strip(), option
+        assert help_texts[option].strip(), option
     assert {f.name for f in fields(section)} >= set(own)
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_the_file_of_options_says_what_the_constructor_takes(name: str) -> None:
+    kind, key = name.split()
+    read = layer_options(layers.LAYERS[key]) if kind == "layer" else optimizer_options(optim.OPTIMIZERS[key])
+    assert described(SECTIONS[name]) == described(read), "run python docs/make_options.py"
+
+
+def described(section: Any) -> tuple[Any, ...]:
+    hints, help_texts = typing.get_type_hints(section), field_help(section)
+    options = [(f.name, hints[f.name], f.default, help_texts.get(f.name)) for f in fields(section)]
+    return section.__name__, getattr(section, "role", None), options
+
+
+def test_the_files_of_options_are_what_their_script_writes() -> None:
+    written = runpy.run_path(str(ROOT / "docs" / "make_options.py"))["files"]()
+    for name, text in written.items():
+        committed = (ROOT / "src" / "lowrise" / "config" / name).read_text(encoding="utf-8")
+        assert committed == text, f"{name} is out of date: run python docs/make_options.py"
+    assert layer_names() == [*layers.LAYERS]
+    assert optimizer_names() == [*optim.OPTIMIZERS]
 
 
 @pytest.mark.parametrize("optimizer", optim.OPTIMIZERS)

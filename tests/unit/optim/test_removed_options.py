@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from lowrise.errors import UsageError
+from lowrise.names import REMOVED_OPTIONS
 from lowrise.optim import LORO
-from lowrise.optim.engine.state_dict import REMOVED_OPTIONS
 
 
 @pytest.mark.parametrize("option", REMOVED_OPTIONS)

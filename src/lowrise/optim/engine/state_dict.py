@@ -11,13 +11,11 @@ from torch import Tensor
 
 from lowrise.distributed.sharding import copy_whole_, is_sharded
 from lowrise.errors import UsageError
+from lowrise.names import REMOVED_OPTIONS
 from lowrise.optim.engine.options import check_numbers, parameter_name, require_match
 from lowrise.optim.engine.ownership import Ownership
 from lowrise.optim.engine.state_formats import format_of, opened
 from lowrise.optim.engine.units import units_of
-
-# Options that are gone -> the value that holds for good.
-REMOVED_OPTIONS = {"eps_placement": "before"}
 
 
 class Saved(torch.optim.Optimizer):
