@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,23 @@ class ChatTemplate:
             raise UsageError(
                 f"The chat template fails on these messages ({type(error).__name__}: {error})."
             ) from error
+
+    def end_of_answer(self, marks: Collection[str]) -> str | None:
+        """What the template writes after an answer: the first of these special tokens, or without one all of
+        it but white space. None where it writes nothing, or refuses a question and its answer.
+
+        It ends an answer that the model writes too: what comes after it was not learned.
+        """
+        answer = "An answer."
+        turns = [{"role": "user", "content": "A question?"}, {"role": "assistant", "content": answer}]
+        try:
+            _, said, rest = self.rendered(turns, answer_follows=False).rpartition(answer)
+        except (UsageError, LowriseError):
+            return None
+        found = [(rest.index(mark), -len(mark), mark) for mark in marks if mark and mark in rest]
+        if not said:
+            return None
+        return min(found)[2] if found else rest.strip() or None
 
 
 def plain_text(messages: Sequence[Mapping[str, Any]], *, answer_follows: bool) -> str:

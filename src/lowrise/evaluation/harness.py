@@ -119,7 +119,9 @@ def _adapter(scorer: Scorer, chat: Conversation | None) -> Any:
         def generate_until(self, requests: Any) -> Any:
             if chat is None:
                 return scorer.generated([request.args for request in requests])
-            return [chat.answer(text) for text in scorer.generated([chat.asked(*r.args) for r in requests])]
+            marks = scorer.tokenizer.special_tokens
+            asked = [chat.asked(r.args[0], r.args[1], marks) for r in requests]
+            return [chat.answer(text) for text in scorer.generated(asked)]
 
         # What lm-eval asks for where conversations are asked for; it does not call these otherwise.
 

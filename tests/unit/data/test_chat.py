@@ -77,3 +77,25 @@ def test_a_template_that_writes_todays_date_is_refused_by_name() -> None:
         ChatTemplate("{{ strftime_now('%Y') }}").rendered(MESSAGES, answer_follows=False)
     able = ChatTemplate("{% if strftime_now is defined %}{{ strftime_now('%Y') }}{% else %}2024{% endif %}")
     assert able.rendered(MESSAGES, answer_follows=False) == "2024"
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "marks", "end"),
+    [
+        (CHATML, ("<|endoftext|>", "<|im_start|>", "<|im_end|>"), "<|im_end|>"),
+        (CHATML, ("<|endoftext|>",), "<|im_end|>"),  # of a tokenizer that spells it out
+        (ASSISTANT_MARKED, ("<|endoftext|>",), "<|endoftext|>"),
+        (CHATML, ("<|im", "<|im_end|>"), "<|im_end|>"),
+        ("{% for m in messages %}{{ m.content }}\n{% endfor %}", ("<|endoftext|>",), None),
+        ("{{ raise_exception('no answers') }}", ("<|endoftext|>",), None),
+        ("{{ messages[0].content }}", ("<|endoftext|>",), None),
+    ],
+)
+def test_what_ends_an_answer(template: str, marks: tuple[str, ...], end: str | None) -> None:
+    assert ChatTemplate(template, SPECIALS).end_of_answer(marks) == end
