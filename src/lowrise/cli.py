@@ -295,9 +295,10 @@ def plan(arguments: Arguments, console: Console) -> int:
 
         recipe_file(str(options.recipe))
     load_plugins(options.plugin)
+    from lowrise.pretrained.adopt import adopted
     from lowrise.report.plan_report import picture, plans, show
 
-    rows = plans(options)
+    rows = plans(options, adopted)
     if options.picture is not None:
         picture(rows, options.picture.expanduser())
     if options.json:

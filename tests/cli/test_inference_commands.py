@@ -19,6 +19,7 @@ from small_runs import overrides
 from lowrise.cli import main
 from lowrise.config import load
 from lowrise.inference.generate import generate
+from lowrise.inference.terminal import read_prompts
 from lowrise.runs.load import load_run
 
 
@@ -90,6 +91,44 @@ def test_interactive_continues_every_line(runs) -> None:
     assert "longer than model.max_seq_len" in done.stderr.replace("\n", " ")
 
 
+INTERRUPTED_CONTINUATION = """
+import os, signal, sys
+from lowrise import __main__, cli
+from lowrise.inference import terminal
+
+name, pieces, texts = sys.argv.pop(), terminal._pieces, []
+
+def interrupted(*asked):
+    texts.append(0)
+    for number, piece in enumerate(pieces(*asked)):
+        if len(texts) == 1 and number == 2:
+            os.kill(os.getpid(), getattr(signal, name))
+        yield piece
+
+terminal._pieces = interrupted
+sys.exit(__main__.main())
+"""
+
+
+@pytest.mark.parametrize(("name", "code", "texts"), [("SIGINT", 0, 2), ("SIGTERM", 128 + signal.SIGTERM, 1)])
+def test_ctrl_c_ends_a_continuation_and_not_the_command(runs, name, code, texts) -> None:
+    """Any other signal that stops ends the command, as everywhere."""
+    options = ["--interactive", "--tokens", "9", "--temperature", "0"]
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_CONTINUATION, "generate", str(runs[0]), *options, name],
+        input="the rank\na matrix\n",
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=120,
+    )
+    assert done.returncode == code, done.stderr
+    assert done.stdout.startswith("the rank")
+    assert ("a matrix" in done.stdout) == (texts == 2)
+    assert done.stderr.count(" tokens, the first after") == texts
+    assert re.match(r"[34] tokens", done.stderr)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -107,6 +146,16 @@ def test_a_wrong_request_is_a_message_and_shows_no_text(runs, words, message, ca
     shown = capsys.readouterr()
     assert message in shown.err
     assert shown.out == ""
+
+
+def test_a_prompt_keeps_what_other_programs_take_for_the_end_of_a_line(tmp_path) -> None:
+    prompts = ["a form\x0cfeed", "a line\u2028separator", "next\x85line"]
+    text = tmp_path / "prompts.txt"
+    text.write_bytes("\r\n".join(prompts).encode())
+    assert read_prompts(text) == prompts
+    lines = tmp_path / "prompts.jsonl"
+    lines.write_text("".join(json.dumps({"prompt": p}, ensure_ascii=False) + "\n" for p in prompts))
+    assert read_prompts(lines) == prompts
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,13 @@ import re
 from pathlib import Path
 
 import pytest
+from small_runs import overrides
 
 from lowrise.cli import main
 from lowrise.config import load
 from lowrise.errors import UsageError
 from lowrise.methods import METHODS
+from lowrise.runs.plan import plan_run
 from lowrise.runs.plan_options import bytes_of
 
 
@@ -154,3 +156,52 @@ def test_bytes(text: str, expected: int) -> None:
 def test_no_bytes(text: str) -> None:
     with pytest.raises(UsageError, match="80GiB"):
         bytes_of(text)
+
+
+def test_a_recipe_that_starts_from_a_model_is_planned_with_its_shape_and_ranks(
+    text_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And with the entries of the tokenizer that it names, from a recipe as from the folder of its run."""
+    first = tmp_path / "first"
+    settings = overrides(text_folder, "lowrank") | {"layer.rank": {"*q_proj": 5, "*": 7}}
+    (tmp_path / "first.toml").write_text(load(None, settings).to_toml())
+    assert main(["train", str(tmp_path / "first.toml"), "--run", str(first)]) == 0
+    folder = first / "export" / "hf-factored"
+    assert main(["export", str(first), "--form", "factored", "--out", str(folder)]) == 0
+    source = f'data = {{ source = "{settings["data.source"][0]}" }}\n'
+    source += "train = { steps = 1, seq_len = 32, global_batch_size = 2 }\n"
+    recipes = {
+        "ranks": f'init = {{ model = "{folder}" }}\nlayer = {{ rank = "init" }}\n{source}',
+        "shape": f'init = {{ model = "{folder}" }}\nlayer = {{ rank = 3 }}\n{source}',
+        "tokenizer": f'model = {{ preset = "nano" }}\n{source}'.replace(
+            "data = {", f'data = {{ tokenizer = "{first / "tokenizer.json"}", '
+        ),
+    }
+    for name, recipe in recipes.items():
+        path, run = tmp_path / f"{name}.toml", tmp_path / name
+        path.write_text(f'method = "spectron"\n{recipe}')
+        assert main(["train", str(path), "--run", str(run)]) == 0
+        capsys.readouterr()
+        planned = [rows(capsys, place)[0] for place in (path, run)]
+        summary = json.loads((run / "summary.json").read_text())
+        assert [plan["params_total"] for plan in planned] == [summary["params_total"]] * 2
+        assert [plan["bytes_per_device"]["state"] for plan in planned] == [summary["state_bytes_planned"]] * 2
+    assert main(["plan", str(tmp_path / "ranks.toml"), "--fit", "1GB"]) == 2
+    assert "has the shape of init.model" in capsys.readouterr().err
+
+
+def test_ranks_of_a_folder_without_factors_cannot_be_planned(
+    text_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "first.toml").write_text(load(None, overrides(text_folder, "adamw")).to_toml())
+    assert main(["train", str(tmp_path / "first.toml"), "--run", str(tmp_path / "first")]) == 0
+    assert main(["export", str(tmp_path / "first"), "--out", str(tmp_path / "dense")]) == 0
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        f'method = "spectron"\ninit = {{ model = "{tmp_path / "dense"}" }}\nlayer = {{ rank = "init" }}\n'
+    )
+    capsys.readouterr()
+    assert main(["plan", str(recipe)]) == 2
+    assert re.search(r'layer\.rank = "init", and \S+ has no factors: give a\s+rank', capsys.readouterr().err)
+    with pytest.raises(UsageError, match=r"the folder that init\.model names, which has not been read"):
+        plan_run(load(recipe, {}), 300)

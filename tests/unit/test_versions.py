@@ -19,7 +19,7 @@ def bounds() -> list[tuple[str, str]]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     texts = [*project["dependencies"], *(text for name in extras if name != "docs" for text in extras[name])]
-    found = [re.fullmatch(r"([\w-]+)>=([\d.]+)(,<[\d.]+)?", text) for text in texts]
+    found = [re.fullmatch(r"([\w-]+)>=([\d.]+)(,<[\d.]+)?(; .+)?", text) for text in texts]
     assert all(found), texts
     return sorted({(match[1], match[2]) for match in found if match})
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,14 +42,20 @@ class ChatTemplate:
         Raises `UsageError` where the template refuses the messages, `LowriseError` where it cannot be used
         or the package jinja2 is absent.
         """
+        template = _compiled(self.source)
         from jinja2 import TemplateError
 
+        # What `apply_chat_template` of transformers gives, so that "is defined" and "is none" mean the same.
         values = {"messages": list(messages), "add_generation_prompt": answer_follows}
-        if tools is not None:
-            values["tools"] = tools
+        values |= {"tools": tools, "documents": None}
         try:
-            return str(_compiled(self.source).render(**self.specials, **values))
+            return str(template.render(**self.specials, **values))
         except TemplateError as error:
+            if "'strftime_now' is undefined" in str(error):
+                raise LowriseError(
+                    "The tokenizer's chat template writes the date of today (strftime_now), by which the "
+                    "same samples would be others tomorrow: write a date into the template instead."
+                ) from error
             raise LowriseError(f"The tokenizer's chat template cannot be used ({error}).") from error
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             if isinstance(error, UsageError):
@@ -57,6 +63,23 @@ class ChatTemplate:
             raise UsageError(
                 f"The chat template fails on these messages ({type(error).__name__}: {error})."
             ) from error
+
+    def end_of_answer(self, marks: Collection[str]) -> str | None:
+        """What the template writes after an answer: the first of these special tokens, or without one all of
+        it but white space. None where it writes nothing, or refuses a question and its answer.
+
+        It ends an answer that the model writes too: what comes after it was not learned.
+        """
+        answer = "An answer."
+        turns = [{"role": "user", "content": "A question?"}, {"role": "assistant", "content": answer}]
+        try:
+            _, said, rest = self.rendered(turns, answer_follows=False).rpartition(answer)
+        except (UsageError, LowriseError):
+            return None
+        found = [(rest.index(mark), -len(mark), mark) for mark in marks if mark and mark in rest]
+        if not said:
+            return None
+        return min(found)[2] if found else rest.strip() or None
 
 
 def plain_text(messages: Sequence[Mapping[str, Any]], *, answer_follows: bool) -> str:
@@ -79,16 +102,44 @@ def _compiled(source: str) -> Any:
 
     # Options that templates of published models are written for.
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _answer_blocks()]
     )
     environment.globals["raise_exception"] = refuse
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(
-        value, ensure_ascii=False, indent=indent
-    )
+    environment.filters["tojson"] = _as_json
     try:
         return environment.from_string(source)
     except TemplateError as error:
         raise LowriseError(f"The tokenizer's chat template cannot be used ({error}).") from error
+
+
+def _as_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """The filter `tojson` with the options that it has for chat templates; jinja's own escapes for HTML."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _answer_blocks() -> Any:
+    """`{% generation %} ... {% endgeneration %}`: templates mark with it what the assistant says. It writes
+    nothing; what counts is found by comparing texts, for templates with the mark and without it."""
+    from jinja2 import nodes
+    from jinja2.ext import Extension
+
+    class AnswerBlocks(Extension):
+        tags = {"generation"}  # noqa: RUF012  # jinja's own declaration
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.Scope(body).set_lineno(line)
+
+    return AnswerBlocks
 
 
 def find_template(folders: Sequence[Path]) -> ChatTemplate | None:

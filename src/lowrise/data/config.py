@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
 from typing import Literal
@@ -167,6 +168,13 @@ class DataConfig:
             lookup(SAMPLE_KEYS, part, "part of a sample", "data.keys")
             if not isinstance(key, str) or not key:
                 raise UsageError(f"data.keys.{part} is {key!r}: it must be the name of a key.")
+        names = SAMPLE_KEYS | self.keys
+        for first, second in itertools.combinations(names, 2):
+            if names[first] == names[second]:
+                raise UsageError(
+                    f"data.keys: {first} and {second} are both {names[first]!r}: give each part a key of its "
+                    "own."
+                )
 
     def _check_weights(self) -> None:
         if not self.weights:

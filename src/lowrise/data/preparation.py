@@ -367,9 +367,11 @@ def _require_text(config: DataConfig, splits: dict[str, Split], asked: Collectio
         if config.valid:
             sources = config.source if name == "train" else config.valid
             raise UsageError(f"The {name} split is empty: {', '.join(sources)} has no text.")
+        what, apart = "documents", "split a text file into documents with data.document_separator"
+        if config.is_samples:
+            what, apart = "samples", "give more samples"
         raise UsageError(
-            f"The {name} split is empty: all {documents} documents of {', '.join(config.source)} fell into "
+            f"The {name} split is empty: all {documents} {what} of {', '.join(config.source)} fell into "
             f"{other} (data.valid_fraction is {config.valid_fraction:g}). Name held-out files with "
-            "data.valid, or split a text file into documents with data.document_separator, or change "
-            "data.valid_fraction."
+            f"data.valid, or {apart}, or change data.valid_fraction."
         )

@@ -198,9 +198,10 @@ def _field(row: Any, text_key: str, place: str, limits: Limits) -> str:
         )
     if text_key not in row:
         keys = ", ".join(map(repr, row)) or "none"
-        raise UsageError(
-            f"{place}: no key {text_key!r} (keys found: {keys}). Set data.text_key to the one with the text."
-        )
+        remedy = "Set data.text_key to the one with the text."
+        if {"prompt", "completion"} <= row.keys() or "messages" in row:
+            remedy = 'This is a sample for fine-tuning, which data.format = "samples" reads.'
+        raise UsageError(f"{place}: no key {text_key!r} (keys found: {keys}). {remedy}")
     text = row[text_key]
     if not isinstance(text, str):
         raise UsageError(

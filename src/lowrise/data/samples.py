@@ -108,9 +108,11 @@ def spans_of(row: Any, how: SampleFormat, place: str) -> tuple[Span, ...]:
     missing = [key for key in (prompt, completion) if key not in row]
     if missing:
         keys = ", ".join(map(repr, row)) or "none"
+        text = ' Text, all of which is learned, needs data.format = "text".' if "text" in row else ""
         raise UsageError(
             f"{place}: no key {missing[0]!r} and no {messages!r} (keys found: {keys}). A sample has "
             f"{prompt!r} and {completion!r}, or {messages!r}; say what they are called here with data.keys."
+            f"{text}"
         )
     asked, answer = _text(row[prompt], prompt, place), _text(row[completion], completion, place)
     if not answer:
@@ -197,6 +199,18 @@ def _plain_spans(messages: Sequence[Mapping[str, Any]]) -> Iterator[Span]:
         yield Span(f" {content}{following}", True, False, len(content.encode()))
 
 
+def _other_question(before: str, after: str, number: int) -> str:
+    """What to say of a template that asks for an answer otherwise than it writes what stands before one."""
+    pairs = zip(before, after, strict=False)
+    same = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(before), len(after)))
+    shown = slice(max(0, same - 30), same + 20)
+    return (
+        f"the chat template asks for messages[{number}] with {before[shown]!r}, and writes {after[shown]!r} "
+        "once it is there, so what counts cannot be told apart, and the model would be asked otherwise than "
+        "it learned: repair the template (spaces and line ends between its blocks are text too)."
+    )
+
+
 def _template_spans(
     messages: Sequence[Mapping[str, Any]], tools: Any, answers: Sequence[int], template: ChatTemplate
 ) -> Iterator[Span]:
@@ -205,7 +219,9 @@ def _template_spans(
     for number in answers:
         before = template.rendered(messages[:number], answer_follows=True, tools=tools)
         after = template.rendered(messages[: number + 1], answer_follows=False, tools=tools)
-        if not (before.startswith(done) and after.startswith(before)):
+        if not after.startswith(before):
+            raise UsageError(_other_question(before, after, number))
+        if not before.startswith(done):
             raise UsageError(
                 f"the chat template writes the messages before messages[{number}] otherwise once it "
                 "follows, so what counts cannot be told apart: give a line for each answer, with the answer "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,13 +39,16 @@ class Conversation:
             return text[: text.rindex(begun) + len(begun)]
         return text if self.template is not None else f"{text} "
 
-    def asked(self, context: str, settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-        """What a generated answer continues, and its settings with the end of an answer in plain form."""
-        if self.template is not None:
-            return context, dict(settings)
+    def asked(
+        self, context: str, settings: Mapping[str, Any], marks: Collection[str] = ()
+    ) -> tuple[str, dict[str, Any]]:
+        """What a generated answer continues, and its settings with what ends an answer. `marks`: special
+        tokens of the tokenizer."""
+        end = PLAIN_STOP if self.template is None else self.template.end_of_answer(marks)
         until = settings.get("until") or []
         stops = [until] if isinstance(until, str) else list(until)
-        return context.removesuffix(" "), {**settings, "until": [*stops, PLAIN_STOP]}
+        asked = context.removesuffix(" ") if self.template is None else context
+        return asked, {**settings, "until": stops if end is None else [*stops, end]}
 
     def answer(self, text: str) -> str:
         """A generated answer without the space that the plain form puts before it."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,9 @@ def _adapter(scorer: Scorer, chat: Conversation | None) -> Any:
         def generate_until(self, requests: Any) -> Any:
             if chat is None:
                 return scorer.generated([request.args for request in requests])
-            return [chat.answer(text) for text in scorer.generated([chat.asked(*r.args) for r in requests])]
+            marks = scorer.tokenizer.special_tokens
+            asked = [chat.asked(r.args[0], r.args[1], marks) for r in requests]
+            return [chat.answer(text) for text in scorer.generated(asked)]
 
         # What lm-eval asks for where conversations are asked for; it does not call these otherwise.
 
@@ -139,31 +141,53 @@ def _adapter(scorer: Scorer, chat: Conversation | None) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the harness's log and bars, which would stand between our lines."""
+    """Without the harness's log, and without its bars where nobody watches them: they would stand between our
+    lines. On a terminal they are the only sign of life in minutes.
+
+    tqdm reads TQDM_DISABLE when it is first imported, which is long before; a call may say `disable=False`.
+    """
+    from lm_eval import evaluator
+    from tqdm.std import tqdm
+
     loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval", "datasets")]
     levels = [logger.level for logger in loggers]
-    bars = os.environ.get("TQDM_DISABLE")
-    os.environ["TQDM_DISABLE"] = "1"
+    begin = tqdm.__init__
+
+    def without_bar(self: Any, *words: Any, **options: Any) -> None:
+        begin(self, *words, **options | {"disable": True})
+
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        yield
+        with ExitStack() as patched:
+            if not sys.stderr.isatty():
+                patched.enter_context(_replaced(tqdm, "__init__", without_bar))
+            # git says "fatal" on our stderr where the working folder is no repository.
+            patched.enter_context(_replaced(evaluator, "get_git_commit_hash", lambda: None))
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-        if bars is None:
-            del os.environ["TQDM_DISABLE"]
-        else:
-            os.environ["TQDM_DISABLE"] = bars
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """An attribute with another value, where there is one of that name."""
+    before = getattr(owner, name, None)
+    if before is None:
+        yield
+        return
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
 
 
 def show_tasks(results: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """One table of all models: a row for each task and metric, a column for each model."""
-    table = Table(box=None, header_style="bold")
-    table.add_column("task", overflow="fold")
-    table.add_column("metric")
-    for name in short_names([str(result["run"]) for result in results]):
-        table.add_column(name, justify="right", overflow="fold")
+    """All models in one table: a row for each task and metric and a column for each model, or, where these
+    are wider than the screen, a row for each model too."""
+    names = short_names([str(result["run"]) for result in results])
     rows = dict.fromkeys(
         (task, metric)
         for result in results
@@ -171,19 +195,37 @@ def show_tasks(results: Sequence[Mapping[str, Any]], console: Console) -> None:
         for metric in metrics
         if _STDERR not in metric
     )
-    for task, metric in rows:
-        cells = [_cell(result["tasks"].get(task, {}), metric) for result in results]
-        table.add_row(task, metric, *cells)
-    console.print(table)
+    cells = {row: [_cell(result["tasks"].get(row[0], {}), row[1]) for result in results] for row in rows}
+    wide = _table("task", "metric", *names)
+    for row, values in cells.items():
+        wide.add_row(*row, *values)
+    if console.measure(wide, options=console.options.update(max_width=10**6)).maximum <= console.width:
+        console.print(wide)
+        return
+    long = _table("task", "metric", "model", "value")
+    for (task, metric), values in cells.items():
+        for name, value in zip(names, values, strict=True):
+            long.add_row(task, metric, name, value)
+    console.print(long)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, header_style="bold")
+    for column in columns:
+        text = column in ("task", "metric", "model")
+        table.add_column(column, justify="left" if text else "right", overflow="fold", no_wrap=not text)
+    return table
 
 
 _STDERR = "_stderr"
+_LARGE = 1e6  # of a perplexity: digits after the point say nothing
 
 
 def _cell(metrics: Mapping[str, Any], metric: str) -> str:
     if metric not in metrics:
         return ""
     name, space, filtered = metric.partition(" ")
-    error = metrics.get(f"{name}{_STDERR}{space}{filtered}")
+    value, error = metrics[metric], metrics.get(f"{name}{_STDERR}{space}{filtered}")
     known = isinstance(error, float) and math.isfinite(error)
-    return f"{metrics[metric]:.4f}" + (f" ± {error:.4f}" if known else "")
+    text = f"{value:.4f}" if abs(value) < _LARGE else f"{value:.6g}"
+    return text + (f" ± {error:.4f}" if known else "")

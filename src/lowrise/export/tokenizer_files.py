@@ -45,12 +45,21 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, max_length: int) -> None
 
 def add_template(folder: Path, template: ChatTemplate) -> None:
     """Add the chat template that a run was trained with. Its marks are special tokens, which transformers
-    must then find within a text: it tokenizes what a template writes like any other text.
+    must then find within a text: it tokenizes what a template writes like any other text. The one that ends
+    an answer ends what `generate` writes, too.
     """
     write_whole(folder / TEMPLATE, template.source)
     file = folder / "tokenizer_config.json"
     settings = json.loads(file.read_text(encoding="utf-8")) | {"split_special_tokens": False}
     write_whole(file, strict_json(dict(template.specials) | settings, indent=2) + "\n")
+    described = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    marks = {t["content"]: t["id"] for t in described.get("added_tokens", ()) if t["special"]}
+    file = folder / "generation_config.json"
+    generation = json.loads(file.read_text(encoding="utf-8"))
+    end = marks.get(template.end_of_answer(marks) or "", generation["eos_token_id"])
+    if end != generation["eos_token_id"]:
+        generation["eos_token_id"] = [generation["eos_token_id"], end]
+        write_whole(file, strict_json(generation, indent=2) + "\n")
 
 
 def plain_json(tokenizer: Tokenizer) -> str:

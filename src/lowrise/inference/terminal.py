@@ -6,9 +6,10 @@ Text goes to stdout, and nothing else; the rate and what `--explain` says go to 
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -21,6 +22,7 @@ from lowrise.inference.options import Forms, GenerateConfig
 from lowrise.inference.sampling import Sampling
 from lowrise.inference.session import Load, Piece, TextModel, continue_texts, load_text_model
 from lowrise.runs.load import load_run
+from lowrise.signals import StopRequest, leave
 
 
 def generate_on_terminal(
@@ -72,7 +74,8 @@ def _check(command: GenerateConfig) -> None:
 def read_prompts(path: Path) -> list[str]:
     """The prompts of a file (see `GenerateConfig.prompt_file`); `UsageError` naming file and line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Lines end where editors end them: a form feed or U+2028 within a prompt is text.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
         raise UsageError(f"There is no file {path}: give a file of prompts, one a line.") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -143,8 +146,14 @@ def _pieces(
 
 
 def _continue_one(
-    model: TextModel, prompt: str, command: GenerateConfig, sampling: Sampling, messages: Console
+    model: TextModel,
+    prompt: str,
+    command: GenerateConfig,
+    sampling: Sampling,
+    messages: Console,
+    stop: Callable[[], bool] = lambda: False,
 ) -> None:
+    """Continue one text, up to where `stop` says so."""
     pieces = _pieces(
         model, [prompt], command, sampling
     )  # a wrong request ends here, before anything is shown
@@ -154,6 +163,8 @@ def _continue_one(
     for piece in pieces:
         rate.count(piece)
         _write(shown(piece.text))
+        if stop():
+            break
     _write("\n")
     messages.print(f"{rate}.", style="dim", highlight=False)
 
@@ -174,12 +185,14 @@ def _converse(model: TextModel, command: GenerateConfig, sampling: Sampling, mes
         line = sys.stdin.readline()
         if not line:
             return
-        try:
-            _continue_one(model, line.rstrip("\r\n"), command, sampling, messages)
-        except UsageError as error:  # a line that is too long is no reason to end
-            messages.print(printable(str(error)), style="red", markup=False, highlight=False)
-        except KeyboardInterrupt:
-            _write("\n")
+        with StopRequest() as stop:
+            try:
+                prompt = line.rstrip("\r\n")
+                _continue_one(model, prompt, command, sampling, messages, stop=stop.__bool__)
+            except UsageError as error:  # a line that is too long is no reason to end
+                messages.print(printable(str(error)), style="red", soft_wrap=True)
+        if stop.signal is not None and stop.signal != signal.SIGINT:
+            leave(stop.signal)
 
 
 def _continue_all(

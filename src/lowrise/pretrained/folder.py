@@ -86,7 +86,13 @@ class Pretrained:
         return _our_tensors(self, FolderTensors(self.folder))
 
     def tokenizer(self) -> Tokenizer:
-        """The folder's tokenizer.json; its end-of-text token ends documents."""
+        """The folder's tokenizer.json; its end-of-text token ends documents. `UsageError` where there is
+        none: old models have other files, which the libraries that read them turn into it."""
+        if not (self.folder / "tokenizer.json").is_file():
+            raise UsageError(
+                f"{self.folder} has no tokenizer.json: save the tokenizer into it, "
+                "AutoTokenizer.from_pretrained(NAME).save_pretrained(FOLDER)."
+            )
         return Tokenizer.load(self.folder, separator_token=self.end_token)
 
     def model(self) -> Llama:

@@ -34,6 +34,7 @@ from lowrise.model.finite import DIVERGED, finite_sentence, not_finite, require_
 from lowrise.pretrained.folder import open_folder
 from lowrise.pretrained.gguf_reader import gguf_in, read_gguf
 from lowrise.pretrained.import_run import check_vocabulary, config_of
+from lowrise.pretrained.shape import refuse_adapter
 from lowrise.runs.chosen_weights import Weights
 from lowrise.runs.directory import RunDirectory, open_run
 from lowrise.runs.environment import choose_device
@@ -54,7 +55,9 @@ def check_model(folder: str | Path) -> None:
     place = Path(folder).expanduser()
     if is_run(place):
         open_run(place)
-    elif gguf_in(place) is None and not (place / "config.json").is_file() and not (place / _OWN).is_file():
+        return
+    refuse_adapter(place)
+    if gguf_in(place) is None and not (place / "config.json").is_file() and not (place / _OWN).is_file():
         raise UsageError(
             f"{place} is not a run directory (it has no config.toml), nor a model in another form (no "
             "config.json, no GGUF file, no model.safetensors). Name the folder of a run, or one that lowrise "

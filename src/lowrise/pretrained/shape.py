@@ -30,6 +30,7 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        refuse_adapter(file.parent)
         raise UsageError(
             f"There is no {file.name} in {file.parent}: give a Hugging Face folder, as save_pretrained "
             "writes it."
@@ -43,6 +44,15 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UsageError(f"{file} holds no JSON object: give a Hugging Face folder.")
     return values
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Say of a folder that peft wrote what is missing; nothing where it is another's."""
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise UsageError(
+            f"{folder} holds an adapter of peft without its model: merge it (merge_and_unload), save the "
+            "whole model and its tokenizer, and give that folder."
+        )
 
 
 def llama_of(values: dict[str, Any], source: Path) -> LlamaConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from rich.table import Table
 from lowrise.config import RunConfig, from_dict, load, validate
 from lowrise.config.command import recipe_file
 from lowrise.console import Console, counted
+from lowrise.data import Tokenizer
 from lowrise.errors import UsageError, did_you_mean
 from lowrise.files import is_known, write_whole
 from lowrise.ledger import flops_per_token
@@ -36,14 +37,17 @@ _UNITS = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"), (1, "bytes"))
 _INFERENCE_ELEMENT = 2  # bytes of a weight in bfloat16
 
 
-def plans(options: PlanOptions) -> list[dict[str, Any]]:
+def plans(
+    options: PlanOptions, adopt: Callable[[RunConfig], RunConfig] = lambda config: config
+) -> list[dict[str, Any]]:
     """One row for each method that was asked for, with plain numbers. The search of `--fit` takes seconds a
-    method, so a terminal sees how far it is.
+    method, so a terminal sees how far it is. `adopt` gives a recipe what `train` would take from the folder
+    that its `init.model` names.
     """
     options.check()
     rates = None if options.rate is None else measured_rates(options.rate)
     what = "planning" if options.fit is None else "fitting"
-    configs = list(_configs(options))
+    configs = list(_configs(options, adopt))
     shown = counted(configs, what, lambda config: config.method, Console(stderr=True))
     return [_row(config, options, rates) for config in shown]
 
@@ -106,11 +110,24 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
 # ---- what is planned
 
 
-def _configs(options: PlanOptions) -> Iterator[RunConfig]:
+def _configs(options: PlanOptions, adopt: Callable[[RunConfig], RunConfig]) -> Iterator[RunConfig]:
     if options.recipe is not None:
-        if options.recipe.expanduser().is_dir():  # before its plugins are loaded
-            require_known_code(options.recipe.expanduser())
-        yield _with(load(recipe_file(str(options.recipe))), options)
+        folder = options.recipe.expanduser()
+        if folder.is_dir():
+            require_known_code(folder)  # before its plugins are loaded
+            config = _with(load(recipe_file(str(options.recipe))), options)
+            own = folder / "tokenizer.json"  # shape and ranks are in the run's config.toml
+            yield _with_entries(config, own) if own.is_file() else config
+            return
+        config = _with(load(recipe_file(str(options.recipe))), options)
+        if options.fit is not None and config.init.model is not None:
+            raise UsageError(
+                f"lowrise plan --fit {options.fit}: {options.recipe} has the shape of init.model = "
+                f"{config.init.model}; leave --fit out, or plan a recipe without init.model."
+            )
+        config = adopt(config)
+        named = config.data.tokenizer
+        yield config if named is None else _with_entries(config, Path(named).expanduser())
         return
     size = options.base
     assert size is not None
@@ -124,6 +141,13 @@ def _configs(options: PlanOptions) -> Iterator[RunConfig]:
         else:
             config = load(None, {"method": name, "model.preset": size, "plugin": options.plugin})
         yield _with(config, options)
+
+
+def _with_entries(config: RunConfig, tokenizer: Path) -> RunConfig:
+    """The configuration with as many entries as this tokenizer has; its own number is of one that is still to
+    be trained."""
+    entries = Tokenizer.load(tokenizer, separator_token=config.data.separator_token).vocab_size
+    return replace(config, data=replace(config.data, vocab_size=entries))
 
 
 def _with(config: RunConfig, options: PlanOptions) -> RunConfig:

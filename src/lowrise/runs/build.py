@@ -55,8 +55,8 @@ def _model(config: RunConfig, vocab_size: int, device: torch.device) -> Llama:
         return build_model(llama, layer=DENSE, device=device, seed=config.seed)
     if layer.rank == "init":
         raise UsageError(
-            'layer.rank = "init" takes ranks from the folder that init.model names, which only train, '
-            "compare and scaling read: give a rank."
+            'layer.rank = "init" takes ranks from the folder that init.model names, which has not been read: '
+            "give ranks, or the configuration that lowrise.pretrained.adopt.adopted makes of it."
         )
     with _section("layer"):
         return build_model(

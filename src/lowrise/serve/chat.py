@@ -27,7 +27,10 @@ class ChatFormat:
     @property
     def stop(self) -> tuple[str, ...]:
         """Strings that end an answer, besides the model's own end."""
-        return () if self.template is not None else (PLAIN_STOP,)
+        if self.template is None:
+            return (PLAIN_STOP,)
+        mark = self.template.end_of_answer(self.tokenizer.special_tokens)
+        return () if mark is None else (mark,)
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Tokens of the conversation up to where the answer begins, without the document separator."""

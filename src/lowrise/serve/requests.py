@@ -18,8 +18,9 @@ from lowrise.inference.sampling import Sampling
 from lowrise.serve.chat import PLAIN_ROLES, ChatFormat, Message
 
 MAX_STOPS = 16
+_CACHE = ("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention")
 # Read by nobody here, and without effect on the text.
-IGNORED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
+IGNORED = ("user", "metadata", "store", "service_tier", "safety_identifier", *_CACHE)
 # Name -> values that ask for nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
@@ -35,6 +36,14 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "parallel_tool_calls": (True, False),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+    "audio": (),
+    "moderation": (),
+    "prediction": (),
+    "web_search_options": (),
 }
 SHARED = (
     "model",

@@ -103,6 +103,8 @@ def test_damaged_compression_is_a_sentence(suffix: str, damage: str, tmp_path: P
     ("line", "complaint"),
     [
         ('{"text": "unfinished', r"line 3: not a JSON object"),
+        ('{"prompt": "x", "completion": "y"}', "line 3: .* a sample.*data.format = .samples."),
+        ('{"messages": []}', "line 3: .* a sample.*data.format = .samples."),
         ('{"body": "x", "id": 1}', r"line 3: no key 'text' \(keys found: 'body', 'id'\).*data\.text_key"),
         ('{"text": null}', r"line 3: 'text' holds null, not a string"),
         ('["text"]', r"line 3: a JSON array"),

@@ -99,7 +99,7 @@ def test_other_names_of_the_keys(tmp_path: Path) -> None:
 
 BAD_LINES = [
     ('{"prompt": "a"}', "line 2: no key 'completion' and no 'messages'.*data.keys"),
-    ('{"text": "a"}', r"line 2: no key 'prompt' and no 'messages' \(keys found: 'text'\)"),
+    ('{"text": "a"}', r"line 2: no key 'prompt' and no 'messages' \(keys found: 'text'\).*format = \"text\""),
     ('{"prompt": "a", "completion": 3}', "line 2: 'completion' holds number, not a string"),
     ('{"prompt": "a", "completion": ""}', "line 2: 'completion' is empty.*remove the line"),
     ('{"prompt": "a", "completion": "\\ud800"}', "line 2: 'completion' has half a surrogate pair"),
@@ -140,9 +140,19 @@ def test_what_a_template_refuses_has_a_place() -> None:
 
 def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
     """Templates of reasoning models drop what was thought in earlier turns."""
-    last_only = ChatTemplate("{% for m in messages %}{{ m.content if loop.last else '-' }};{% endfor %}")
+    last_only = ChatTemplate(
+        "{% for m in messages %}{{ m.content if loop.last or m.role != 'assistant' else '-' }};{% endfor %}"
+    )
     with pytest.raises(UsageError, match=r"line 3: .*otherwise once it follows.*a line for each answer"):
         spans_of(CHAT, SampleFormat(template=last_only), "a.jsonl, line 3")
+
+
+def test_a_template_that_asks_otherwise_than_it_writes_is_shown_where() -> None:
+    """A line for each answer would not help: it is the first answer already."""
+    turns = "{% for m in messages %}<{{ m.role }}> {{ m.content }}\n{% endfor %}"
+    asking = ChatTemplate(turns + "{% if add_generation_prompt %}<assistant>\n{{ '' }}{% endif %}")
+    with pytest.raises(UsageError, match=r"line 3: .*asks for messages\[2\] with .*<assistant>\\n', and "):
+        spans_of(CHAT, SampleFormat(template=asking), "a.jsonl, line 3")
 
 
 def test_a_mark_quoted_in_a_message_is_refused() -> None:
@@ -168,6 +178,11 @@ def test_other_kinds_of_files_are_refused(tmp_path: Path) -> None:
         ({"format": "sample"}, 'it may be "text" or "samples"'),
         ({"format": "samples", "keys": {"promt": "q"}}, "promt"),
         ({"format": "samples", "keys": {"prompt": ""}}, "data.keys.prompt is ''"),
+        (
+            {"format": "samples", "keys": {"prompt": "q", "completion": "q"}},
+            "prompt and completion are both 'q'",
+        ),
+        ({"format": "samples", "keys": {"completion": "prompt"}}, "prompt and completion are both 'prompt'"),
         ({"format": "samples", "overlong": "wrap"}, 'it may be "cut" or "drop"'),
     ],
 )
@@ -216,6 +231,11 @@ def test_samples_with_one_prompt_are_held_out_together(tmp_path: Path) -> None:
     ]
     assert all(prompts)
     assert not prompts[0] & prompts[1]
+
+
+def test_a_sample_alone_is_called_a_sample_where_it_leaves_a_split_empty(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"all 1 samples of .* fell into .*or give more samples, or change"):
+        corpus_of(tmp_path, [PAIR])
 
 
 def test_a_batch_is_a_function_of_its_number_and_a_rank_reads_its_rows(corpus: Corpus) -> None:

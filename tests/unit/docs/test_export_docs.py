@@ -7,10 +7,13 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 from served import serving
 from small_runs import config_for, run_training
 
 from lowrise.cli import main
+from lowrise.console import Console
+from lowrise.runs.load import load_run
 
 pytest.importorskip("transformers")
 pytest.importorskip("gguf")
@@ -60,3 +63,7 @@ def test_readme_and_page(here: Path, text_folder: Path, monkeypatch: pytest.Monk
     exec(known, names)
     assert type(names["model"]).__module__ == "lowrise.export.modeling_lowrise"
     exec(own, names)
+    run = load_run(Path("runs/s60m"), "cpu", Console(quiet=True))
+    assert torch.equal(names["model"](names["ids"]), run.model(names["ids"]))
+    assert names["model"].training
+    assert all(p.grad is not None for p in names["model"].parameters())

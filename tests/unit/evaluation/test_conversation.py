@@ -40,6 +40,8 @@ def test_a_template_writes_the_context_whole() -> None:
     begun = [ASKED[3], {"role": "assistant", "content": "It is"}]
     assert chat.context(begun, answer_follows=False) == f"{text}It is"
     assert chat.asked(text, {"until": ["."]}) == (text, {"until": ["."]})
+    ending = Conversation(ChatTemplate("{% for m in messages %}{{ m.content }}<end>\n{% endfor %}"))
+    assert ending.asked(text, {"until": "."}, ["<end>"]) == (text, {"until": [".", "<end>"]})
 
 
 def test_marks_of_a_template_are_marks_and_its_end_is_no_answer(text_folder, tmp_path) -> None:

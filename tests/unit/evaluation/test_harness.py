@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,15 @@ def test_one_table_of_tasks(run: Path, tasks: Path, capsys) -> None:
     assert "bits per byte" in printed
     assert "local_choice" in printed
     assert "acc" in printed
+
+
+def test_nothing_but_the_tables_is_printed_where_nobody_watches(run, tasks, monkeypatch, capfd) -> None:
+    """lm-eval's bars and git's "fatal: not a git repository" would stand between the lines of a log."""
+    monkeypatch.chdir(tasks)
+    assert cli.main(["eval", str(run), "--tasks", *TASKS, "--task_path", str(tasks)]) == 0
+    shown = capfd.readouterr()
+    assert "local_writing" in shown.out
+    assert not re.search(r"it/s|examples/s|fatal", shown.err)
 
 
 def test_questions_as_turns_of_a_conversation(run: Path, tasks: Path, tmp_path: Path, capsys) -> None:

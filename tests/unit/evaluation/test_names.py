@@ -37,3 +37,21 @@ def test_tables_of_long_places_are_not_broken_at_80_columns() -> None:
     show_tasks(results, console)
     for form in forms:
         assert console.file.getvalue().count(f" {form} ") == 2
+
+
+@pytest.mark.parametrize("models", [1, 2, 5])
+def test_every_value_of_a_task_stands_whole_on_one_line(models: int) -> None:
+    """Columns for the models where they fit, else a row for each."""
+    names = [f"model-of-width-{n}" for n in range(models)]
+    values = {"word_perplexity": 5275171.506, "acc_norm": 0.5, "acc_norm_stderr": 0.1141}
+    console = Console(file=io.StringIO(), width=80)
+    show_tasks([{"run": f"/runs/{name}", "tasks": {"local_choice": values}} for name in names], console)
+    lines = [line.split() for line in console.file.getvalue().splitlines()]
+    if models < 3:
+        assert lines[0] == ["task", "metric", *names]
+        assert lines[2] == ["local_choice", "acc_norm", *["0.5000", "±", "0.1141"] * models]
+        assert len(lines) == 3
+    else:
+        assert lines[0] == ["task", "metric", "model", "value"]
+        assert lines[1:6] == [["local_choice", "word_perplexity", n, "5.27517e+06"] for n in names]
+        assert lines[6:] == [["local_choice", "acc_norm", n, "0.5000", "±", "0.1141"] for n in names]

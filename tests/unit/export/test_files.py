@@ -15,6 +15,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from lowrise.cli import main
 from lowrise.data import Tokenizer
+from lowrise.data.chat import ChatTemplate
 from lowrise.data.tokenizer import train_bpe
 from lowrise.errors import UsageError
 from lowrise.export.export import export_run
@@ -23,7 +24,7 @@ from lowrise.export.gguf_file import gpt2_vocabulary, write_gguf
 from lowrise.export.huggingface import write_folder
 from lowrise.export.options import ExportOptions
 from lowrise.export.shards import parse_size
-from lowrise.export.tokenizer_files import write_tokenizer
+from lowrise.export.tokenizer_files import add_template, write_tokenizer
 from lowrise.model import Llama, LlamaConfig, build_model
 
 TEXTS = [
@@ -289,3 +290,21 @@ def test_the_command_and_our_own_file(
     assert "--force" in capsys.readouterr().err
     assert main(["export", str(run), "--to", "safetensors", "--force", "true"]) == 0
     assert main(["export", str(tmp_path / "nowhere")]) == 2
+
+
+@pytest.mark.parametrize(("mark", "ends"), [("<|im_end|>", 2), ("<|endoftext|>", 1), ("<other>", 1)])
+def test_generation_ends_at_the_mark_that_a_template_writes_after_an_answer(
+    mark: str, ends: int, tmp_path: Path
+) -> None:
+    """After the mark a model has learned nothing: its answer would go on with turns of its own."""
+    encoder = tokenizers.Tokenizer.from_str(train_bpe(["the rank of a matrix"] * 9, 300).text)
+    encoder.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    tokenizer = Tokenizer(encoder.to_str())
+    model = build_model(LlamaConfig.preset("nano", vocab_size=tokenizer.vocab_size), layer="dense")
+    write_folder(tmp_path, model, tokenizer, "dense", torch.float32, 10**9)
+    before = json.loads((tmp_path / "generation_config.json").read_text())
+    add_template(tmp_path, ChatTemplate("{% for m in messages %}{{ m.content }}" + mark + "\n{% endfor %}"))
+    separator = tokenizer.separator_id
+    expected = separator if ends == 1 else [separator, tokenizer.id_of(mark)]
+    found = json.loads((tmp_path / "generation_config.json").read_text())
+    assert found == before | {"eos_token_id": expected}

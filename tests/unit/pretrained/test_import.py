@@ -165,11 +165,26 @@ def test_a_window_longer_than_every_text_is_none(tmp_path: Path, tokenizer: Toke
     assert open_folder(tmp_path / "hf").layer == "dense"
 
 
+@pytest.mark.parametrize(
+    "words", [["import", "--run", "run"], ["eval"], ["factorize", "--out", "low", "--rank", "4"]]
+)
+def test_an_adapter_alone_is_called_one(
+    words: list[str], tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    """peft's `save_pretrained` wrote it, so a folder "as save_pretrained writes it" would be no remedy."""
+    monkeypatch.chdir(tmp_path)
+    Path("adapter").mkdir()
+    Path("adapter/adapter_config.json").write_text("{}")
+    Path("adapter/adapter_model.safetensors").write_bytes(b"")
+    assert main([words[0], "adapter", *words[1:]]) == 2
+    assert "adapter of peft without its model: merge it" in capsys.readouterr().err.replace("\n", " ")
+
+
 def test_broken_folders_are_sentences(tmp_path: Path, tokenizer: Tokenizer, capsys: Any) -> None:
     folder_of(tmp_path / "hf", tokenizer)
     for name, sentence in (
         ("config.json", "There is no config.json"),
-        ("tokenizer.json", "There is no tokenizer"),
+        ("tokenizer.json", "has no tokenizer.json: save the tokenizer into it"),
         ("model.safetensors.index.json", "no model.safetensors and no index"),
     ):
         broken = tmp_path / name.replace(".", "-")

@@ -40,6 +40,25 @@ def test_models(client) -> None:
         client.models.retrieve("other")
 
 
+@pytest.mark.parametrize("chat", [False, True], ids=["completions", "chat"])
+def test_every_parameter_of_the_format_is_known_by_its_name(client, chat) -> None:
+    """What cannot be done is called that, and not a mistyped name: clients send it by themselves."""
+    from openai.types import completion_create_params
+    from openai.types.chat import completion_create_params as chat_create_params
+
+    params = (chat_create_params if chat else completion_create_params).CompletionCreateParamsBase
+    request = {"messages": [{"role": "user", "content": "a"}]} if chat else {"prompt": "a"}
+    create = client.chat.completions.create if chat else client.completions.create
+    for name in params.__annotations__.keys() - request.keys() - {"model", "stream"}:
+        for value in (None, {"type": "unusual"}):
+            try:
+                create(model="small", **request | {"max_tokens": 1}, extra_body={name: value})
+            except openai.BadRequestError as error:
+                message = str(error)
+                assert value is not None, message
+                assert "There is no parameter" not in message, message
+
+
 def test_completion_is_the_text_of_the_library(client, text_model) -> None:
     answer = client.completions.create(model="small", prompt="the rank", max_tokens=12, temperature=0)
     text, tokens, finish = expected(text_model, "the rank", 12, temperature=0.0)

@@ -277,7 +277,9 @@ def test_the_server_asks_as_the_run_was_trained(template, text_folder, tmp_path)
     (batch,) = corpus.train.windows(96, 1)
     inputs, targets, numbers = batch[0][:, batch[0][2] == 0]
     first = int(np.flatnonzero(targets >= 0)[0])
-    prompt = chat_format(corpus.tokenizer, [tmp_path / "run"]).prompt([asked])
+    chat = chat_format(corpus.tokenizer, [tmp_path / "run"])
+    assert chat.stop == (("<|im_end|>",) if template is not None else ("\nUser:",))
+    prompt = chat.prompt([asked])
     assert inputs[: first + 1].tolist() == [corpus.tokenizer.separator_id, *prompt]
     end = "<|im_end|>\n" if template is not None else ""
     answer = corpus.tokenizer.decode(targets[targets >= 0])
