@@ -12,7 +12,6 @@ from torch import Tensor
 from lowrise.errors import UsageError
 from lowrise.linalg.norms import frobenius
 from lowrise.linalg.rank import resolve_rank
-from lowrise.optim.engine.base import Optimizer
 from lowrise.optim.engine.projected_adam import (
     Batch,
     Member,
@@ -113,19 +112,11 @@ class APOLLO(ProjectedAdam):
         weight_decay: float = 0.0,
         correct_bias: bool = True,
     ) -> None:
-        options: dict[str, Any] = {"lr": lr, "rank": rank, "update_proj_gap": update_proj_gap}
-        options |= {"scale": scale}
-        options |= {"scale_type": scale_type, "scale_front": scale_front, "relative_scale": relative_scale}
-        options |= {"proj_type": proj_type, "projection": projection, "store_projection": store_projection}
-        options |= {"limiter": limiter, "gamma": gamma, "stagger": stagger, "seed": seed}
-        options |= {"betas": betas, "eps": eps, "weight_decay": weight_decay, "correct_bias": correct_bias}
-        Optimizer.__init__(self, params, options)
+        super().__init__(params, self.options(locals()))
 
     def _check_options(self, group: Mapping[str, Any]) -> None:
         super()._check_options(group)
         check_limiter("APOLLO", group)
-        if group["scale_type"] not in ("channel", "tensor"):
-            raise UsageError(f"APOLLO has scale_type = {group['scale_type']!r}; choose channel or tensor.")
         if not group["scale"] >= 0:
             raise UsageError(f"APOLLO has scale = {group['scale']}; the update is multiplied by its root.")
         if group["proj_type"] == "full":

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowrise.optim.engine.base import Optimizer
 from lowrise.optim.engine.projected_adam import Batch, ProjectedAdam
 from lowrise.optim.rules.projection import Projection, ProjType, back
 
@@ -80,11 +79,7 @@ class GaLore(ProjectedAdam):
         weight_decay: float = 0.0,
         correct_bias: bool = True,
     ) -> None:
-        options: dict[str, Any] = {"lr": lr, "rank": rank, "update_proj_gap": update_proj_gap}
-        options |= {"scale": scale}
-        options |= {"proj_type": proj_type, "projection": projection, "stagger": stagger, "seed": seed}
-        options |= {"betas": betas, "eps": eps, "weight_decay": weight_decay, "correct_bias": correct_bias}
-        Optimizer.__init__(self, params, options)
+        super().__init__(params, self.options(locals()))
 
     def _directions(self, group: dict[str, Any], batches: Sequence[Batch], rate: float) -> Iterator[Tensor]:
         torch._foreach_mul_([batch.N for batch in batches], group["scale"] * rate)

@@ -17,7 +17,7 @@ from lowrise.optim.engine.base import Optimizer
 from lowrise.optim.engine.hyperball import BALL_ROLES, step_
 from lowrise.optim.engine.options import parameter_name
 from lowrise.optim.engine.units import Layout, Shape, Unit, stacked, together
-from lowrise.optim.rules.adamw import Form
+from lowrise.optim.rules.adamw import Form, adam_moments_
 from lowrise.optim.rules.growth_limiter import Limiter, check_limiter, limit_growth
 
 
@@ -89,18 +89,7 @@ class GWT(Optimizer):
         limiter: Limiter = "safe",
         weight_decay: float = 0.0,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "level": level,
-            "scale": scale,
-            "betas": betas,
-            "eps": eps,
-            "correct_bias": correct_bias,
-            "correct_details": correct_details,
-            "limiter": limiter,
-            "weight_decay": weight_decay,
-        }
-        super().__init__(params, defaults)
+        super().__init__(params, self.options(locals()))
 
     def _check_options(self, group: Mapping[str, Any]) -> None:
         check_limiter("GWT", group)
@@ -158,9 +147,7 @@ def _update_chunk(group: Mapping[str, Any], chunk: Sequence[list[Unit]], t: int)
     if level:  # at level 0 they are the gradients themselves
         torch._foreach_mul_(sums, 2.0**-level)
     exp_avgs, exp_avg_sqs = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
-    torch._foreach_lerp_(exp_avgs, A, 1.0 - b1)  # 2
-    torch._foreach_mul_(exp_avg_sqs, b2)
-    torch._foreach_addcmul_(exp_avg_sqs, A, A, 1.0 - b2)
+    adam_moments_(exp_avgs, exp_avg_sqs, list(A), (b1, b2))  # 2
     of_buckets = [[unit.states[0] for unit in bucket] for bucket in chunk]
     every_E, Es = copied_out([[state["exp_avg_sq"] for state in same] for same in of_buckets])
     every_N, Ns = copied_out([[state["exp_avg"] for state in same] for same in of_buckets])

@@ -18,7 +18,6 @@ from lowrise.optim.engine.units import Layout, Shape, Unit, stacked, together
 from lowrise.rng import counter_normal, key_of
 
 Target = Literal["none", "unit", "muon"]
-TARGETS: tuple[str, ...] = ("none", "unit", "muon")
 
 
 class SinkGD(Optimizer):
@@ -83,22 +82,11 @@ class SinkGD(Optimizer):
         power_iters_first: int = 10,
         weight_decay: float = 0.0,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "iters": iters,
-            "rows_first": rows_first,
-            "target": target,
-            "power_iters": power_iters,
-            "power_iters_first": power_iters_first,
-            "weight_decay": weight_decay,
-        }
-        super().__init__(params, defaults)
+        super().__init__(params, self.options(locals()))
 
     def _check_options(self, group: Mapping[str, Any]) -> None:
         if group["iters"] < 1:
             raise UsageError(f"SinkGD has iters = {group['iters']}; at least 1 is needed (5 as published).")
-        if group["target"] not in TARGETS:
-            raise UsageError(f"SinkGD has target = {group['target']!r}; choose {', '.join(TARGETS)}.")
         for key in ("power_iters", "power_iters_first"):
             if group[key] < 1:
                 raise UsageError(f"SinkGD has {key} = {group[key]}; at least 1 is needed.")

@@ -12,17 +12,13 @@ from torch import Tensor
 from lowrise.errors import UsageError
 from lowrise.linalg.norms import frobenius, largest_entries, nonzero
 from lowrise.optim.engine.base import Optimizer
-from lowrise.optim.engine.product_decay import Decay, check_decay
+from lowrise.optim.engine.product_decay import Decay
 from lowrise.optim.engine.units import Layout, Shape, Unit, stacked, step_of, together
 from lowrise.optim.rules.adamw import ADAMW_FLOPS_PER_ELEMENT, adamw_layout, adamw_update_
 
 ResetCounter = Literal["shared", "separate"]
 ResetMoments = Literal["before", "after"]
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "reset_counter": ("shared", "separate"),
-    "reset_moments": ("before", "after"),
-}
 SCALARS = ("m_max", "m_norm", "v_norm")
 
 Member = tuple[Tensor, Tensor, dict[str, Tensor]]  # parameter, gradient, state
@@ -101,25 +97,9 @@ class StableSPAM(Optimizer):
         total_steps: int | None = None,
         eta_min: float = 0.5,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "decay": decay,
-            "gamma1": gamma1,
-            "gamma2": gamma2,
-            "theta": theta,
-            "reset_every": reset_every,
-            "reset_counter": reset_counter,
-            "reset_moments": reset_moments,
-            "total_steps": total_steps,
-            "eta_min": eta_min,
-        }
-        super().__init__(params, defaults)
+        super().__init__(params, self.options(locals()))
 
     def _check_options(self, group: Mapping[str, Any]) -> None:
-        check_decay(type(self).__name__, group)
         for key in ("gamma1", "gamma2", "theta"):
             if not 0.0 <= group[key] < 1.0:
                 raise UsageError(f"StableSPAM has {key} = {group[key]}; it must be at least 0 and below 1.")
@@ -132,11 +112,6 @@ class StableSPAM(Optimizer):
             )
         if not 0.0 <= group["eta_min"] <= 1.0:
             raise UsageError(f"StableSPAM has eta_min = {group['eta_min']}; choose a number from 0 to 1.")
-        for key, choices in CHOICES.items():
-            if group[key] not in choices:
-                raise UsageError(
-                    f"StableSPAM has {key} = {group[key]!r}; choose one of {', '.join(choices)}."
-                )
 
     @classmethod
     def _state_layout(

@@ -26,12 +26,6 @@ from lowrise.optim.rules.product_decay import product_decay_terms
 Decay = Literal["entries", "product"]
 
 
-def check_decay(who: str, group: Mapping[str, Any]) -> None:
-    """Raise `UsageError` for an unknown `decay`."""
-    if group["decay"] not in ("entries", "product"):
-        raise UsageError(f"{who} has decay = {group['decay']!r}; choose one of entries, product.")
-
-
 def check_product(group: Mapping[str, Any]) -> None:
     """Raise `UsageError` where the weight is not the product of the factors that would decay."""
     if decays_product(group) and group.get("residual_norm"):
