@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,12 @@ def kind_of(folder: Path) -> Kind:
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "is not there"
         raise UsageError(f"{folder} {what}: lowrise report takes the folder of {accepted()}.")
+    if not os.access(folder, os.R_OK | os.X_OK):
+        # Before the kinds, each of which would name the first file that it looks for, such as track.toml.
+        raise UsageError(
+            f"{folder} may not be read, so lowrise report cannot tell whether it is {accepted()}: change its "
+            "rights, or name a copy that you may read."
+        )
     for kind in KINDS:
         if kind.is_one(folder):
             return kind

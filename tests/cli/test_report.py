@@ -56,6 +56,17 @@ def test_wrong_requests_get_a_message(words, message, two_runs, monkeypatch, cap
     assert message in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_folder_that_may_not_be_read_is_no_track(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    monkeypatch.setattr("lowrise.pages.os.access", lambda path, mode: path != folder)  # root may read all
+    assert main(["report", str(folder)]) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert "may not be read, so lowrise report cannot tell whether it is a run (lowrise train)" in message
+    assert "change its rights" in message
+    assert "track.toml" not in message
+
+
 def test_a_stopped_run_has_a_report(text_folder, tmp_path):
     trainer = trainer_for(config_for(text_folder, "adamw"), tmp_path)
     advance = trainer._advance

@@ -163,6 +163,22 @@ def test_state_of_torch_adamw_is_taken_with_the_options_that_it_lacks() -> None:
         torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)  # fused against foreach
 
 
+def test_state_with_a_decay_in_the_gradient_is_refused() -> None:
+    net = nn.Linear(4, 3)
+    new = AdamW([{"params": list(net.parameters()), "role": "other"}], lr=1e-3)
+    old = torch.optim.Adam(net.parameters(), weight_decay=0.1)
+    give_gradients(list(net.parameters()))
+    old.step()
+    saved = old.state_dict()
+    if "decoupled_weight_decay" not in saved["param_groups"][0]:
+        pytest.skip("this torch does not write which kind of decay it is")
+    with pytest.raises(UsageError, match=r"weight_decay = 0.1 to the gradient"):
+        new.load_state_dict(saved)
+    saved["param_groups"][0]["weight_decay"] = 0.0
+    new.load_state_dict(saved)
+    new.step()
+
+
 def test_state_of_an_ascending_optimizer_is_refused() -> None:
     net = nn.Linear(4, 3)
     old = torch.optim.AdamW(net.parameters(), maximize=True)

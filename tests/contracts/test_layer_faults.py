@@ -92,6 +92,15 @@ def test_weights_that_are_not_finite_are_refused_by_name(value: float) -> None:
     assert type(model[0]) is nn.Linear
 
 
+@pytest.mark.parametrize("layer", sorted(LAYERS))
+def test_a_bias_that_is_not_finite_is_refused_by_name(layer: str) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    model[1].bias.data[3] = float("nan")
+    with pytest.raises(UsageError, match="1: the bias has entries that are not finite"):
+        lowrise.factorize(model, layer=layer, rank=2, from_weights=True)
+    assert type(model[0]) is nn.Linear
+
+
 @pytest.mark.parametrize("layer", sorted(set(LAYERS) - {"cola", "dlr"}))
 def test_an_owner_may_read_the_weight(layer: str) -> None:
     encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, batch_first=True), 2)

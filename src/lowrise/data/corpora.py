@@ -28,6 +28,7 @@ from lowrise.data.readers import (
     read_json_lines,
     read_parquet,
     read_text,
+    refuse_json_lines,
 )
 from lowrise.data.samples import SampleFormat, read_samples, sample_format
 from lowrise.data.stored import LIMITS, Limits, compression_of
@@ -76,7 +77,7 @@ class SourceFile:
 
 
 READERS: dict[str, Callable[[SourceFile, str], Iterator[Chunk]]] = {
-    "text": lambda file, text_key: read_text(file.paths[0], file.separator, file.limits),
+    "text": lambda file, text_key: _read_plain(file, text_key),
     "samples": lambda file, text_key: read_samples(
         file.paths[0], file.samples or SampleFormat(), file.limits
     ),
@@ -88,6 +89,11 @@ READERS: dict[str, Callable[[SourceFile, str], Iterator[Chunk]]] = {
 
 KIND_OF_SUFFIX: dict[str, str] = {**dict.fromkeys(JSON_LINES, "jsonl"), ".parquet": "parquet"}
 """Suffix of a file's name, without that of a compression -> its kind; every other is text."""
+
+
+def _read_plain(file: SourceFile, text_key: str) -> Iterator[Chunk]:
+    refuse_json_lines(file.paths[0], text_key, file.limits)
+    yield from read_text(file.paths[0], file.separator, file.limits)
 
 
 def find_sources(config: DataConfig, kept: Kept | None = None) -> list[SourceFile]:
@@ -177,11 +183,22 @@ def _files_of(spec: str, split: str | None, separator: str | None) -> list[Sourc
     return [_file(file, split, separator) for file in files]
 
 
-def walk(root: Path, pattern: tuple[str, ...] = ("**",)) -> list[Path]:
+def left_out(config: DataConfig) -> list[Path]:
+    """What lies in the folders among the sources and is not read: `is_left_out`, without what is below it."""
+    left: list[Path] = []
+    for spec in dict.fromkeys((*config.source, *config.valid)):
+        path = Path(spec).expanduser()
+        if spec != "builtin" and not spec.startswith("hf:") and path.is_dir():
+            walk(path, left=left)
+    return left
+
+
+def walk(root: Path, pattern: tuple[str, ...] = ("**",), left: list[Path] | None = None) -> list[Path]:
     """Every file below `root` whose path fits the parts of a glob, links followed; ordered by path.
 
-    "**" takes any number of folders; a name that begins with a dot fits only a part that does. A file that is
-    reached by several paths that fit counts once, under its own path if that is one of them.
+    "**" takes any number of folders; a name that begins with a dot fits only a part that does, and Python's
+    cache (`__pycache__`) only its own name: what `is_left_out` and fits no part is added to `left`. A file
+    that is reached by several paths that fit counts once, under its own path if that is one of them.
 
     Raises:
         UsageError: a folder that cannot be read, or a link that leads nowhere and would have fitted.
@@ -199,6 +216,8 @@ def walk(root: Path, pattern: tuple[str, ...] = ("**",)) -> list[Path]:
         for entry in _entries(folder):
             path, after = folder / entry.name, _after(states, entry.name, pattern)
             fits = len(pattern) in after
+            if left is not None and not after and is_left_out(entry.name):
+                left.append(path)
             if entry.is_dir():
                 if after and entry.is_symlink():
                     links.append((path, after))
@@ -227,13 +246,19 @@ def _after(states: frozenset[int], name: str, pattern: tuple[str, ...]) -> froze
     after = set()
     for used in states:
         part = pattern[used] if used < len(pattern) else None
-        if part is None or (name.startswith(".") and not part.startswith(".")):
+        if part is None or (is_left_out(name) and part != name and not (part[0] == name[0] == ".")):
             continue
         if part == "**":
             after.add(used)
         elif fnmatch.fnmatchcase(name, part):
             after.add(used + 1)
     return _closed(after, pattern)
+
+
+def is_left_out(name: str) -> bool:
+    """Whether a name in a folder is no text of its own accord: hidden (`.git`, `.ipynb_checkpoints`,
+    `.DS_Store`), or the cache that Python writes beside its sources."""
+    return name.startswith(".") or name == "__pycache__"
 
 
 def _closed(states: set[int], pattern: tuple[str, ...]) -> frozenset[int]:

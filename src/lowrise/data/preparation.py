@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrise.data.config import HOW_NOT_WHAT, DataConfig
-from lowrise.data.corpora import Kept, SourceFile, find_held_out, find_sources
+from lowrise.data.corpora import Kept, SourceFile, find_held_out, find_sources, left_out
 from lowrise.data.corpus import Corpus, open_corpus
 from lowrise.data.hashes import HashCache, stamp_of
 from lowrise.data.hub import BYTES_PER_TOKEN, is_on_hub, kept_text
@@ -145,6 +145,7 @@ def _prepared(
             remove_parts(directory)  # of a process that was stopped after the index
         else:
             _require_separator(config, files, report)
+            _tell_left_out(config)
             if config.tokenizer is not None:
                 require_lossless(config, files, tokenizer)
             with locked(directory.with_suffix(".lock"), lambda: report(0, 0, "waiting for another process")):
@@ -270,6 +271,19 @@ def _require_separator(config: DataConfig, files: list[SourceFile], report: Prog
         warnings.warn(
             f"data.document_separator {separator!r} occurs nowhere in the text: each of the {len(files)} "
             "text files is one document.",
+            stacklevel=5,
+        )
+
+
+def _tell_left_out(config: DataConfig) -> None:
+    """One warning of the hidden names and caches in folders that are sources."""
+    left = left_out(config)
+    if left:
+        names = sorted({path.name for path in left})
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        warnings.warn(
+            f"{len(left)} hidden files and folders or caches in the sources are left out "
+            f"({', '.join(names[:3])}{more}): a glob such as 'DIR/.hidden/*.txt' reads them.",
             stacklevel=5,
         )
 

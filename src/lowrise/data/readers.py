@@ -61,6 +61,25 @@ def read_text(path: Path, separator: str | None = None, limits: Limits = LIMITS)
         yield Chunk(buffer, True, position)
 
 
+def refuse_json_lines(path: Path, text_key: str, limits: Limits = LIMITS) -> None:
+    """Raise `UsageError` for a text file that begins as JSON Lines with this key do (`part-00000`,
+    `a.jsonl.1`): its braces and keys would be trained on as text.
+    """
+    first, _ = next(_decoded(path, limits), ("", 0))
+    line, _, _ = first.lstrip().partition("\n")
+    if not line.startswith("{"):
+        return
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return
+    if isinstance(found, dict) and isinstance(found.get(text_key), str):
+        raise UsageError(
+            f"{path} begins with a JSON object whose {text_key!r} is a string, as JSON Lines do, and "
+            "its name does not: let it end in .jsonl (before .gz, .xz or .zst), or convert it to text."
+        )
+
+
 def _decoded(path: Path, limits: Limits) -> Iterator[tuple[str, int]]:
     """The file's text in blocks, without its byte order mark, and the stored bytes read so far."""
     decoder = codecs.getincrementaldecoder("utf-8")()

@@ -45,6 +45,8 @@ OTHER_KINDS = {
     b"BZh": "bzip2 data",
     b"7z\xbc\xaf\x27\x1c": "a 7z archive",
     b"PAR1": "a Parquet table",
+    b"%!PS-": "PostScript",
+    b"{\\rtf": "rich text (RTF)",
 }
 
 OWN_START = {".gz": b"\x1f\x8b", ".xz": b"\xfd7zXZ\x00", ".zst": b"\x28\xb5\x2f\xfd"}
@@ -111,6 +113,10 @@ def refuse_other_kinds(path: Path, start: bytes, own: bytes | None = None) -> No
     if start.startswith(b"version https://git-lfs.github.com/spec/"):
         raise UsageError(
             f"{path} is a Git LFS pointer, not the file itself: fetch the content with `git lfs pull`."
+        )
+    if start.startswith(b"/annex/objects/"):
+        raise UsageError(
+            f"{path} is a git-annex pointer, not the file itself: fetch the content with `git annex get`."
         )
     found = next(
         (kind for magic, kind in OTHER_KINDS.items() if magic != own and start.startswith(magic)), None

@@ -157,6 +157,9 @@ def _check_values(name: str, module: nn.Module) -> None:
             "offloaded): load them first, or leave from_weights out for fresh factors."
         )
     check_finite(weight, f"{name}: ")
+    bias = module.bias
+    if isinstance(bias, Tensor) and not bias.is_meta:
+        check_finite(bias, f"{name}: ", what="bias")
 
 
 def _choose(

@@ -56,11 +56,12 @@ def uniform(
     return drawn.mul_(2 * bound).sub_(bound).to(device)
 
 
-def check_finite(weight: Tensor, where: str = "") -> None:
-    """Raise `UsageError` for a weight that cannot be decomposed. Waits for the device."""
+def check_finite(weight: Tensor, where: str = "", what: str = "weight") -> None:
+    """Raise `UsageError` for a weight that cannot be decomposed, or a bias that cannot be taken over. Waits
+    for the device."""
     if not torch.isfinite(weight).all():
         raise UsageError(
-            f"{where}the weight has entries that are not finite, so it cannot be factorized from them; "
+            f"{where}the {what} has entries that are not finite, so it cannot be factorized from them; "
             "load a sound checkpoint, or skip this layer."
         )
 

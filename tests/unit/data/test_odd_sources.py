@@ -8,6 +8,7 @@ import io
 import json
 import os
 import tarfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -148,6 +149,12 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
         ("a.parquet", POINTER, "Git LFS pointer"),
         ("a.jsonl", b'{"id": ' + b"7" * 5000 + b', "text": "one"}\n', "line 1: not a JSON object"),
         ("a.json", b'[{"text": "one"}]', "array"),
+        ("a.txt", b"/annex/objects/SHA256E-s5--00.txt\n", "git-annex pointer"),
+        ("a.txt", b"%!PS-Adobe-3.0\n", "PostScript"),
+        ("a.doc", b"{\\rtf1 text}", "rich text"),
+        ("part-00000", b'{"id": 1, "text": "one"}\n{"id": 2, "text": "two"}\n', "end in .jsonl"),
+        ("a.jsonl.1", b'\xef\xbb\xbf{"text": "one"}\r\n', "end in .jsonl"),
+        ("part-00001.gz", gzip.compress(b'{"text": "one"}'), "end in .jsonl"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",  # not the bytes, which hold a date
 )
@@ -155,6 +162,33 @@ def test_what_is_no_text_is_refused(tmp_path: Path, name: str, content: bytes, c
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UsageError, match=complaint):
         prepared(tmp_path, tmp_path / name)
+
+
+@pytest.mark.parametrize("text", ['{"other": "key"}\n', '{"text": 1}\n', "{not JSON}\n", 'a {"text": "b"}\n'])
+def test_text_with_braces_is_text(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.txt").write_text(text)
+    assert [chunk.text for file in found(tmp_path / "a.txt") for chunk in file.chunks("text")] == [text, ""]
+
+
+def found(path: Path) -> list[corpora.SourceFile]:
+    return corpora.find_sources(DataConfig(source=(str(path),)))
+
+
+def test_hidden_names_and_caches_are_left_out_of_a_folder_and_told(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    left = (".git/HEAD", ".ipynb_checkpoints/a.txt", "deep/__pycache__/a.pyc", ".DS_Store")
+    for name in ("a.py", "deep/b.py", *left):
+        (corpus / name).parent.mkdir(parents=True, exist_ok=True)
+        (corpus / name).write_bytes(b"\xcb\r\r\n\0" if name in left else b"text")
+    with pytest.warns(
+        UserWarning, match=r"^4 hidden .* left out \(.DS_Store, .git, .ipynb_checkpoints and 1 more"
+    ):
+        assert prepared(tmp_path, corpus).train.documents == 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a glob says itself what it takes, and a prepared corpus was told
+        assert prepared(tmp_path, corpus).train.documents == 2
+        assert prepared(tmp_path, corpus / "**/*.py").train.documents == 2
+    assert [file.paths[0].name for file in found(corpus / "deep/__pycache__/*")] == ["a.pyc"]
 
 
 def test_parquet_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:

@@ -81,6 +81,14 @@ class Saved(torch.optim.Optimizer):
                         f"parameter group {number} was saved by an optimizer with {flag} = "
                         f"{saved_group[flag]!r}, which {type(self).__name__} does not have."
                     )
+            if saved_group.get("decoupled_weight_decay") is False and saved_group.get("weight_decay"):
+                raise UsageError(
+                    f"parameter group {number} was saved by an optimizer that adds its weight_decay = "
+                    f"{saved_group['weight_decay']!r} to the gradient (torch.optim.Adam), and "
+                    f"{type(self).__name__} decays the weights themselves: the update would be another one "
+                    "from here on. Set weight_decay = 0 in the saved groups and choose a new one, or load "
+                    "the state of torch.optim.AdamW."
+                )
             for option, always in REMOVED_OPTIONS.items():
                 if saved_group.get(option, always) != always:
                     raise UsageError(
