@@ -172,7 +172,8 @@ def test_files_where_folders_belong_are_usage_errors(tmp_path, capsys, monkeypat
     file.write_text("text")
     for place in (file, file / "x" / "y"):
         assert f"{file} is a file; name a folder" in error_of(["train", "--run", str(place)], capsys)
-    words = ["compare", "r.toml", "--budget", "tokens=1k", "--out", str(file)]
+    (tmp_path / "r.toml").write_text('method = "lowrank"\n')
+    words = ["compare", str(tmp_path / "r.toml"), "--budget", "tokens=1k", "--out", str(file)]
     assert f"--out {file}: {file} is a file" in error_of(words, capsys)
     assert f"{file} is a file: give the folder" in error_of(["data", "info", str(file)], capsys)
     assert "is a folder and no run" in error_of(["train", str(tmp_path)], capsys)

@@ -47,6 +47,20 @@ def give_gradients(params: list[nn.Parameter], seed: int = 1) -> None:
 
 
 @pytest.mark.parametrize(("name", "role"), CASES)
+@pytest.mark.parametrize("lr", [float("nan"), float("inf"), -1e-3])
+def test_a_rate_that_no_update_can_have_is_refused_before_anything_moves(
+    name: str, role: str, lr: float
+) -> None:
+    optimizer, params = build(name, role)
+    before = [p.detach().clone() for p in params]
+    give_gradients(params)
+    optimizer.param_groups[0]["lr"] = lr
+    with pytest.raises(UsageError, match="parameter group 0 has lr = "):
+        optimizer.step()
+    assert all(torch.equal(p, start) for p, start in zip(params, before, strict=True))
+
+
+@pytest.mark.parametrize(("name", "role"), CASES)
 def test_what_is_frozen_in_mid_run_stays_or_is_refused_with_its_partner(name: str, role: str) -> None:
     optimizer, params = build(name, role)
     give_gradients(params)

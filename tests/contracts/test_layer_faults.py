@@ -64,6 +64,15 @@ def test_a_map_with_a_row_for_each_token_is_a_head(head: str) -> None:
     assert roles[f"{head}.weight"] == "head"
 
 
+def test_the_last_map_of_a_padded_vocabulary_is_a_head() -> None:
+    model = Net("to_logits")  # 90 tokens
+    model.to_logits = nn.Linear(8, 96, bias=False)  # type: ignore[assignment]
+    assert type(lowrise.factorize(model, rank=0.5).to_logits) is nn.Linear
+    # Not where another map is as large, and not in the middle.
+    model = nn.Sequential(nn.Embedding(90, 8), nn.Linear(8, 96), nn.Linear(96, 8), nn.Linear(8, 8))
+    assert isinstance(lowrise.factorize(model, rank=0.5)[1], LowRankLayer)
+
+
 @pytest.mark.parametrize("head", ["score", "classifier", "qa_outputs"])
 def test_a_classification_head_is_a_head(head: str) -> None:
     model = Net("output")
@@ -124,6 +133,15 @@ def test_adapters_train_over_a_frozen_base() -> None:
     assert len(lowrise.param_groups(model, lr=1.0)) >= 1
     frozen = lowrise.factorize(nn.Sequential(nn.Linear(8, 8)).requires_grad_(False), rank=4)
     assert not any(p.requires_grad for p in frozen.parameters())
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_frozen_bias_stays_frozen(layer: str) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    model[0].bias.requires_grad_(False)
+    lowrise.factorize(model, rank=4, layer=layer)
+    assert not model[0].bias.requires_grad
+    assert model[1].bias.requires_grad
 
 
 def test_experts_that_stay_dense_are_told() -> None:

@@ -7,7 +7,7 @@ never ask which one it is.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, ClassVar, Self
@@ -312,17 +312,28 @@ HEAD_NAMES = frozenset(
 def head_and_embedding_weights(model: nn.Module) -> set[int]:
     """`id` of every weight that maps tokens in or out: embeddings, `get_output_embeddings()`, what is in a
     module that is named as heads are (`HEAD_NAMES`), the one linear map with as many rows as the largest
-    embedding, and what they share.
+    embedding, the last map where its rows are those of a padded vocabulary, and what they share.
     """
     embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding)]
     modules: list[nn.Module] = [*embeddings]
     modules += [m for name, m in model.named_modules() if not HEAD_NAMES.isdisjoint(name.split("."))]
     modules += _declared_heads(model.modules())
     rows = max((m.num_embeddings for m in embeddings), default=0)
-    as_many = [m for m in model.modules() if (w := dense_weight(m)) is not None and w.shape[0] == rows]
+    maps = [(m, len(w)) for m in model.modules() if (w := dense_weight(m)) is not None]
+    as_many = [m for m, count in maps if count == rows]
     # Several are no heads: a model whose width is the size of its vocabulary.
     modules += as_many if len(as_many) == 1 else []
+    if not as_many and maps and _is_padded(rows, [count for _, count in maps]):
+        modules.append(maps[-1][0])
     return {id(p) for module in modules for p in module.parameters(recurse=False)}
+
+
+def _is_padded(vocabulary: int, rows: Sequence[int]) -> bool:
+    """Whether the last of linear maps with these rows, and no other, has those of a vocabulary that is padded
+    to a multiple, as for fast products.
+    """
+    padded = {-(-vocabulary // multiple) * multiple for multiple in (8, 16, 32, 64, 128, 256)}
+    return vocabulary > 0 and rows[-1] in padded and rows.count(rows[-1]) == 1
 
 
 def _declared_heads(modules: Iterable[nn.Module]) -> list[nn.Module]:

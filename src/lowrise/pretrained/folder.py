@@ -203,7 +203,9 @@ def _our_tensors(source: Pretrained, there: Mapping[str, Tensor]) -> dict[str, T
         elif map_name in source.ranks and kind in ("values", "index"):
             ours[name] = there[name]
         elif kind == "weight" and map_name not in source.ranks:
-            if not (name == "lm_head.weight" and source.config.tie_embeddings):
+            if name == "lm_head.weight" and source.config.tie_embeddings:
+                _require_tied(source, there)
+            else:
                 ours[name] = there[name]
         elif not _without_effect(kind, there, name):
             raise UsageError(
@@ -217,6 +219,16 @@ def _our_tensors(source: Pretrained, there: Mapping[str, Tensor]) -> dict[str, T
             "q and k."
         )
     return ours
+
+
+def _require_tied(source: Pretrained, there: Mapping[str, Tensor]) -> None:
+    embedding = there.get("model.embed_tokens.weight")
+    if embedding is not None and not torch.equal(embedding, there["lm_head.weight"]):
+        raise UsageError(
+            f"{source.folder} has a head of its own, lm_head.weight, and its config.json says "
+            "tie_word_embeddings = true, by which it would be lost: set that to false to keep it, or remove "
+            "it from the file."
+        )
 
 
 def _without_effect(kind: str, there: Mapping[str, Tensor], name: str) -> bool:

@@ -96,6 +96,13 @@ def test_a_folder_becomes_a_run(
         import_run(options)
 
 
+def test_a_head_that_would_be_lost_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    folder_of(tmp_path / "hf", tokenizer, tie_embeddings=False)
+    change(tmp_path / "hf", tie_word_embeddings=True)
+    with pytest.raises(UsageError, match=r"a head of its own.*tie_word_embeddings = true"):
+        import_run(ImportOptions(folder=tmp_path / "hf", run=tmp_path / "run"))
+
+
 def test_what_transformers_saves_comes_in(tmp_path: Path, tokenizer: Tokenizer) -> None:
     transformers = pytest.importorskip("transformers")
     shape = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}

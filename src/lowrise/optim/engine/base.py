@@ -33,9 +33,11 @@ construction on.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from numbers import Real
 from typing import Any, ClassVar
 
 import torch
@@ -259,6 +261,7 @@ class Optimizer(FromModel, Scheduled, Counted):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._check_rates()
         self.ownership.begin()
         self.settle()
         self._adopt_exchanged()
@@ -278,6 +281,17 @@ class Optimizer(FromModel, Scheduled, Counted):
         finally:
             self._guard.end()
         return loss
+
+    def _check_rates(self) -> None:
+        """Raise `UsageError` for a rate that no update can have, before anything moves: what sets rates after
+        the constructor is a scheduler or a loop.
+        """
+        for i, group in enumerate(self.param_groups):
+            if isinstance(group["lr"], Real) and not 0.0 <= float(group["lr"]) < math.inf:
+                raise UsageError(
+                    f"parameter group {i} has lr = {group['lr']!r} at this step; it must be a finite number, 0 "
+                    "or more: look at what has set it since the optimizer was built."
+                )
 
     def _check_start(self, group: dict[str, Any], units: Sequence[tuple[Tensor, ...]]) -> None:
         """Raise `UsageError` for units whose first update this is and that it cannot begin with."""
