@@ -289,8 +289,8 @@ class Optimizer(FromModel, Scheduled, Counted):
         for i, group in enumerate(self.param_groups):
             if isinstance(group["lr"], Real) and not 0.0 <= float(group["lr"]) < math.inf:
                 raise UsageError(
-                    f"parameter group {i} has lr = {group['lr']!r} at this step; it must be a finite number, 0 "
-                    "or more: look at what has set it since the optimizer was built."
+                    f"parameter group {i} has lr = {group['lr']!r} at this step; it must be a finite number, "
+                    "0 or more: look at what has set it since the optimizer was built."
                 )
 
     def _check_start(self, group: dict[str, Any], units: Sequence[tuple[Tensor, ...]]) -> None:
