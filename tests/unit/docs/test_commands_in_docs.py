@@ -65,12 +65,17 @@ def expanded(word: str) -> list[str]:
     return [word.replace(braces[0], part) for part in braces[1].split(",")] if braces else [word]
 
 
+def without_comment(line: str) -> str:
+    quoted = re.match(r"""(?:"[^"]*"|'[^']*'|(?! \#).)*""", line)
+    return quoted[0].strip() if quoted else ""
+
+
 def command_lines(page: str) -> list[str]:
     """Lines of shell blocks and inline code that begin with lowrise, perhaps behind torchrun."""
     lines: list[str] = []
     for block in blocks_of(page, *SHELL):
         joined = re.sub(r"\n {8,}(?=\[)", " ", block.replace("\\\n", " "))  # a synopsis over several lines
-        lines += [line.split(" #")[0].strip() for line in joined.splitlines()]
+        lines += [without_comment(line) for line in joined.splitlines()]
     inline = re.findall(r"`((?:lowrise|torchrun)\s[^`]+)`", PAGES[page].read_text(encoding="utf-8"))
     lines += [" ".join(code.split()) for code in inline]
     return [
@@ -90,6 +95,8 @@ class Parsed(Exception):
 def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
     """What the command would run with, None where it does not say; exits as the command does."""
     command, rest = words[0], words[1:]
+    if command == "--help":
+        return None
     assert command in cli.COMMANDS, f"there is no command lowrise {command}"
     if not rest and command != "train":
         return None  # only named

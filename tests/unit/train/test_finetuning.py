@@ -262,8 +262,8 @@ def test_summary_of_text_has_no_samples(text_folder, tmp_path) -> None:
 def test_the_server_asks_as_the_run_was_trained(template, text_folder, tmp_path) -> None:
     """What `lowrise serve` writes before an answer is what stood before it in training, token by token."""
     asked = {"role": "user", "content": "Two and two?"}
-    line = json.dumps({"messages": [asked, {"role": "assistant", "content": "Four."}]})
-    for name in ("train", "valid"):
+    for name, answer in (("train", "Four."), ("valid", "4.")):
+        line = json.dumps({"messages": [asked, {"role": "assistant", "content": answer}]})
         (tmp_path / f"{name}.jsonl").write_text(f"{line}\n")
     more = {"data.valid": [str(tmp_path / "valid.jsonl")], "train.steps": 1, "eval.every": 0}
     if template is not None:

@@ -330,7 +330,7 @@ def test_adaptive_ranks_need_an_optimizer_that_keeps_orthonormality(
 
 
 def test_the_method_with_another_layer_takes_none_of_its_options(text_folder: Path, tmp_path: Path) -> None:
-    config = config_for(text_folder, "tsvd", **{"layer.name": "lowrank"})
+    config = config_for(text_folder, "tsvd", **{"layer.name": "lowrank", "optimizer.name": "adamw"})
     assert not hasattr(config.layer, "energy")
     assert run_training(config, tmp_path)["status"] == "completed"
 
