@@ -3,7 +3,8 @@
 # equal bytes at inference, where the rank follows; equal optimizer state, where the width follows. Nano, on the built-in
 # text, tuned alike, three seeds, each against AdamW.
 # usage: benchmarks/study/all.sh OUT [TOKENS [FLAG...]] , for example /tmp/all, or /tmp/all 8k --seeds 1 --lr-factors 1
-# Without TOKENS a run has 160 updates, and all of it takes about 100 minutes of one core. Stopped, it goes on with the same
+# Without TOKENS a run has 160 updates, and all of it takes about 100 minutes of one core: enough to see every method train, too few to tell methods apart
+# (docs/results.md); 1310720 tokens are 1,280 updates and a day of one core. Stopped, it goes on with the same
 # command. The three tables share the runs that are the same. FLAG: of lowrise compare, instead of those below.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
