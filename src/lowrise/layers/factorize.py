@@ -250,8 +250,8 @@ def _replace(
         layer = new_class(in_features, out_features, rank, **arguments)
     if not weight.requires_grad and not new_class.keeps_base_frozen:
         layer.requires_grad_(False)
-    if bias is not None and layer.bias is not None:
-        layer.bias.requires_grad_(bias.requires_grad)
+    if bias is not None and layer.bias is not None and not bias.requires_grad:
+        layer.bias.requires_grad_(False)
     for name in HOOKS:
         vars(layer)[name] = vars(module)[name]  # the very dicts, so that handles go on removing
     return layer.train(module.training)
