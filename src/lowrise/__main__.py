@@ -4,9 +4,10 @@ Before anything that takes time is imported, stop signals get a handler that lea
 the command has done its work they are ignored for the moments in which the interpreter closes.
 """
 
+import os
 import sys
 
-from lowrise.signals import ignore_stop_signals, leave_when_stopped
+from lowrise.signals import end_now, ignore_stop_signals, leave_when_stopped
 
 
 def main() -> int:
@@ -15,9 +16,12 @@ def main() -> int:
     from lowrise.cli import main as run
 
     try:
-        return run()
+        code = run()
     finally:
         ignore_stop_signals()
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        end_now(code)
+    return code
 
 
 if __name__ == "__main__":
