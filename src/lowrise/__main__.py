@@ -19,8 +19,8 @@ def main() -> int:
         code = run()
     finally:
         ignore_stop_signals()
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        end_now(code)
+    if code == 0 and os.environ.get("WORLD_SIZE", "1") != "1":
+        end_now()
     return code
 
 
