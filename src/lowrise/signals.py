@@ -74,8 +74,8 @@ def end_now() -> NoReturn:
     """End this process, one of several ranks that has done its work, without closing the interpreter.
 
     That destroys threads of torch's gloo which may still run: about one rank in ten then aborted ("terminate
-    called without an active exception", torch 2.13 on a CPU), and torchrun called the whole run failed. A rank
-    that fails closes its interpreter: until then torchrun lets the others speak.
+    called without an active exception", torch 2.13 on a CPU), and torchrun called the whole run failed. A
+    rank that fails closes its interpreter: until then torchrun lets the others speak.
     """
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
