@@ -62,18 +62,20 @@ def test_a_run_of_two_ranks_speaks_and_writes_once(folder):
     assert one["val_loss"] == pytest.approx(two["val_loss"], rel=1e-5)  # float32 sums in another order
 
 
-def test_sigterm_to_one_rank_saves_and_stops_all(folder, tmp_path):
+@pytest.mark.parametrize(("fault", "last"), [("sigterm", 3), ("late sigterm", 4)])
+def test_sigterm_to_one_rank_saves_and_stops_all(fault, last, folder, tmp_path):
+    """One that comes while the ranks tell each other is heard after the next update, by all at once."""
     run = tmp_path / "stopped"
     arguments = ["train", folder / "recipe.toml", "--run", run]
-    stopped = lowrise_with("sigterm", 1, 3, *arguments)
+    stopped = lowrise_with(fault, 1, 3, *arguments)
     assert stopped.returncode != 0  # torchrun's own code for a worker that failed is 1
-    assert "SIGTERM: stopped after step 3 of 8, saved." in stopped.stderr
+    assert f"SIGTERM: stopped after step {last} of 8, saved." in stopped.stderr
     assert "exitcode  : 143" in stopped.stderr
     assert json.loads((run / "summary.json").read_text())["status"] == "interrupted"
-    assert (run / "checkpoints" / "step-00000003").is_dir()
+    assert (run / "checkpoints" / f"step-{last:08d}").is_dir()
     continued = lowrise(*arguments)
     assert continued.returncode == 0, continued.stderr
-    assert "Continuing from step 3" in continued.stdout
+    assert f"Continuing from step {last}" in continued.stdout
     assert final_tensors(run, 8) == final_tensors(folder / "two", 8)
 
 

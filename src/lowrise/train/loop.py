@@ -170,13 +170,16 @@ class Trainer:
 
     def _asked_to_stop(self) -> bool:
         """Whether any rank was: the same answer on all, at the same place of the run. A request to save is
-        heard of here too, and met after the update."""
+        heard of here too, and met after the update.
+
+        A signal that comes while the ranks talk is told at the next place: this rank alone knows of it.
+        """
         asked = [self.stop.signal or 0, int(self.save_request.take())]
         number, save = self.world.largest_of(asked)
         self.save_due = self.save_due or bool(save)
         if number:
             self.stop.request(number)
-        return bool(self.stop)
+        return number > 0
 
     def _advance(self, board: Tracker | None) -> None:
         """One update and all that falls due after it."""
