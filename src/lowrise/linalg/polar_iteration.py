@@ -19,6 +19,7 @@ from torch import Tensor
 from lowrise.linalg.norms import largest_entries, nonzero
 from lowrise.linalg.precision import multiplies_in_full
 from lowrise.linalg.stacks import joined, stacked
+from lowrise.linalg.symmetric import symmetric_baddbmm, symmetric_products
 
 Triple = tuple[float, float, float]
 Form = Literal["auto", "plain", "gram"]
@@ -212,13 +213,13 @@ def polynomials(
             assert S_0 is not None
             assert Q is not None
             pairs.append((Q.mT, torch.bmm(S_0, Q)))
-        S = products(pairs)
+        S = symmetric_products(pairs)
         if gram and j in starts:
             S_0 = S[place:]
             if j == 0 and divisor is not None:
                 by = divisor(S_0)
                 S_0.div_(by).div_(by)
-        P = torch.baddbmm(S, S, S, beta=b, alpha=c)
+        P = symmetric_baddbmm(S, S, S, beta=b, alpha=c)
         factors = P[:place].split(counts[:plain]) if plain else ()
         Ys[:plain] = [torch.baddbmm(Y, Y, own, beta=a) for Y, own in zip(Ys, factors, strict=False)]
         if not gram:
@@ -239,18 +240,6 @@ def polynomials(
 
 def _tall(X: Tensor) -> Tensor:
     return X if X.shape[-2] >= X.shape[-1] else X.mT
-
-
-def products(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """The products of stacks (b, k, m) and (b, m, k), written one after the other: (sum of b, k, k)."""
-    if len(pairs) == 1:
-        return torch.bmm(*pairs[0])
-    counts = [len(X) for X, _ in pairs]
-    k, like = pairs[0][0].shape[-2], pairs[0][0]
-    S = like.new_empty(sum(counts), k, k)
-    for (X, Y), own in zip(pairs, S.split(counts), strict=True):
-        torch.bmm(X, Y, out=own)
-    return S
 
 
 def _quotient(Y: Tensor, divisor: Tensor, dtype: torch.dtype) -> Tensor:

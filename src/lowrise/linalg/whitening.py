@@ -27,6 +27,7 @@ from torch import Tensor
 
 from lowrise.linalg.norms import nonzero
 from lowrise.linalg.precision import full_precision_matmul
+from lowrise.linalg.symmetric import symmetric_products
 
 COUPLED_BETA, COUPLED_STEPS = 0.8, 10  # three of four re-implementations of SWAN
 DIAGONAL_BETA, DIAGONAL_STEPS = 0.4, 2  # its cheap variant, in two of them
@@ -80,9 +81,7 @@ def _whiten_together(Xs: Sequence[Tensor], steps: int, beta: float) -> list[Tens
     """O of stacks (b, p, q), p <= q, of one p."""
     counts = [len(X) for X in Xs]
     with full_precision_matmul(Xs[0].device):
-        S = Xs[0].new_empty(sum(counts), *2 * Xs[0].shape[-2:-1])
-        for X, own in zip(Xs, S.split(counts), strict=True):
-            torch.bmm(X, X.mT, out=own)
+        S = symmetric_products([(X, X.mT) for X in Xs])
         trace = _trace(S)
         Y = S / trace
         three = (3.0 * _identity(S)).expand(S.shape)

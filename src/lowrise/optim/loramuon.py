@@ -23,8 +23,8 @@ from lowrise.linalg.inverse_root import (
 )
 from lowrise.linalg.norms import spectral_norm_upper
 from lowrise.linalg.polar import rounding_guard
-from lowrise.linalg.polar_iteration import products
 from lowrise.linalg.precision import full_precision_matmul, widest
+from lowrise.linalg.symmetric import symmetric_products
 from lowrise.optim.engine.base import Optimizer
 from lowrise.optim.engine.hyperball import holds_norm, pairs_step_
 from lowrise.optim.engine.options import check_gauge
@@ -328,7 +328,7 @@ def _move(group: Mapping[str, Any], units: Sequence[Unit], factors: Factors) -> 
     """Steps 2 to 4 for pairs of one rank; the numbers are those of the class's docstring. Where the norm of A
     B^T is fixed, the end is that of `hyperball.py`, along the same directions."""
     kept = _split_factor(group)
-    S = products([(X.mT, X) for X in factors.Xs])  # 2
+    S = symmetric_products([(X.mT, X) for X in factors.Xs])  # 2
     S_partner = factors.of_partners(S)
     if group["direction"] == "tangent":
         D = _tangent_steps(group, factors, _roots(group, S), kept)
@@ -406,7 +406,7 @@ def _bounded_steps(group: Mapping[str, Any], factors: Factors, kept: float) -> l
     where the statement is measured and not proved); the polynomials in the form that has a proof.
     """
     dtype, wide = factors.Xs[0].dtype, widest(factors.Xs[0].device)
-    R = cholesky_root(products([(X.mT, X) for X in (X.to(wide) for X in factors.Xs)]))
+    R = cholesky_root(symmetric_products([(X.mT, X) for X in (X.to(wide) for X in factors.Xs)]))
     rho, norms = spectral_norm_upper(R), torch.cat([spectral_norm_upper(X) for X in factors.Xs])
     eta = bounded_length(
         (rho, factors.of_partners(rho)),
