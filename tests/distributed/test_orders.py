@@ -47,7 +47,7 @@ class Run:
 
     def resume(self) -> None:
         """As in a new process: new parts, at the newest checkpoint, or at the first weights."""
-        self.trainer.saver.finish()
+        self.trainer.saver.__exit__(None, None, None)  # ends its group: the threads of hundreds take the time
         self.trainer = trainer_for(self.config, self.folder, self.world)
         self.trainer._resume()
 
