@@ -369,11 +369,11 @@ class Optimizer(FromModel, Scheduled, Counted):
             if self._built.get(p) != (p.shape, p.dtype) or (grad is not None and grad.shape != p.shape):
                 self._check_unchanged(p)
         moves = any(p.grad is not None for p in params)
-        frozen = [p for p in params if p.grad is None and not p.requires_grad]  # torch 2.6 traces no `next`
+        frozen = [p for p in params if p.grad is None and not p.requires_grad]
         if moves and frozen:
             raise UsageError(
-                f"{self._name_of(frozen[0])} is frozen (requires_grad = False), and what it is multiplied by is "
-                f"not: {type(self).__name__} moves them together. Freeze all of them or none."
+                f"{self._name_of(frozen[0])} is frozen (requires_grad = False), and what it is multiplied by "
+                f"is not: {type(self).__name__} moves them together. Freeze all of them or none."
             )
         return moves
 

@@ -5,7 +5,7 @@ of elements at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -94,7 +94,7 @@ def widened(units: Sequence[Unit]) -> list[Unit]:
     grads = [g for unit in units for g in unit.grads]
     dtypes = [state_dtype(p) for unit in units for p in unit.params]
     wide = iter(in_dtypes(grads, dtypes))
-    return [replace(unit, grads=tuple(next(wide) for _ in unit.grads)) for unit in units]
+    return [Unit(unit.params, tuple(next(wide) for _ in unit.grads), unit.states) for unit in units]
 
 
 def buckets(items: Sequence[T], tensor_of: Callable[[T], Tensor]) -> Iterator[list[T]]:
@@ -155,7 +155,7 @@ def decay_and_subtract_(
 def with_states(units: list[Unit], states: Sequence[dict[str, Tensor]]) -> list[Unit]:
     """The units with these states, given in the order of their parameters."""
     rest = iter(states)
-    return [replace(unit, states=tuple(next(rest) for _ in unit.params)) for unit in units]
+    return [Unit(unit.params, unit.grads, tuple(next(rest) for _ in unit.params)) for unit in units]
 
 
 def units_of_matrices(unit: Unit, matrices: Sequence[Tensor], view: str) -> list[Unit]:
