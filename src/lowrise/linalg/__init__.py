@@ -3,13 +3,6 @@
 from lowrise.linalg.balance import rebalance
 from lowrise.linalg.energy import energy_count, energy_rank
 from lowrise.linalg.fixed_rank import tangent_step, tangent_step_reference
-from lowrise.linalg.haar import (
-    haar,
-    haar_approximation,
-    inverse_haar,
-    replace_coefficients,
-    replace_coefficients_reference,
-)
 from lowrise.linalg.norms import (
     power_iteration,
     product_singular_values,
@@ -41,9 +34,6 @@ __all__ = [
     "complement",
     "energy_count",
     "energy_rank",
-    "haar",
-    "haar_approximation",
-    "inverse_haar",
     "newton_schulz",
     "orthonormality_error",
     "polar_express",
@@ -52,8 +42,6 @@ __all__ = [
     "product_singular_values",
     "qf",
     "rebalance",
-    "replace_coefficients",
-    "replace_coefficients_reference",
     "retract_polar",
     "retract_qr",
     "singular_values",

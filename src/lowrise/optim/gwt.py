@@ -37,7 +37,7 @@ class GWT(Optimizer):
     7. W <- (1 - lr wd) (W - lr scale sqrt(1 - b2^t) / (1 - b1^t) U)
 
     Every detail over one block of w columns has one divisor, so 5 and 6 need no transform: U is (G - mean of
-    the block) / (E f) + N / sqrt(w) (`linalg.replace_coefficients`; the paper's form is its `_reference`).
+    the block) / (E f) + N / sqrt(w) (`linalg.haar.rebuilt`, tested against the transform).
 
     `correct_details`. In 7 the bias correction 1 / (1 - b1^t) of the momentum also multiplies the details,
     which have none: at t = 1, ten times too much, and E holds a single sample then, so a ratio of two

@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
+from reference.haar import haar, inverse_haar
 from torch import Tensor, nn
 
 from lowrise.errors import UsageError
-from lowrise.linalg import haar, inverse_haar
 from lowrise.optim import GWT, AdamW
 from lowrise.optim.rules.adamw import adamw_update_
 
