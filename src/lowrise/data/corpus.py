@@ -114,15 +114,6 @@ class Corpus:
         """Write the tokenizer.json, byte for byte."""
         self.tokenizer.write(path)
 
-    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Raise `UsageError` unless these shards were written with `tokenizer`."""
-        if tokenizer.sha256 != self.tokenizer.sha256:
-            raise UsageError(
-                f"{tokenizer!r} is not the tokenizer of the corpus in {self.directory}, which was prepared "
-                f"with {self.tokenizer!r}: set data.tokenizer to the one the model was trained with, and "
-                "prepare again."
-            )
-
     def verify(self, on_bytes: Callable[[int], None] = lambda count: None) -> None:
         """Read every shard and compare it with its checksums; raises `LowriseError` that names the file and
         the block. `on_bytes` is called with the bytes of each shard.
