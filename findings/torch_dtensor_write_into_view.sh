@@ -7,7 +7,7 @@
 #   lost. torch's own code meets it: nn.Embedding(padding_idx=0), sharded on "meta" and then drawn by its
 #   reset_parameters, has a padding row of random numbers. Reported as pytorch issue 147570 for view().
 # Where it matters: cutting a rank by zeroing rows of a factor, pruning, padding rows, resetting dead rows, in an
-#   FSDP2 run; one process, or Shard(1), shows nothing. Multiply by a mask that is sharded alike, or write to
+#   FSDP2 run; a test on one process shows nothing. Multiply by a mask that is sharded alike, or write to
 #   W.to_local().
 set -euo pipefail
 folder=$(mktemp -d)
