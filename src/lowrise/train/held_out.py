@@ -7,7 +7,7 @@ from typing import Any
 
 from lowrise.config import RunConfig
 from lowrise.data import Corpus
-from lowrise.distributed import World
+from lowrise.distributed import World, check_same_work
 from lowrise.inference.evaluate import EvalResult, Stopped, evaluate_split, extra_texts
 from lowrise.runs.environment import autocast_for
 from lowrise.train.display import Display
@@ -27,7 +27,9 @@ class HeldOut:
         self, config: RunConfig, corpus: Corpus, step: TrainStep, display: Display, world: World
     ) -> None:
         self.config, self.step, self.display, self.world = config, step, display, world
-        self.texts = {"": corpus, **extra_texts(config, corpus, display.console)}
+        extra = extra_texts(config, corpus, display.console)
+        check_same_work(world, **{f"text eval.extra.{name}": c.fingerprint for name, c in extra.items()})
+        self.texts = {"": corpus, **extra}
         self.results: Results = {}
         self.averaged: Results = {}
         """Those of the last evaluation; the second ones by the average."""

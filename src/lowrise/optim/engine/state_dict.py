@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowrise.distributed.sharding import copy_whole_, is_sharded
+from lowrise.distributed.sharding import copy_whole_, has_copies
 from lowrise.errors import UsageError
 from lowrise.names import REMOVED_OPTIONS
 from lowrise.optim.engine.options import check_numbers, parameter_name, require_match
@@ -155,7 +155,7 @@ class Saved(torch.optim.Optimizer):
         return named
 
     def common_state(self) -> dict[str, Tensor]:
-        """Of `named_state`, what every rank has a copy of."""
+        """Of `named_state`, what every rank has a copy of, or every copy of a model the rows."""
         common = {}
         for group in self.param_groups:
             names = iter(group["param_names"])
@@ -163,7 +163,7 @@ class Saved(torch.optim.Optimizer):
                 owned = self.ownership.owner(unit) is not None
                 for p, name in zip(unit, names, strict=False):
                     for key, tensor in self.state[p].items():
-                        if key == "step" or not (owned or is_sharded(tensor)):
+                        if key == "step" or (not owned and has_copies(tensor)):
                             common[f"{name}.{key}"] = tensor
         return common
 
