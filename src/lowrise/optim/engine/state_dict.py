@@ -12,7 +12,7 @@ from torch import Tensor
 from lowrise.distributed.sharding import copy_whole_, has_copies
 from lowrise.errors import UsageError
 from lowrise.names import REMOVED_OPTIONS
-from lowrise.optim.engine.options import check_numbers, parameter_name, require_match
+from lowrise.optim.engine.options import Made, check_numbers, parameter_name, require_match
 from lowrise.optim.engine.ownership import Ownership
 from lowrise.optim.engine.state_formats import format_of, opened
 from lowrise.optim.engine.units import units_of
@@ -22,8 +22,9 @@ class Saved(torch.optim.Optimizer):
     """The part of `lowrise.optim.Optimizer` that writes and reads its state."""
 
     ownership: Ownership
-    _built: dict[Tensor, tuple[torch.Size, torch.dtype]]
-    """Parameter -> shape and dtype that its state was made for."""
+    _built: dict[Tensor, Made]
+    """Parameter -> what its state was made for."""
+    _told_of_no_gradient = False
 
     def settle(self) -> None:
         """Bring the state up to what the steps so far have done, before it is read from outside."""
