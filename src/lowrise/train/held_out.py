@@ -34,9 +34,10 @@ class HeldOut:
         self.averaged: Results = {}
         """Those of the last evaluation; the second ones by the average."""
 
-    def measure(self, limit: int, asked_to_stop: Callable[[], bool]) -> EvalResult | None:
-        """Evaluate on up to `limit` tokens of each text (0: all) and show it; returns what the held-out split
-        gave. None, and the results of before, if a stop is asked for before the end. Collective.
+    def measure(self, limit: int, asked_to_stop: Callable[[], bool], of: str = "") -> EvalResult | None:
+        """Evaluate on up to `limit` tokens of each text (0: all) and show it, with what it is `of`; returns
+        what the held-out split gave. None, and the results of before, if a stop is asked for before the end.
+        Collective.
         """
         average, averaged = self.step.average, Results()
         try:
@@ -49,7 +50,7 @@ class HeldOut:
         self.results, self.averaged = results, averaged
         beside = {name: result.loss for name, result in results.items() if name}
         beside |= {f"{name} ema".strip(): result.loss for name, result in averaged.items()}
-        self.display.evaluated(self.step.progress.step, results[""], beside)
+        self.display.evaluated(self.step.progress.step, results[""], beside, of)
         return results[""]
 
     def _by_the_model(self, limit: int, asked_to_stop: Callable[[], bool]) -> Results:

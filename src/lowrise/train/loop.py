@@ -241,7 +241,10 @@ class Trainer:
 
     def _evaluate(self, board: Tracker | None, whole: bool) -> EvalResult | None:
         """Evaluate and record; None, and no record, if a stop signal comes before the end."""
-        result = self.held_out.measure(0 if whole else self.config.eval.tokens, self._asked_to_stop)
+        settings, kept = self.config.eval, self.progress.weights_of_step or self.progress.step
+        # With patience the last step has an evaluation like those before it, and this one.
+        what = f"the end: whole split, weights of step {kept}" if whole and settings.patience else ""
+        result = self.held_out.measure(0 if whole else settings.tokens, self._asked_to_stop, what)
         if result is not None:
             progress = self.progress
             of = {"weights_of_step": progress.weights_of_step} if progress.weights_of_step else {}
