@@ -49,6 +49,20 @@ def _drawn(model: nn.Module, mesh: DeviceMesh, seed: int | None, rank: int) -> d
     return {key: whole(t.detach()) for key, t in model.state_dict().items()}
 
 
+def taken_over(world: World, weight: Tensor, bias: Tensor) -> dict[str, dict[str, Tensor]]:
+    """Every kind of layer, sharded, after `load_dense_`: its tensors as a whole."""
+    found = {}
+    for name in LAYERS:
+        model = on_meta(name)
+        fully_shard(model, mesh=init_device_mesh("cpu", (world.size,)))
+        model.to_empty(device="cpu")
+        layer = model.get_submodule("0")
+        layer.reset_parameters(torch.Generator().manual_seed(5))
+        layer.load_dense_(weight, bias)
+        found[name] = {key: whole(t.detach()) for key, t in model.state_dict().items()}
+    return found
+
+
 def loop(name: str, seed: int, world: World) -> tuple[nn.Module, Any]:
     """A small model, sharded, and its optimizer, as a loop of the user's own makes them."""
     layer = MOVES.get(name, "dense")

@@ -114,6 +114,14 @@ def test_a_tiny_temperature_is_the_likeliest_token(temperature):
     assert pick(logits, temperature, None, 0.95, torch.Generator()) == 1
 
 
+@pytest.mark.parametrize("key", ["train.threads", "data.workers"])
+def test_a_million_threads_are_a_message(key):
+    """Libraries end the process over them, or stand still."""
+    load(None, {key: 4096})
+    with pytest.raises(UsageError, match=f"{key} = 1000000 cannot be: .*at most 4096"):
+        load(None, {key: 1_000_000})
+
+
 def test_a_seed_of_more_than_64_bits_is_a_message():
     model = build_model(LlamaConfig.preset("nano", vocab_size=300))
     with pytest.raises(UsageError, match="64 bits"):

@@ -14,6 +14,8 @@ import pytest
 from small_runs import config_for, run_training, write_text
 
 from lowrise.cli import main
+from lowrise.compare.workers import hold_directory
+from lowrise.errors import UsageError
 
 
 @pytest.fixture(scope="module")
@@ -212,3 +214,23 @@ def test_a_full_disk_is_a_message_and_leaves_no_half_folder(
     assert "gguf" in words or "File too large" in error  # numpy has words of its own
     if words[0] != "train":
         assert [entry.name for entry in tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize("command", ["compare", "sweep"])
+def test_the_report_of_a_run_is_not_replaced(command, trained, capsys) -> None:
+    """Nor by the plan of another command, whatever was written there first."""
+    report = (trained / "report.html").read_bytes()
+    words = [command, str(trained / "config.toml"), "--budget", "tokens=1k", "--out", str(trained)]
+    if command == "sweep":
+        words = [*words, "--vary", "optimizer.lr=1e-3,2e-3"]
+    assert "is the folder of a run (lowrise train): give another --out" in error_of(words, capsys)
+    assert (trained / "report.html").read_bytes() == report
+
+
+def test_the_plan_of_another_command_is_not_replaced(tmp_path: Path) -> None:
+    for command in ("lowrise sweep", "lowrise sweep"):
+        with hold_directory(tmp_path, command):
+            assert (tmp_path / ".lock").read_text().endswith(" lowrise sweep")
+    with pytest.raises(UsageError, match="is the folder of lowrise sweep, whose plan and report"):
+        hold_directory(tmp_path, "lowrise compare").__enter__()
+    assert (tmp_path / ".lock").read_text().endswith(" lowrise sweep")

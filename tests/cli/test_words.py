@@ -351,3 +351,12 @@ def test_public_names_come_when_they_are_used():
 
     with pytest.raises(AttributeError, match="no attribute 'Lama'"):
         _ = lowrise.Lama
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_a_recipe_in_another_encoding_is_told(encoding, tmp_path):
+    """As PowerShell's `>` writes one."""
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('method = "muon"  # caf\xe9', encoding=encoding)
+    with pytest.raises(UsageError, match=r"recipe\.toml is not text in UTF-8 .*save it as UTF-8"):
+        load(recipe)

@@ -5,6 +5,7 @@ its dtype, is exchanged for another object, or is stepped within autocast.
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -133,6 +134,41 @@ def test_a_model_made_double_is_refused_by_name(name: str, role: str) -> None:
         p.data = p.data.double()
     give_gradients(params)
     with pytest.raises(UsageError, match=r"layer\.0 had dtype torch.float32"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize(("name", "role"), CASES)
+def test_a_model_made_complex_is_refused_by_name(name: str, role: str) -> None:
+    optimizer, params = build(name, role)
+    for p in params:
+        p.data = p.data.to(torch.complex64)
+        p.grad = torch.zeros_like(p)
+    with pytest.raises(UsageError, match=r"layer\.0 had dtype torch.float32 .* and has torch.complex64 now"):
+        optimizer.step()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
+@pytest.mark.parametrize(("name", "role"), CASES)
+def test_a_model_that_was_moved_is_refused_by_name(name: str, role: str) -> None:
+    optimizer, params = build(name, role)
+    for p in params:
+        p.data = p.data.to("cuda")
+        p.grad = torch.zeros_like(p)
+    with pytest.raises(UsageError, match=r"layer\.0 was on cpu when .* and is on cuda:0 now.*after moving"):
+        optimizer.step()
+
+
+def test_a_step_that_meets_no_gradient_is_told_once() -> None:
+    """As after `model.to("meta")`, which gives the model other Parameters."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    optimizer = Muon.from_model(model, lr=1e-3)
+    model.to("meta")
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    with pytest.warns(UserWarning, match="Muon met no gradient at this step.*build it after"):
+        optimizer.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         optimizer.step()
 
 

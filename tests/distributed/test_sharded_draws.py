@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from own_sharded_loops import drawn, on_meta
+from own_sharded_loops import drawn, on_meta, taken_over
 from processes import needs_fsdp, on_ranks
 
 from lowrise.layers import LAYERS
@@ -37,3 +37,17 @@ def test_without_a_generator_the_ranks_agree_on_a_seed(name, ranks):
     assert drawn_ones
     for t in drawn_ones:
         assert len(t.unique(dim=0)) == len(t)  # no rows twice
+
+
+def test_a_dense_weight_is_taken_over_by_rows(tmp_path):
+    weight = torch.randn(20, 24, generator=torch.Generator().manual_seed(1))
+    bias = torch.arange(20.0)
+    for of_rank in on_ranks(2, tmp_path, taken_over, weight, bias):
+        assert set(of_rank) == set(LAYERS)
+        for name, tensors in of_rank.items():
+            model = on_meta(name).to_empty(device="cpu")
+            layer = model.get_submodule("0")
+            layer.reset_parameters(torch.Generator().manual_seed(5))
+            layer.load_dense_(weight, bias)
+            for key, t in model.state_dict().items():
+                torch.testing.assert_close(tensors[key], t, rtol=0, atol=1e-6, msg=f"{name} {key}")

@@ -15,6 +15,7 @@ import errno
 import hashlib
 import re
 import shutil
+import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -218,14 +219,49 @@ def newest_checkpoint(store: CheckpointStore, world: World, warn: Callable[[str]
         return -1 if found is None else found.step
 
     step = world.by_rank_0(look)
-    if step < 0 or world.leads:
-        return found
-    if not store.path(step).is_dir():
+    return found if step < 0 or world.size == 1 else load_by_all(store, step, world, verify=False)
+
+
+# How long a rank looks for what rank 0 sees: a shared file system may keep a folder's list for a minute.
+SEEN_SECONDS = 90.0
+
+
+def load_by_all(store: CheckpointStore, step: int, world: World, *, verify: bool = True) -> Checkpoint:
+    """The checkpoint of `step`, which rank 0 has chosen, at every rank; its files are verified by rank 0, if
+    at all.
+
+    Raises at every rank where one does not see it, or has another one of that name: folders that machines do
+    not share may be left from another time.
+    """
+    if world.size == 1:
+        return store.load(step, verify=verify)
+    found: list[Checkpoint] = []
+
+    def load() -> str:
+        if not world.leads:
+            _wait_for(store.path(step), world)
+        found.append(store.load(step, verify=verify and world.leads))
+        return hashlib.sha256((store.path(step) / MANIFEST).read_bytes()).hexdigest()
+
+    manifests = Words(world).together(load)
+    other = next((rank for rank, sha256 in enumerate(manifests) if sha256 != manifests[0]), None)
+    if other is not None:
         raise LowriseError(
-            f"Rank {world.rank} does not see {store.path(step)}, which rank 0 does: put the run's folder "
-            "(--run) on a file system that all machines share."
+            f"{store.path(step)} is another checkpoint at rank {other} than at rank 0: put the run's folder "
+            "(--run) on a file system that all machines share, or remove what lies there from another time."
         )
-    return store.load(step, verify=False)
+    return found[0]
+
+
+def _wait_for(path: Path, world: World) -> None:
+    until = time.monotonic() + SEEN_SECONDS
+    while not path.is_dir():
+        if time.monotonic() > until:
+            raise LowriseError(
+                f"Rank {world.rank} does not see {path}, which rank 0 does: put the run's folder (--run) on "
+                "a file system that all machines share."
+            )
+        time.sleep(0.5)
 
 
 def consolidate(checkpoint_folder: str | Path, out_folder: str | Path) -> Path:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from lowrise.errors import LowriseError
+from lowrise.errors import LowriseError, UsageError
 from lowrise.files import exclusive, naming, open_itself
 
 # One thread each: workers share the cores, and an idle OpenMP thread that spins would take them from the
@@ -172,8 +172,12 @@ def hold_directory(directory: Path, command: str) -> Iterator[int]:
     for the workers to inherit.
 
     Workers that outlive a killed command hold the lock too, so a run directory never has two writers.
-    Raises `LowriseError` if it is held.
+    Raises `LowriseError` if it is held, `UsageError` if it is of a run or of another command, whose plan and
+    report would be replaced.
     """
+    own = directory / "metrics.jsonl", directory / "checkpoints"
+    if any(path.exists() for path in own):
+        raise UsageError(f"{directory} is the folder of a run (lowrise train): give another --out.")
 
     def refuse(lock: IO[str]) -> None:
         lock.seek(0)
@@ -186,6 +190,14 @@ def hold_directory(directory: Path, command: str) -> Iterator[int]:
     directory.mkdir(parents=True, exist_ok=True)
     with exclusive(directory / ".lock", refuse) as lock:
         with naming(directory / ".lock"):
+            lock.seek(0)
+            earlier = lock.read().strip().partition(" ")[2]
+            if earlier and earlier != command:
+                raise UsageError(
+                    f"{directory} is the folder of {earlier}, whose plan and report would be replaced: give "
+                    "another --out."
+                )
+            lock.seek(0)
             lock.truncate(0)
             lock.write(f"{os.getpid()} {command}")
             lock.flush()

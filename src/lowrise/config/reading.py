@@ -42,6 +42,11 @@ def load(path: str | Path | None, overrides: Mapping[str, Any] | None = None) ->
             values = tomllib.loads(text)
         except FileNotFoundError:
             raise UsageError(NO_RECIPE.format(path=path)) from None
+        except UnicodeDecodeError as error:
+            raise UsageError(
+                f"{path} is not text in UTF-8 ({error.reason} at byte {error.start}; PowerShell's > writes "
+                "UTF-16): save it as UTF-8."
+            ) from None
         except (ValueError, RecursionError) as error:  # also a number of more digits than Python takes
             as_text = "" if Path(path).suffix == ".toml" else f" Text to train on: --data.source {path}."
             raise UsageError(f"{path} is not valid TOML: {error}.{as_text}") from None

@@ -10,6 +10,7 @@ from typing import Any
 from lowrise.config.derived import layer_names, layer_section
 from lowrise.config.tree import RunConfig
 from lowrise.config.values import share_or_count
+from lowrise.data.config import MOST_THREADS
 from lowrise.errors import UsageError
 from lowrise.files import is_plain_name
 from lowrise.model.config import PRESETS
@@ -209,6 +210,8 @@ def _check_counts(config: RunConfig) -> None:
         ("train.threads", config.train.threads),
     ):
         _require(value >= 0, key, value, "0 (off) or a positive number")
+    threads = config.train.threads
+    _require(threads <= MOST_THREADS, "train.threads", threads, f"at most {MOST_THREADS}")
 
 
 def advice(config: RunConfig) -> list[str]:

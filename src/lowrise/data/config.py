@@ -10,10 +10,13 @@ from typing import Literal
 from lowrise.errors import UsageError
 from lowrise.names import lookup
 
-# Keys that say how text is read, not what is read: no part of a corpus's identity or a recipe's.
 SAMPLE_KEYS = {"prompt": "prompt", "completion": "completion", "messages": "messages"}
 """What the parts of a sample are called in a JSON line, unless `data.keys` says otherwise."""
 
+# More than a machine has cores. Libraries stand still, or end the process, while they make a million.
+MOST_THREADS = 4096
+
+# Keys that say how text is read, not what is read: no part of a corpus's identity or a recipe's.
 HOW_NOT_WHAT = ("cache", "workers", "max_line_bytes", "max_expansion", "max_expanded_bytes")
 
 
@@ -109,9 +112,9 @@ class DataConfig:
         self._check_weights()
         if not -(2**63) <= self.split_seed < 2**63:
             raise UsageError(f"data.split_seed = {self.split_seed} cannot be: it has 64 bits.")
-        for name in ("vocab_size", "workers"):
-            if getattr(self, name) >= 2**31:
-                raise UsageError(f"data.{name} = {getattr(self, name)} cannot be: it is at most {2**31 - 1}.")
+        for name, most in (("vocab_size", 2**31 - 1), ("workers", MOST_THREADS)):
+            if getattr(self, name) > most:
+                raise UsageError(f"data.{name} = {getattr(self, name)} cannot be: it is at most {most}.")
         if not self.valid and not 0 < self.valid_fraction < 1:
             raise UsageError(
                 f"data.valid_fraction is {self.valid_fraction}: it must lie between 0 and 1 (for example "

@@ -1,8 +1,9 @@
 """Tokenizers: any `tokenizer.json`, or a byte-level BPE trained on the corpus.
 
 The wrapper makes one promise that the library leaves open: text is text. Special tokens are never found
-inside a document (a page that quotes "<|endoftext|>" does not end there), nothing is added, padded or cut,
-whatever the file asks for. So for a byte-level tokenizer `decode(encode(text)) == text`.
+inside a document (a page that quotes "<|endoftext|>" does not end there), nothing is added, padded, cut or
+left to chance (BPE dropout), whatever the file asks for. So for a byte-level tokenizer
+`decode(encode(text)) == text`.
 """
 
 from __future__ import annotations
@@ -48,8 +49,7 @@ class Tokenizer:
             if not is_of_library(error):
                 raise
             raise no_tokenizer(name, error) from error
-        self._encoder.no_truncation()
-        self._encoder.no_padding()
+        _give_every_id_and_no_more(self._encoder)
         self._encoder.encode_special_tokens = True
         self._text = text
         self.name = name
@@ -191,6 +191,17 @@ class Tokenizer:
         lost = wanted - kept
         return lost.total() / max(1, wanted.total()), "".join(c for c, _ in lost.most_common(12))
 
+    def lost_spaces(self, texts: Sequence[str]) -> tuple[float, str]:
+        """Of the white space within the texts, the share that decoding gives back as less or as another
+        kind, and the kinds."""
+        kept: Counter[str] = Counter()
+        wanted: Counter[str] = Counter()
+        for text, ids in zip(texts, self.encode_batch(texts), strict=True):
+            wanted.update(filter(str.isspace, text.strip()))
+            kept.update(filter(str.isspace, self.decode(ids)))
+        lost = wanted - kept
+        return lost.total() / max(1, wanted.total()), "".join(c for c, _ in lost.most_common(4))
+
     def encode(self, text: str) -> list[int]:
         """Token ids of one text, without a separator."""
         return self.encode_batch([text])[0]
@@ -203,8 +214,7 @@ class Tokenizer:
     @cached_property
     def _marking_encoder(self) -> tokenizers.Tokenizer:
         encoder = tokenizers.Tokenizer.from_str(self._text)
-        encoder.no_truncation()
-        encoder.no_padding()
+        _give_every_id_and_no_more(encoder)
         encoder.encode_special_tokens = False
         return encoder
 
@@ -260,6 +270,15 @@ class Tokenizer:
 
     def __repr__(self) -> str:
         return f"Tokenizer({self.name}, {self.vocab_size} entries, sha256 {self.sha256[:16]})"
+
+
+def _give_every_id_and_no_more(encoder: tokenizers.Tokenizer) -> None:
+    """Switch off what a file may ask for and training does not: cuts, padding, merges that chance leaves
+    out."""
+    encoder.no_truncation()
+    encoder.no_padding()
+    if getattr(encoder.model, "dropout", None):
+        encoder.model.dropout = None
 
 
 def _folded(text: str) -> str:

@@ -92,6 +92,9 @@ def _loads(folder: Path, sha256: str) -> Path:
 # Text of each file that a given tokenizer is tried on, and of all of them, in characters.
 TRIED_OF_FILE, TRIED = 2**16, 2**20
 
+LOST_SPACES = 0.01
+"""Share of white space that a tokenizer may lose without a word: SentencePiece joins two spaces to one."""
+
 
 def require_lossless(config: DataConfig, files: list[SourceFile], tokenizer: Tokenizer) -> None:
     """Refuse a tokenizer that drops characters, and warn of one that has entries for too few of them."""
@@ -105,7 +108,20 @@ def require_lossless(config: DataConfig, files: list[SourceFile], tokenizer: Tok
                 break
         if sum(map(len, texts)) >= TRIED:
             break
-    share, characters = tokenizer.lost_share(texts) if texts else (0.0, "")
+    if not texts:
+        return
+    _require_characters(tokenizer, texts)
+    spaces, kinds = tokenizer.lost_spaces(texts)
+    if spaces > LOST_SPACES:
+        warnings.warn(
+            f"{tokenizer.name} loses {100 * spaces:.3g}% of the white space of this text, {kinds!r} among "
+            "it: the model never sees lines or indentation as they are, and bits per byte come out too low.",
+            stacklevel=5,
+        )
+
+
+def _require_characters(tokenizer: Tokenizer, texts: list[str]) -> None:
+    share, characters = tokenizer.lost_share(texts)
     if not share:
         return
     told = (
@@ -116,7 +132,7 @@ def require_lossless(config: DataConfig, files: list[SourceFile], tokenizer: Tok
             f"{told}, and has no entry for what it does not know: give a tokenizer with all bytes or an "
             "unk_token, or leave data.tokenizer out to train one on the corpus."
         )
-    warnings.warn(f"{told}: the model never sees them, and bits per byte come out too low.", stacklevel=5)
+    warnings.warn(f"{told}: the model never sees them, and bits per byte come out too low.", stacklevel=6)
 
 
 def _sample(config: DataConfig, files: list[SourceFile], report: Progress) -> Iterator[str]:

@@ -1,4 +1,5 @@
 """Ranks keep copies of weights and state, which must stay equal: compared by checksums, in one reduction.
+Where copies of a model are shared by rows (HSDP), the same rows of all copies are.
 
 The checksum of a tensor is the sum of its bits read as whole numbers, modulo 2^64: the order of the sum does
 not matter, and one changed bit changes it.
@@ -7,11 +8,12 @@ not matter, and one changed bit changes it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from lowrise.distributed.sharding import is_sharded, local, shard_group
 from lowrise.distributed.world import World
 from lowrise.errors import LowriseError, UsageError
 
@@ -38,7 +40,8 @@ def check_alike(world: World, tensors: Mapping[str, Tensor], when: str) -> None:
     differing = ["the list of tensors"] if _differing(world, [_number(shapes)]) else []
     if not differing:
         names = list(tensors)
-        differing = [names[i] for i in _differing(world, checksums(tensors))]
+        places = _differing(world, _by_shard(tensors, checksums({n: local(t) for n, t in tensors.items()})))
+        differing = [names[i] for i in dict.fromkeys(place % len(names) for place in places)]
     if differing:
         raise LowriseError(
             f"The ranks have drifted apart: {when}, {differing[0]} is not the same on all of them "
@@ -62,12 +65,32 @@ def checksums(tensors: Mapping[str, Tensor]) -> list[int]:
     return found
 
 
-def _differing(world: World, numbers: list[int]) -> list[int]:
-    """Places at which not all ranks have the same number."""
-    # ~c reverses the order, so the largest of ~c is that of the smallest c.
-    largest = world.largest_of([*numbers, *(~c for c in numbers)])
+def _by_shard(tensors: Mapping[str, Tensor], numbers: list[int]) -> list[int | None]:
+    """`numbers`, one a tensor, in the places of this rank's rows: a block for each shard of a copy, None in
+    those of the others. A copy is in the first block."""
+    groups = {name: shard_group(t) for name, t in tensors.items() if is_sharded(t)}
+    blocks = max((group.size for group in groups.values()), default=1)
+    placed: list[int | None] = [None] * (blocks * len(numbers))
+    for i, (name, number) in enumerate(zip(tensors, numbers, strict=True)):
+        block = groups[name].rank if name in groups else 0
+        placed[block * len(numbers) + i] = number
+    return placed
+
+
+def _differing(world: World, numbers: Sequence[int | None]) -> list[int]:
+    """Places at which not all ranks that have a number have the same; at least one has."""
+    # ~c reverses the order, so the largest of ~c is that of the smallest c; what is not there is smaller
+    # than any.
+    least = -(2**63)
+    largest = world.largest_of(
+        [*(least if c is None else c for c in numbers), *(least if c is None else ~c for c in numbers)]
+    )
     half = len(numbers)
-    return [i for i in range(half) if largest[i] != ~largest[half + i]]
+    return [
+        i
+        for i in range(half)
+        if largest[i] != ~largest[half + i] and not (largest[i] == largest[half + i] == least)
+    ]
 
 
 def _number(text: str) -> int:

@@ -40,6 +40,12 @@ def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
     return isinstance(tensor, DTensor)
 
 
+def has_copies(tensor: Tensor) -> bool:
+    """Whether more than one rank has the same values: of a plain tensor all, of one shared by rows those of a
+    mesh with copies (HSDP)."""
+    return not is_sharded(tensor) or tensor.device_mesh.ndim > 1
+
+
 def local(tensor: Tensor) -> Tensor:
     """This rank's rows, sharing their storage; a tensor that is not shared is itself."""
     return tensor.to_local() if is_sharded(tensor) else tensor

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from lowrise.config import RunConfig
 from lowrise.data import Tokenizer
+from lowrise.distributed import World
 from lowrise.distributed.fsdp import gathered_root
 from lowrise.errors import UsageError
 from lowrise.inference.sampling import Sampler, Sampling
@@ -72,13 +73,19 @@ def check_prompt(config: LlamaConfig, prompt: Sequence[int], max_new_tokens: int
 
 
 def _stream(
-    model: Llama, prompt: list[int], max_new_tokens: int, settings: Sampling, stop_token: int | None
+    model: Llama,
+    prompt: list[int],
+    max_new_tokens: int,
+    settings: Sampling,
+    stop_token: int | None,
+    agreed: Callable[[int], int] = int,
 ) -> Iterator[int]:
+    """`agreed(token)` is the token that is taken, where several processes compute together."""
     sampler = Sampler(settings, [prompt], model.config.vocab_size, torch.device("cpu"))
     cache = model.new_cache(len(prompt) + max_new_tokens)
     step = torch.tensor([prompt])
     for _ in range(max_new_tokens):
-        token = int(sampler(_last_logits(model, step, cache)[None]))
+        token = agreed(int(sampler(_last_logits(model, step, cache)[None])))
         if token == stop_token:
             return
         yield token
@@ -110,20 +117,21 @@ def _prompt_of(config: RunConfig, tokenizer: Tokenizer) -> list[int]:
     return [tokenizer.separator_id, *(tokenizer.encode(prompt) if prompt else [])]
 
 
-def sample_of(model: Llama, config: RunConfig, tokenizer: Tokenizer, device: torch.device) -> str | None:
-    """The text that `config.sample` asks for; None where it asks for no tokens."""
+def sample_of(
+    model: Llama, config: RunConfig, tokenizer: Tokenizer, device: torch.device, world: World | None = None
+) -> str | None:
+    """The text that `config.sample` asks for; None where it asks for no tokens.
+
+    Where ranks of `world` share weights by rows, all call it and take the tokens of rank 0: other processors
+    may round to another token, and every forward pass needs all ranks.
+    """
+    agreed = int if world is None else (lambda token: world.told_by_rank_0(token)[0])
     settings = config.sample
     if not settings.tokens:
         return None
     prompt = _prompt_of(config, tokenizer)
+    check_prompt(model.config, prompt, settings.tokens)
+    sampling = Sampling(temperature=settings.temperature, top_p=settings.top_p, seed=config.seed)
     with autocast_for(config, device), gathered_root(model):
-        new = generate(
-            model,
-            prompt,
-            max_new_tokens=settings.tokens,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            seed=config.seed,
-            stop_token=tokenizer.separator_id,
-        )
+        new = _stream(model, prompt, settings.tokens, sampling, tokenizer.separator_id, agreed)
         return (settings.prompt or "") + tokenizer.decode(new)

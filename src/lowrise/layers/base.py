@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from lowrise.distributed.sharding import agreed_seed, is_sharded, whole_parameters
+from lowrise.distributed.sharding import agreed_seed, copy_whole_, is_sharded, whole_parameters
 from lowrise.errors import UsageError
 from lowrise.layers.ranks import RankChange
 from lowrise.linalg.rank import Above, resolve_rank
@@ -199,14 +199,15 @@ class LowRankLayer(nn.Module, ABC):
 
     @torch.no_grad()
     def load_dense_(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        """Take over a dense weight (m x n) in place, as `from_dense` does at this layer's rank.
+        """Take over a dense weight (m x n) in place, as `from_dense` does at this layer's rank. Collective
+        where ranks share the layer by rows; all give the whole weight.
 
         A layer whose options decide how it stores a weight writes its own.
         """
         # Not load_state_dict, whose hooks FSDP2 has.
         own = dict(self.named_parameters()) | dict(self.named_buffers())
         for name, tensor in type(self).from_dense(weight, self.rank, bias=bias).state_dict().items():
-            own[name].copy_(tensor)
+            copy_whole_(own[name], tensor)
 
     def orthonormality_error(self) -> float | None:
         """How far factors that should be orthonormal are from it; None where none should be."""

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lowrise.distributed.sharding import whole_parameters
 from lowrise.errors import UsageError
 from lowrise.layers.base import FactoredForm, LedgerEntry, draws_whole
 from lowrise.layers.factor_pair import ActivatedPair, Activation
@@ -133,10 +134,11 @@ class DLRLinear(ActivatedPair):
     def load_dense_(self, weight: Tensor, bias: Tensor | None = None) -> None:
         A, B = balanced_factors(weight, self.rank)  # of A + E and B, in float64
         scale = self._factor_scale
-        self.B.copy_(B * scale)
-        self.A.copy_(A * scale if self._is_folded else self._plus_residual(A * scale, -1.0))
-        if self.bias is not None and bias is not None:
-            self.bias.copy_(bias)
+        with whole_parameters(self):
+            self.B.copy_(B * scale)
+            self.A.copy_(A * scale if self._is_folded else self._plus_residual(A * scale, -1.0))
+            if self.bias is not None and bias is not None:
+                self.bias.copy_(bias)
 
     # ---- the map
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lowrise.errors import UsageError
 from lowrise.layers.base import LowRankLayer, dense_weight, head_and_embedding_weights
 from lowrise.layers.inits import check_finite
+from lowrise.layers.left_dense import is_subclass_of_linear, under_adapters, warn_of_doubtful
 from lowrise.layers.patterns import matches, no_match, select
 from lowrise.layers.registry import layer_class, option_names
 from lowrise.linalg.rank import resolve_rank
@@ -43,8 +44,6 @@ OF_THE_STATE = (
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )
-# Modules of peft that are factors already.
-ADAPTERS = frozenset({"lora_A", "lora_B"})
 
 
 def factorize(
@@ -92,7 +91,7 @@ def factorize(
             _check_values(name, chosen[name])
     _warn_of_lost_hooks({name: chosen[name] for name in ranks})
     replacements = {
-        id(chosen[name]): _replace(chosen[name], r, new_class, from_weights, options)
+        id(chosen[name]): _replace(name, chosen[name], r, new_class, from_weights, options)
         for name, r in ranks.items()
     }
     for parent in list(model.modules()):
@@ -123,6 +122,27 @@ def _warn_of_dense_rest(model: nn.Module) -> None:
         )
 
 
+def own_attributes(module: nn.Module) -> list[str]:
+    """Names of what its owner has hung on a linear map: attributes, buffers, parameters and modules, which
+    the layer in its place keeps. Not what begins with an underscore, or `forward`.
+    """
+    plain = {"weight", "bias", "forward", "training", "in_features", "out_features", "nx", "nf"}
+    found = [*vars(module), *module._parameters, *module._buffers, *module._modules]
+    return [name for name in found if name not in plain and not name.startswith("_")]
+
+
+def _take_over(layer: LowRankLayer, module: nn.Module, name: str) -> bool:
+    """Hang on the layer what hung on the map, unless the layer has something of that name."""
+    if hasattr(layer, name):
+        return False
+    if name in module._buffers:
+        kept = name not in module._non_persistent_buffers_set
+        layer.register_buffer(name, module._buffers[name], persistent=kept)
+    else:
+        setattr(layer, name, getattr(module, name))
+    return True
+
+
 def _warn_of_lost_hooks(chosen: Mapping[str, nn.Module]) -> None:
     """Warn of what was hung on a map and means nothing to the layer in its place."""
     for name, module in chosen.items():
@@ -130,6 +150,7 @@ def _warn_of_lost_hooks(chosen: Mapping[str, nn.Module]) -> None:
         lost = [what for attribute, what in OF_THE_WEIGHT.items() if getattr(weight, attribute, None)]
         lost += ["hooks of its state_dict"] * any(vars(module).get(hooks) for hooks in OF_THE_STATE)
         lost += ["a forward of its own (as accelerate's hooks are)"] * ("forward" in vars(module))
+        lost += [f"weight.{key}" for key in vars(weight) if not key.startswith("_")]
         if lost:
             warnings.warn(
                 f"{name} had {' and '.join(lost)}, which factorize does not take over: the weight is no "
@@ -182,31 +203,44 @@ def _choose(
         )
     owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     heads = head_and_embedding_weights(model)
+    adapted = under_adapters(model)
+
+    skipped = set() if skip is None else set(select(skip, linear, what="skip"))
 
     if targets is None:
         names = [
             n
             for n, m in linear.items()
-            if owners[id(m.weight)] == 1 and id(m.weight) not in heads and not ADAPTERS & set(n.split("."))
+            if owners[id(m.weight)] == 1
+            and id(m.weight) not in heads
+            and n not in adapted
+            and n not in skipped
         ]
+        warn_of_doubtful(model, linear, names, adapted)
     else:
-        names = select(targets, linear, what="targets")
+        names = [name for name in select(targets, linear, what="targets") if name not in skipped]
         for name in names:
             if not isinstance(linear[name].weight, nn.Parameter):
                 raise UsageError(
                     f"targets: the weight of {name} is computed from others at each pass (weight_norm, "
                     "spectral_norm) and cannot be factorized; remove that first, or skip it."
                 )
+            if name in adapted:
+                raise UsageError(
+                    f"targets: {name} is part of an adapter of peft, which adds to a dense weight when it is "
+                    "merged: skip it, or factorize the model before it gets adapters."
+                )
             if owners[id(linear[name].weight)] > 1:
                 raise UsageError(
                     f"targets: the weight of {name} is shared with another module and cannot be factorized; "
                     f"untie it or skip it."
                 )
-    if skip is not None:
-        skipped = set(select(skip, linear, what="skip"))
-        names = [name for name in names if name not in skipped]
     if not names:
-        raise UsageError("Nothing is left to factorize: every linear layer is skipped, a head, or shared.")
+        kinds = sorted({type(m).__name__ for m in model.modules() if is_subclass_of_linear(m)})
+        why = f"; {', '.join(kinds)} may read the weight in other ways than nn.Linear" if kinds else ""
+        raise UsageError(
+            f"Nothing is left to factorize: every linear layer is skipped, a head, or shared{why}."
+        )
     return {name: linear[name] for name in names}
 
 
@@ -232,6 +266,7 @@ def _rank_of(module: nn.Module, rank: int | float, new_class: type[LowRankLayer]
 
 
 def _replace(
+    name: str,
     module: nn.Module,
     rank: int,
     new_class: type[LowRankLayer],
@@ -252,6 +287,13 @@ def _replace(
         layer.requires_grad_(False)
     if bias is not None and layer.bias is not None and not bias.requires_grad:
         layer.bias.requires_grad_(False)
-    for name in HOOKS:
-        vars(layer)[name] = vars(module)[name]  # the very dicts, so that handles go on removing
+    for hooks in HOOKS:
+        vars(layer)[hooks] = vars(module)[hooks]  # the very dicts, so that handles go on removing
+    lost = [own for own in own_attributes(module) if not _take_over(layer, module, own)]
+    if lost:
+        warnings.warn(
+            f"{name} had {', '.join(lost)}, which factorize does not take over: a {type(layer).__name__} "
+            "uses the name itself. Give it another one before factorizing.",
+            stacklevel=4,
+        )
     return layer.train(module.training)

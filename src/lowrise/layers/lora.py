@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lowrise.distributed.sharding import copy_whole_
 from lowrise.errors import UsageError
 from lowrise.layers.base import LedgerEntry, draws_whole
 from lowrise.layers.factor_pair import AddedPair
@@ -107,10 +108,10 @@ class LoRALinear(AddedPair):
     @torch.no_grad()
     def load_dense_(self, weight: Tensor, bias: Tensor | None = None) -> None:
         """W0 <- weight (out x in), A <- 0; B and the seed of the merges stay. Exact at any rank."""
-        self.W0.copy_(weight)
-        self.A.zero_()
+        copy_whole_(self.W0, weight)
+        copy_whole_(self.A, torch.zeros_like(self.A))
         if self.bias is not None and bias is not None:
-            self.bias.copy_(bias)
+            copy_whole_(self.bias, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.W0, self.bias) + F.linear(x @ self.B * self.scale, self.A)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lowrise.distributed.sharding import copy_whole_
 from lowrise.errors import UsageError
 from lowrise.layers.base import FactoredForm, LedgerEntry, draws_whole
 from lowrise.layers.factor_pair import AddedPair
@@ -102,11 +103,11 @@ class SparseLowRankLinear(AddedPair):
         """
         A, B = balanced_factors(weight, self.rank)  # float64
         rest = weight.to(A.dtype) - A @ B.T
-        self.A.copy_(A / math.sqrt(self.scale))
-        self.B.copy_(B / math.sqrt(self.scale))
-        self.values.copy_(rest.reshape(-1).index_select(0, self.index))
+        copy_whole_(self.A, A / math.sqrt(self.scale))
+        copy_whole_(self.B, B / math.sqrt(self.scale))
+        copy_whole_(self.values, rest.reshape(-1).index_select(0, self.index))
         if self.bias is not None and bias is not None:
-            self.bias.copy_(bias)
+            copy_whole_(self.bias, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         tensors = (x, self.A, self.B, self.values)

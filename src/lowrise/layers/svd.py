@@ -172,6 +172,11 @@ class SVDLinear(LowRankLayer):
         layer = cls(n, m, rank, bias=bias is not None, device="meta", dtype=weight.dtype, **options)
         layer.to_empty(device=weight.device)
         U, s, Vh = svd(weight.detach().to(torch.float64))
+        if not s[:1].to(weight.dtype).isfinite().all():
+            raise UsageError(
+                f"The weight has a singular value of {float(s[0]):.2g}, which {weight.dtype} cannot hold: "
+                "divide it first, or take the layer lowrank, whose factors have the root of that each."
+            )
         with torch.no_grad():
             layer._write(U[:, :rank], s[:rank], Vh[:rank].T)
             if layer.bias is not None and bias is not None:

@@ -61,12 +61,15 @@ class Display:
         """Lines of columns, cut at the width of the screen."""
         self.console.print(text, no_wrap=True, overflow="ellipsis")
 
-    def evaluated(self, step: int, result: EvalResult, extra: Mapping[str, float] | None = None) -> None:
-        """`extra`: losses of further texts by their names."""
+    def evaluated(
+        self, step: int, result: EvalResult, extra: Mapping[str, float] | None = None, of: str = ""
+    ) -> None:
+        """`extra`: losses of further texts by their names. `of`: what this is of, where a step has two."""
         self._val_loss = result.loss
         others = "".join(f"  {name} {loss:.4f}" for name, loss in (extra or {}).items())
         self.say(
             f"step {step:>6}  validation loss {result.loss:.4f}  perplexity {result.perplexity:.2f}{others}"
+            f"{of and f'  ({of})'}"
         )
 
     def stepped(

@@ -7,7 +7,7 @@ from typing import Any
 
 from lowrise.config import RunConfig
 from lowrise.data import Corpus
-from lowrise.distributed import World
+from lowrise.distributed import World, check_same_work
 from lowrise.inference.evaluate import EvalResult, Stopped, evaluate_split, extra_texts
 from lowrise.runs.environment import autocast_for
 from lowrise.train.display import Display
@@ -27,14 +27,17 @@ class HeldOut:
         self, config: RunConfig, corpus: Corpus, step: TrainStep, display: Display, world: World
     ) -> None:
         self.config, self.step, self.display, self.world = config, step, display, world
-        self.texts = {"": corpus, **extra_texts(config, corpus, display.console)}
+        extra = extra_texts(config, corpus, display.console)
+        check_same_work(world, **{f"text eval.extra.{name}": c.fingerprint for name, c in extra.items()})
+        self.texts = {"": corpus, **extra}
         self.results: Results = {}
         self.averaged: Results = {}
         """Those of the last evaluation; the second ones by the average."""
 
-    def measure(self, limit: int, asked_to_stop: Callable[[], bool]) -> EvalResult | None:
-        """Evaluate on up to `limit` tokens of each text (0: all) and show it; returns what the held-out split
-        gave. None, and the results of before, if a stop is asked for before the end. Collective.
+    def measure(self, limit: int, asked_to_stop: Callable[[], bool], of: str = "") -> EvalResult | None:
+        """Evaluate on up to `limit` tokens of each text (0: all) and show it, with what it is `of`; returns
+        what the held-out split gave. None, and the results of before, if a stop is asked for before the end.
+        Collective.
         """
         average, averaged = self.step.average, Results()
         try:
@@ -47,7 +50,7 @@ class HeldOut:
         self.results, self.averaged = results, averaged
         beside = {name: result.loss for name, result in results.items() if name}
         beside |= {f"{name} ema".strip(): result.loss for name, result in averaged.items()}
-        self.display.evaluated(self.step.progress.step, results[""], beside)
+        self.display.evaluated(self.step.progress.step, results[""], beside, of)
         return results[""]
 
     def _by_the_model(self, limit: int, asked_to_stop: Callable[[], bool]) -> Results:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import lowrise
 from lowrise.checkpoint import Saver
 from lowrise.config import RunConfig
 from lowrise.config.identity import digest, told
@@ -23,7 +24,7 @@ from lowrise.data import Corpus
 from lowrise.data.chat import write_template
 from lowrise.data.samples import sample_format
 from lowrise.distributed import FailedElsewhere, World, check_alike, check_same_work
-from lowrise.distributed.sharding import is_sharded
+from lowrise.distributed.sharding import has_copies
 from lowrise.distributed.world import lost_ranks_explained
 from lowrise.errors import LowriseError, UsageError
 from lowrise.files import write_whole
@@ -32,7 +33,7 @@ from lowrise.inference.generate import check_sample, sample_of
 from lowrise.optim import Optimizer
 from lowrise.report.run_report import write_report
 from lowrise.runs.directory import RunDirectory
-from lowrise.runs.environment import describe, precision_of, random_state
+from lowrise.runs.environment import choose_device, describe, precision_of, random_state
 from lowrise.runs.parallel import shares_rows
 from lowrise.runs.plan import RunPlan
 from lowrise.runs.tail_average import PART
@@ -73,6 +74,7 @@ class Trainer:
     ) -> None:
         self.config, self.corpus, self.directory, self.display = config, corpus, run, display
         self.world = world or World()
+        check_same_work(self.world, **_work_of(config, corpus, self.world))
         self.train_step = TrainStep(config, corpus, self.world, notice=display.table, say=display.say)
         self.update: Callable[[], Update] = self.train_step  # and nothing of what falls due after it
         self.model, self.device = self.train_step.model, self.train_step.device
@@ -123,7 +125,6 @@ class Trainer:
     def run(self) -> dict[str, Any]:
         """Train to the end, or raise `Interrupted` after a stop signal; returns the summary."""
         config = self.config
-        check_same_work(self.world, recipe=digest(config.to_dict()), corpus=self.corpus.fingerprint)
         self.world.by_rank_0(self._begin)
         start = self._resume()
         self.world.by_rank_0(self.saver.retire)  # a kill comes between a save and what follows it
@@ -240,7 +241,10 @@ class Trainer:
 
     def _evaluate(self, board: Tracker | None, whole: bool) -> EvalResult | None:
         """Evaluate and record; None, and no record, if a stop signal comes before the end."""
-        result = self.held_out.measure(0 if whole else self.config.eval.tokens, self._asked_to_stop)
+        settings, kept = self.config.eval, self.progress.weights_of_step or self.progress.step
+        # With patience the last step has an evaluation like those before it, and this one.
+        what = f"the end: whole split, weights of step {kept}" if whole and settings.patience else ""
+        result = self.held_out.measure(0 if whole else settings.tokens, self._asked_to_stop, what)
         if result is not None:
             progress = self.progress
             of = {"weights_of_step": progress.weights_of_step} if progress.weights_of_step else {}
@@ -293,9 +297,10 @@ class Trainer:
         self.save_due = False
 
     def _check_alike(self, when: str) -> None:
-        """What all ranks should have alike; not rows, and not the state of a matrix that one rank owns."""
+        """What all ranks should have alike; not rows of the only copy, and not the state of a matrix that one
+        rank owns."""
         averaged = {f"the average of {name}": t for name, t in self._average().items()}
-        weights = {n: t for n, t in (model_tensors(self.model) | averaged).items() if not is_sharded(t)}
+        weights = {n: t for n, t in (model_tensors(self.model) | averaged).items() if has_copies(t)}
         check_alike(self.world, weights | self.optimizer.common_state(), when)
 
     def _average(self) -> dict[str, Tensor]:
@@ -333,8 +338,10 @@ class Trainer:
     def _finish(self, result: EvalResult) -> dict[str, Any]:
         summary = self.summary(result, "completed")
         # Where ranks share weights by rows, a forward pass needs all of them.
-        speaks = self.world.leads or shares_rows(self.config, self.world)
-        sample = sample_of(self.model, self.config, self.corpus.tokenizer, self.device) if speaks else None
+        together = self.world if shares_rows(self.config, self.world) else None
+        speaks = self.world.leads or together is not None
+        arguments = self.model, self.config, self.corpus.tokenizer, self.device, together
+        sample = sample_of(*arguments) if speaks else None
 
         def write() -> None:
             if sample is not None:
@@ -393,7 +400,12 @@ def train(
     world = world or World()
     with ExitStack() as stack, Display(console, config.train.steps) as display:
         world.by_rank_0(lambda: stack.enter_context(directory.locked()))
-        services = services_of(config, directory, lambda text: display.say(text, style="yellow"))
+        services: list[Tracker] = []
+        world.by_rank_0(  # the others need none of their packages
+            lambda: services.extend(
+                services_of(config, directory, lambda text: display.say(text, style="yellow"))
+            )
+        )
         trainer = Trainer(config, corpus, directory, display, world, [*trackers, *services])
         try:
             # FSDP2 and owners talk in the middle of forward passes, backward passes and steps.
@@ -413,6 +425,18 @@ def train(
                     "model.recompute."
                 ) from error
             raise
+
+
+def _work_of(config: RunConfig, corpus: Corpus, world: World) -> dict[str, str]:
+    """What ranks must have alike before anything is built."""
+    device = world.device(choose_device(config.train.device))
+    return {
+        "recipe": digest(config.to_dict()),
+        "corpus": corpus.fingerprint,
+        "lowrise": lowrise.__version__,
+        "torch": torch.__version__.partition("+")[0],
+        "kind of device": f"{device.type}, {precision_of(config, device)}",
+    }
 
 
 def _due(number: int, every: int) -> bool:

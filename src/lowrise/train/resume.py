@@ -12,11 +12,12 @@ from typing import Any
 
 from lowrise.checkpoint import Checkpoint
 from lowrise.checkpoint.manifest import MANIFEST
-from lowrise.checkpoint.store import newest_checkpoint
+from lowrise.checkpoint.store import load_by_all, newest_checkpoint
 from lowrise.config import RunConfig, load, resolved
 from lowrise.config.identity import Changes, Kind, differences, told
 from lowrise.config.sections import InitSection
 from lowrise.data import Corpus
+from lowrise.distributed import World, check_same_work
 from lowrise.errors import UsageError
 from lowrise.model.finite import require_finite
 from lowrise.pretrained.folder import weights_digest
@@ -84,11 +85,13 @@ def go_on(
         say(f"Continuing from step {checkpoint.step} ({checkpoint.path}).")
         return Start(own=True, origin=origin)
     if config.init.model is not None:
+        origin = Origin.of_model(config.init)
+        check_same_work(step.world, **{"weights in init.model": origin.sha256})
         start_from_model(step.model, config, step.corpus.tokenizer, say)
-        return Start(origin=Origin.of_model(config.init), path=Path(config.init.model).expanduser())
+        return Start(origin=origin, path=Path(config.init.model).expanduser())
     if config.init.run is None:
         return Start()
-    checkpoint = origin_checkpoint(config.init)
+    checkpoint = origin_checkpoint(config.init, step.world)
     if config.init.what == "all":
         check_branch(checkpoint, config, step.corpus, say)
         remedy = "Branch off at an earlier step, init.step."
@@ -213,10 +216,17 @@ def _named(origin: Origin | InitSection | None) -> str:
     return f"{origin.run} ({step}, {origin.what})"
 
 
-def origin_checkpoint(init: InitSection) -> Checkpoint:
-    """The checkpoint that `[init]` names. Reads only: a damaged one of another run is not put aside here."""
+def origin_checkpoint(init: InitSection, world: World | None = None) -> Checkpoint:
+    """The checkpoint that `[init]` names. Reads only: a damaged one of another run is not put aside here.
+
+    Rank 0 chooses: a run that still goes on may save its next while the ranks look. Collective.
+    """
     assert init.run is not None
-    run, step = open_run(init.run), init.step
+    world, run = world or World(), open_run(init.run)
+    return load_by_all(run.checkpoints, world.by_rank_0(lambda: _origin_step(run, init.step)), world)
+
+
+def _origin_step(run: RunDirectory, step: int | None) -> int:
     steps = run.checkpoints.steps()
     if not steps:
         raise UsageError(f"init.run = {run.path} has no checkpoint yet: train it first.")
@@ -225,7 +235,7 @@ def origin_checkpoint(init: InitSection) -> Checkpoint:
             f"init.step = {step} is no checkpoint of {run.path}; it has {', '.join(map(str, steps))} "
             "(checkpoint.keep_every keeps more)."
         )
-    return run.checkpoints.load(steps[-1] if step is None else step)
+    return steps[-1] if step is None else step
 
 
 # --- a branch ---------------------------------------------------------------------------------------------

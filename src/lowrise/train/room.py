@@ -13,6 +13,8 @@ from lowrise.report.formatting import bytes_
 from lowrise.runs.environment import precision_of
 from lowrise.runs.planner import Planned, changes, remedy
 
+_UNKNOWN = 2**62  # bytes; more than any machine has
+
 
 def free_bytes(device: torch.device) -> int | None:
     """What programs may still take on the device; None where the system does not say."""
@@ -28,16 +30,18 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def require_room(config: RunConfig, vocab_size: int, world: World, device: torch.device) -> None:
-    """`UsageError` where the planned peak of a rank is more than its part of what is free.
+    """`UsageError` where the planned peak of a rank is more than its part of what is free, at all ranks
+    alike: the least that one of them has counts.
 
     Ranks of a machine share its memory on a CPU; on GPUs each has its own. Compiled blocks keep less than is
     planned: of them only weights, gradients and optimizer state count.
     """
-    free = free_bytes(device)
-    if free is None:
+    own = free_bytes(device)
+    if own is not None and device.type == "cpu":
+        own //= world.local_size
+    free = -world.largest(-_UNKNOWN if own is None else -own)
+    if free == _UNKNOWN:
         return
-    if device.type == "cpu":
-        free //= world.local_size
     planned = Planned(
         config,
         vocab_size,

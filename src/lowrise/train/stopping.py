@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 
 from lowrise.checkpoint import Saver
+from lowrise.checkpoint.store import load_by_all
 from lowrise.config import RunConfig
 from lowrise.distributed import World
 from lowrise.inference.evaluate import EvalResult
@@ -102,7 +103,7 @@ class EarlyStopping:
                 style="yellow",
             )
             return False
-        self.train_step.load(store.load(best, verify=self.world.leads))
+        self.train_step.load(load_by_all(store, best, self.world))
         self.train_step.progress = dataclasses.replace(progress, weights_of_step=best)
         self.say(f"The weights are those of step {best}, whose validation loss was the lowest.")
         return True

@@ -99,3 +99,24 @@ def test_a_tokenizer_that_raises_is_a_message(tmp_path: Path) -> None:
     broken = t.Tokenizer(t.models.WordLevel({"the": 0, "</s>": 1}, unk_token="[UNK]"))
     with pytest.raises(UsageError, match="cannot encode the text"):
         prepared(tmp_path, broken, "another word")
+
+
+def test_chance_decides_no_token() -> None:
+    """A file may ask for BPE dropout."""
+    made = t.Tokenizer.from_str(train_bpe(["the fox jumps over the dog"] * 9, 300).text)
+    expected = made.encode("the fox jumps over the dog " * 9).ids
+    made.model.dropout = 0.5
+    ours = Tokenizer(made.to_str())
+    assert all(ours.encode("the fox jumps over the dog " * 9) == expected for _ in range(5))
+    assert all(ours.encode_marked("the fox jumps over the dog " * 9) == expected for _ in range(5))
+
+
+@pytest.mark.parametrize("normalizer", [t.normalizers.Replace(t.Regex(r"\s+"), " "), None])
+def test_a_tokenizer_that_loses_lines_is_told(normalizer, tmp_path: Path, recwarn) -> None:
+    made = t.Tokenizer.from_str(train_bpe(TEXT, 300).text)
+    if normalizer is not None:
+        made.normalizer = normalizer
+    prepared(tmp_path, made, "if a:\n    b\n\telse c\n" * 20)
+    told = [str(w.message) for w in recwarn if "white space" in str(w.message)]
+    assert len(told) == (normalizer is not None)
+    assert all("of the white space of this text, '\\n \\t' among it" in line for line in told)

@@ -165,6 +165,11 @@ def test_a_run_stops_early_and_ends_with_its_best_weights(text_folder, tmp_path)
         "step 12: 2 evaluations in a row (eval.patience) had no validation loss lower than 3.0000 (step 8)"
         in said
     )
+    at_the_end = [line for line in said.splitlines() if line.startswith("step     12  validation loss")]
+    assert [line.endswith("(the end: whole split, weights of step 8)") for line in at_the_end] == [
+        False,
+        True,
+    ]
     straight = sample_config(text_folder, **{"train.steps": 40, "eval.every": 0, "checkpoint.every": 8})
     other = trainer_for(straight, tmp_path / "straight")
     while other.progress.step < 8:

@@ -34,6 +34,7 @@ construction on.
 from __future__ import annotations
 
 import math
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -55,6 +56,7 @@ from lowrise.optim.engine.options import (
     check_choices,
     check_numbers,
     check_params,
+    made_for,
     parameter_name,
     refuse_changed,
     settle_role,
@@ -119,7 +121,7 @@ class Optimizer(FromModel, Scheduled, Counted):
         self.__dict__.setdefault("_guard", Guard())
         self.__dict__.setdefault("ownership", Ownership())
         super().__setstate__(state)
-        self._built = {p: (p.shape, p.dtype) for group in self.param_groups for p in group["params"]}
+        self._built = {p: made_for(p) for group in self.param_groups for p in group["params"]}
         for group in self.param_groups:
             self._appoint(group)
 
@@ -188,7 +190,7 @@ class Optimizer(FromModel, Scheduled, Counted):
             elsewhere, owned = self.ownership.is_elsewhere(unit), self.ownership.owner(unit) is not None
             for param, layout in zip(unit, self._layouts(group, unit), strict=True):
                 self.state[param] = zero_state(param, {} if elsewhere else layout, whole=owned)
-                self._built[param] = (param.shape, param.dtype)
+                self._built[param] = made_for(param)
         if group["role"] in self.roles:
             self._start_group(group)
 
@@ -268,6 +270,14 @@ class Optimizer(FromModel, Scheduled, Counted):
         ready = [
             [unit for unit in units_of(group) if self._has_gradient(unit)] for group in self.param_groups
         ]
+        if not any(ready) and not self._told_of_no_gradient:
+            self._told_of_no_gradient = True
+            warnings.warn(
+                f"{type(self).__name__} met no gradient at this step. If the model was moved to another kind "
+                "of device, or given other Parameters, after the optimizer was built, it trains those of "
+                "before: build it after.",
+                stacklevel=4,
+            )
         for group, units in zip(self.param_groups, ready, strict=True):
             self._check_start(group, units)
         left_out = set() if known else self._unusable()
@@ -366,7 +376,7 @@ class Optimizer(FromModel, Scheduled, Counted):
             )
         for p in params:
             grad = p.grad
-            if self._built.get(p) != (p.shape, p.dtype) or (grad is not None and grad.shape != p.shape):
+            if self._built.get(p) != made_for(p) or (grad is not None and grad.shape != p.shape):
                 self._check_unchanged(p)
         moves = any(p.grad is not None for p in params)
         frozen = [p for p in params if p.grad is None and not p.requires_grad]
@@ -382,8 +392,8 @@ class Optimizer(FromModel, Scheduled, Counted):
         if param not in self._built:
             self._adopt_exchanged()
             return
-        refuse_changed(self._name_of(param), param, *self._built[param])
-        self._built[param] = (param.shape, param.dtype)
+        refuse_changed(self._name_of(param), param, self._built[param])
+        self._built[param] = made_for(param)
 
     def _name_of(self, param: Tensor) -> str:
         groups = self.param_groups

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lowrise.errors import UsageError
 from lowrise.optim.engine.cost import Counted
-from lowrise.optim.engine.options import parameter_name
+from lowrise.optim.engine.options import made_for, parameter_name
 from lowrise.optim.engine.ownership import zero_state
 from lowrise.optim.engine.state_formats import loaded
 from lowrise.optim.engine.units import units_of
@@ -47,7 +47,7 @@ def exchange(optimizer: Counted, exchanges: Sequence[Exchange]) -> None:
         for i, e in found.items():
             members[i] = e.new
             optimizer._built.pop(e.old, None)
-            optimizer._built[e.new] = (e.new.shape, e.new.dtype)
+            optimizer._built[e.new] = made_for(e.new)
             optimizer.ownership.rename(e.old, e.new)
         position = 0
         for unit in units_of(group):

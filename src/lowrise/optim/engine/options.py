@@ -87,17 +87,32 @@ def settle_role(group: dict[str, Any], number: int, roles: Collection[str], who:
         )
 
 
-def refuse_changed(name: str, param: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """Raise for a parameter that is not what its state was made for, of this shape and dtype, or whose
-    gradient does not fit it. Weights that became narrower over float32 moments may be.
+Made = tuple[torch.Size, torch.dtype, torch.device]
+"""What the state of a parameter was made for."""
+
+
+def made_for(param: Tensor) -> Made:
+    """Of the parameter as it is."""
+    return param.shape, param.dtype, param.device
+
+
+def refuse_changed(name: str, param: Tensor, made: Made) -> None:
+    """Raise for a parameter that is not what its state was made for, or whose gradient does not fit it.
+    Weights that became narrower over float32 moments may be.
     """
+    shape, dtype, device = made
     if shape != param.shape:
         raise UsageError(
             f"{name} had shape {tuple(shape)} when the optimizer was built and has {tuple(param.shape)} "
             "now, so its moments do not fit: build the optimizer after resizing the model "
             "(resize_token_embeddings and the like)."
         )
-    if (param.dtype == torch.float64) != (dtype == torch.float64):
+    if param.device != device:
+        raise UsageError(
+            f"{name} was on {device} when the optimizer was built and is on {param.device} now, where its "
+            "moments are not: build the optimizer after moving the model."
+        )
+    if (param.dtype == torch.float64) != (dtype == torch.float64) or not param.dtype.is_floating_point:
         raise UsageError(
             f"{name} had dtype {dtype} when the optimizer was built and has {param.dtype} now, so its "
             "moments have another precision: build the optimizer after converting the model."

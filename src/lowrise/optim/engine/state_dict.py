@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowrise.distributed.sharding import copy_whole_, is_sharded
+from lowrise.distributed.sharding import copy_whole_, has_copies
 from lowrise.errors import UsageError
 from lowrise.names import REMOVED_OPTIONS
-from lowrise.optim.engine.options import check_numbers, parameter_name, require_match
+from lowrise.optim.engine.options import Made, check_numbers, parameter_name, require_match
 from lowrise.optim.engine.ownership import Ownership
 from lowrise.optim.engine.state_formats import format_of, opened
 from lowrise.optim.engine.units import units_of
@@ -22,8 +22,9 @@ class Saved(torch.optim.Optimizer):
     """The part of `lowrise.optim.Optimizer` that writes and reads its state."""
 
     ownership: Ownership
-    _built: dict[Tensor, tuple[torch.Size, torch.dtype]]
-    """Parameter -> shape and dtype that its state was made for."""
+    _built: dict[Tensor, Made]
+    """Parameter -> what its state was made for."""
+    _told_of_no_gradient = False
 
     def settle(self) -> None:
         """Bring the state up to what the steps so far have done, before it is read from outside."""
@@ -155,7 +156,7 @@ class Saved(torch.optim.Optimizer):
         return named
 
     def common_state(self) -> dict[str, Tensor]:
-        """Of `named_state`, what every rank has a copy of."""
+        """Of `named_state`, what every rank has a copy of, or every copy of a model the rows."""
         common = {}
         for group in self.param_groups:
             names = iter(group["param_names"])
@@ -163,7 +164,7 @@ class Saved(torch.optim.Optimizer):
                 owned = self.ownership.owner(unit) is not None
                 for p, name in zip(unit, names, strict=False):
                     for key, tensor in self.state[p].items():
-                        if key == "step" or not (owned or is_sharded(tensor)):
+                        if key == "step" or (not owned and has_copies(tensor)):
                             common[f"{name}.{key}"] = tensor
         return common
 
