@@ -11,7 +11,6 @@ from torch import Tensor
 
 from lowrise.distributed.sharding import copy_whole_, is_sharded
 from lowrise.errors import UsageError
-from lowrise.names import REMOVED_OPTIONS
 from lowrise.optim.engine.options import check_numbers, parameter_name, require_match
 from lowrise.optim.engine.ownership import Ownership
 from lowrise.optim.engine.state_formats import format_of, opened
@@ -89,12 +88,6 @@ class Saved(torch.optim.Optimizer):
                     "from here on. Set weight_decay = 0 in the saved groups and choose a new one, or load "
                     "the state of torch.optim.AdamW."
                 )
-            for option, always in REMOVED_OPTIONS.items():
-                if saved_group.get(option, always) != always:
-                    raise UsageError(
-                        f"parameter group {number} was saved with {option} = {saved_group[option]!r}, which "
-                        f"is gone: {always!r} holds always."
-                    )
             groups.append(_with_own_functions(saved_group, own_group))
             check_numbers(groups[-1], where=f"saved parameter group {number}")
             for i, key in enumerate(saved_group["params"]):
