@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from lowrise.errors import UsageError
-from lowrise.layers.base import LowRankLayer, dense_weight, head_and_embedding_weights
+from lowrise.layers.base import LowRankLayer
+from lowrise.layers.dense import dense_weight, head_and_embedding_weights
 from lowrise.layers.inits import check_finite
 from lowrise.layers.patterns import matches, no_match, select
 from lowrise.layers.registry import layer_class, option_names

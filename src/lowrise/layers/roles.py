@@ -22,7 +22,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from lowrise.errors import UsageError
-from lowrise.layers.base import LowRankLayer, dense_weight, head_and_embedding_weights
+from lowrise.layers.base import LowRankLayer
+from lowrise.layers.dense import dense_weight, head_and_embedding_weights
 from lowrise.layers.patterns import matches, no_match, select_targets
 
 MOVABLE = ("factors", "svd", "matrix", "embedding", "head")

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from lowrise.config import RunConfig, from_dict
 from lowrise.config.places import named_code
 from lowrise.errors import UsageError
-from lowrise.layers.base import LowRankLayer
+from lowrise.layers.base import LowRankLayer, is_adaptive
 from lowrise.model import Llama
 from lowrise.pretrained.folder import FolderTensors
 from lowrise.runs.build import model_from
@@ -75,7 +75,7 @@ def open_native(folder: Path) -> Native:
 
 
 def _adapts(model: Llama) -> bool:
-    return any(isinstance(m, LowRankLayer) and m.is_adaptive() for m in model.modules())
+    return any(is_adaptive(m) for m in model.modules())
 
 
 def _metadata(folder: Path) -> dict[str, str]:
