@@ -24,6 +24,25 @@ class Saved(torch.optim.Optimizer):
     _built: dict[Tensor, tuple[torch.Size, torch.dtype]]
     """Parameter -> shape and dtype that its state was made for."""
 
+    def forget(self, param: Tensor) -> dict[str, Tensor]:
+        """Give up a parameter's state, which is returned, its owner and its shape; it is the caller who takes
+        it out of its group.
+        """
+        self._built.pop(param, None)
+        self.ownership.forget(param)
+        state: dict[str, Tensor] = self.state.pop(param)
+        return state
+
+    def rename(self, old: Tensor, new: Tensor) -> dict[str, Tensor]:
+        """Let `new` stand for `old` with its owner; returns the state of `old`, from which the caller makes
+        that of `new`.
+        """
+        self._built.pop(old, None)
+        self._built[new] = (new.shape, new.dtype)
+        self.ownership.rename(old, new)
+        state: dict[str, Tensor] = self.state.pop(old)
+        return state
+
     def settle(self) -> None:
         """Bring the state up to what the steps so far have done, before it is read from outside."""
 
