@@ -25,6 +25,16 @@ _SAID = UserWarning | FutureWarning | RuntimeWarning
 STANDARD_OUTPUT = "standard output"
 
 
+def in_columns(rows: Sequence[Sequence[str]], right: Sequence[bool]) -> str:
+    """A table as plain text, two spaces between columns; `right`: which of them are flush on that side."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = (
+        "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True))
+        for row in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
 class Console(rich.console.Console):
     """rich's console for text from files, folders, models and users: square brackets are square brackets
     (style goes through `style=` and `rich.text.Text`), nothing is highlighted, and control characters and

@@ -286,15 +286,6 @@ def test_damaged_corpora_are_sentences(make: Callable[..., Corpus], tokenizer_pa
         open_corpus(corpus.directory / "nowhere")
 
 
-def test_another_tokenizer_is_a_sentence(make: Callable[..., Corpus], tmp_path: Path) -> None:
-    corpus = make()
-    corpus.write_tokenizer(tmp_path / "same.json")
-    corpus.check_tokenizer(Tokenizer.load(tmp_path / "same.json"))
-    (tmp_path / "other.json").write_text((tmp_path / "same.json").read_text() + "\n")
-    with pytest.raises(UsageError, match=r"other\.json.* is not the tokenizer of the corpus"):
-        corpus.check_tokenizer(Tokenizer.load(tmp_path / "other.json"))
-
-
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
