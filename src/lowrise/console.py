@@ -14,6 +14,7 @@ import rich.console
 from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.segment import Segment
+from rich.table import Table
 
 from lowrise.errors import printable
 
@@ -23,6 +24,11 @@ _SAID = UserWarning | FutureWarning | RuntimeWarning
 
 
 STANDARD_OUTPUT = "standard output"
+
+
+def narrow_table() -> Table:
+    """A table of a command: no lines, one space between columns, so that ten of them fit into a terminal."""
+    return Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
 
 
 def in_columns(rows: Sequence[Sequence[str]], right: Sequence[bool]) -> str:

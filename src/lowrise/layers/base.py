@@ -287,6 +287,15 @@ class AdaptiveRankLayer(LowRankLayer):
         """How far the factors are from orthonormal ones."""
 
 
+def notify_layers(model: nn.Module, number: int, total: int) -> None:
+    """`before_update` of every layer, for tensors of update `number` of `total` that are loaded next; nothing
+    at 0, before the first one.
+    """
+    for layer in model.modules():
+        if isinstance(layer, LowRankLayer) and number:
+            layer.before_update(number, total)
+
+
 def is_adaptive(module: nn.Module) -> TypeGuard[AdaptiveRankLayer]:
     """Whether this is a layer whose rank may change."""
     return isinstance(module, AdaptiveRankLayer) and module.is_adaptive()

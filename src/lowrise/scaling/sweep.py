@@ -13,15 +13,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from lowrise.compare.compare import describe_environment
 from lowrise.compare.live import Display
 from lowrise.compare.outcomes import Outcome
 from lowrise.compare.plan import LoadRecipe, PlanRun
 from lowrise.compare.runner import TRAIN_COMMAND, Runner
 from lowrise.compare.workers import Pool, default_slots, hold_directory
-from lowrise.console import Console
+from lowrise.console import Console, narrow_table
 from lowrise.errors import LowriseError
 from lowrise.files import read_json, strict_json, write_whole
 from lowrise.report.formatting import learning_rate, scientific, si
@@ -121,7 +119,7 @@ def results(plan: SweepPlan, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
 
 def show_plan(console: Console, plan: SweepPlan) -> None:
     """Every size with its cost, before it is run."""
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    table = narrow_table()
     table.add_column("method", no_wrap=True)
     for name in ("budget", "width", "params", "tokens", "tok/param", "steps", "lr"):
         table.add_column(name, justify="right", no_wrap=True)
