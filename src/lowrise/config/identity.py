@@ -108,7 +108,7 @@ def _shown(value: Any) -> str:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "", *, empty: bool = False) -> dict[str, Any]:
-    """Nested tables as dotted keys. `empty`: an empty table is a value, which pages show; no hash counts it."""
+    """Nested tables as dotted keys. `empty`: an empty table is a value, as pages show it; no hash does."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict) and (value or not empty):
