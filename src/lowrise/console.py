@@ -14,6 +14,7 @@ import rich.console
 from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.segment import Segment
+from rich.table import Table
 
 from lowrise.errors import printable
 
@@ -23,6 +24,21 @@ _SAID = UserWarning | FutureWarning | RuntimeWarning
 
 
 STANDARD_OUTPUT = "standard output"
+
+
+def narrow_table() -> Table:
+    """A table of a command: no lines, one space between columns, so that ten of them fit into a terminal."""
+    return Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+
+
+def in_columns(rows: Sequence[Sequence[str]], right: Sequence[bool]) -> str:
+    """A table as plain text, two spaces between columns; `right`: which of them are flush on that side."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = (
+        "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True))
+        for row in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)
 
 
 class Console(rich.console.Console):

@@ -17,11 +17,15 @@ class UsageError(LowriseError, ValueError):
     """The request cannot be right, whatever the machine does. The command ends with exit code 2."""
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the nearest known one, or all of them."""
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "choose one of") -> str:
+    """The end of a message about an unknown name: the nearest known one, or all of them after `otherwise`.
+
+    By spelling alone; keys, flags and commands are found by what other projects call them as well
+    (`lowrise.names`).
+    """
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(known)}."
+    return f"did you mean {near[0]!r}?" if near else f"{otherwise} {', '.join(known)}."
 
 
 # They turn the direction of the text around them, so that it reads as something else.

@@ -9,7 +9,7 @@ import types
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from lowrise.errors import UsageError
 
@@ -29,7 +29,7 @@ class Flag:
     @property
     def takes_list(self) -> bool:
         """Whether any number of words may follow."""
-        return any(_origin(kind) in (list, dict) or _is_open(kind) for kind in options_of(self.kind))
+        return any(get_origin(kind) in (list, dict) or _is_open(kind) for kind in options_of(self.kind))
 
     @property
     def takes_switch(self) -> bool:
@@ -40,7 +40,7 @@ class Flag:
         """The words behind the flag that are its values, and those that must be positional."""
         if self.takes_list:
             return list(words), []
-        pairs = [len(typing.get_args(kind)) for kind in options_of(self.kind) if _origin(kind) is tuple]
+        pairs = [len(get_args(kind)) for kind in options_of(self.kind) if get_origin(kind) is tuple]
         count = max([1, *pairs])
         return list(words[:count]), list(words[count:])
 
@@ -73,23 +73,15 @@ class Flag:
 
 def options_of(kind: Any) -> list[Any]:
     """The alternatives of a kind, without what is annotated to it."""
-    if typing.get_origin(kind) is typing.Annotated:
-        return options_of(typing.get_args(kind)[0])
-    if _origin(kind) in (typing.Union, types.UnionType):
-        return [one for option in typing.get_args(kind) for one in options_of(option)]
+    if get_origin(kind) is typing.Annotated:
+        return options_of(get_args(kind)[0])
+    if get_origin(kind) in (typing.Union, types.UnionType):
+        return [one for option in get_args(kind) for one in options_of(option)]
     return [kind]
 
 
-def _origin(kind: Any) -> Any:
-    return typing.get_origin(kind)
-
-
-def _inner(kind: Any) -> tuple[Any, ...]:
-    return typing.get_args(kind)
-
-
 def _is_open(kind: Any) -> bool:
-    return _origin(kind) is tuple and Ellipsis in _inner(kind)
+    return get_origin(kind) is tuple and Ellipsis in get_args(kind)
 
 
 _READERS: dict[Any, Callable[[str], Any]] = {int: int, float: float, str: str, Path: Path}
@@ -105,7 +97,7 @@ _WORDS: dict[Any, str] = {
 
 def _fits(kind: Any, values: Sequence[str]) -> bool:
     """Whether the words are a value of this kind, one alternative; of a kind that is not known here too."""
-    origin, inner = _origin(kind), _inner(kind)
+    origin, inner = get_origin(kind), get_args(kind)
     if _is_open(kind) or origin is list:
         return all(_fits_any(inner[0], value) for value in values)
     if origin is dict:
@@ -146,7 +138,7 @@ def _fits_any(kind: Any, value: str) -> bool:
 
 
 def _described(kind: Any) -> str:
-    origin, inner = _origin(kind), _inner(kind)
+    origin, inner = get_origin(kind), get_args(kind)
     if origin is typing.Literal:
         return "one of " + ", ".join(map(str, inner))
     if origin is dict:

@@ -10,9 +10,6 @@ from typing import Any
 
 from lowrise.errors import UsageError
 
-REMOVED_OPTIONS = {"eps_placement": "before"}
-"""Options of optimizers that are gone, in recipes and saved state -> the value that holds for good."""
-
 # Key or command -> what transformers, nanoGPT, litgpt, torchtitan and papers call it.
 _OTHER_WORDS = {
     "optimizer.lr": "learning_rate max_lr peak_lr base_lr",

@@ -13,7 +13,7 @@ from lowrise.errors import UsageError
 from lowrise.files import require_file_place, require_writable
 from lowrise.report.run_report import write_report
 from lowrise.report.several import write_several
-from lowrise.runs.history import is_run
+from lowrise.runs.history import has_run_files
 from lowrise.scaling import show as scaling
 from lowrise.sweep import report as sweep
 from lowrise.track import table as track
@@ -41,7 +41,7 @@ KINDS = (
         lambda folder, out: [scaling.write_again(folder, out)],
     ),
     Kind("a sweep (lowrise sweep)", sweep.is_sweep, lambda folder, out: [sweep.write_page(folder, out)]),
-    Kind("a run (lowrise train)", is_run, lambda folder, out: [_of_run(folder, out)]),
+    Kind("a run (lowrise train)", has_run_files, lambda folder, out: [_of_run(folder, out)]),
 )
 
 
@@ -85,7 +85,7 @@ def kind_of(folder: Path) -> Kind:
     for kind in KINDS:
         if kind.is_one(folder):
             return kind
-    within = sorted(path for path in (*folder.glob("*"), *folder.glob("runs/*")) if is_run(path))
+    within = sorted(path for path in (*folder.glob("*"), *folder.glob("runs/*")) if has_run_files(path))
     hint = f" It holds {len(within)} run(s), such as {within[0]}." if within else ""
     raise UsageError(f"{folder} is no folder that lowrise reports on: name {accepted()}.{hint}")
 

@@ -17,7 +17,7 @@ from lowrise.config import load, validate
 from lowrise.data import DataConfig
 from lowrise.errors import UsageError, printable
 from lowrise.inference.generate import generate
-from lowrise.inference.sampling import pick
+from lowrise.inference.sampling import pick_rows
 from lowrise.model import LlamaConfig, build_model
 from lowrise.optim import AdamW
 from lowrise.signals import StopRequest
@@ -110,8 +110,8 @@ def test_numbers_that_no_preparation_holds_are_refused(key):
 
 @pytest.mark.parametrize("temperature", [1e-39, 1e-300])
 def test_a_tiny_temperature_is_the_likeliest_token(temperature):
-    logits = torch.tensor([1.0, 3.0, 2.0])
-    assert pick(logits, temperature, None, 0.95, torch.Generator()) == 1
+    logits = torch.tensor([[1.0, 3.0, 2.0]])
+    assert pick_rows(logits, temperature, None, 0.95, [torch.Generator()]).item() == 1
 
 
 @pytest.mark.parametrize("key", ["train.threads", "data.workers"])

@@ -47,7 +47,9 @@ class Run:
 
     def resume(self) -> None:
         """As in a new process: new parts, at the newest checkpoint, or at the first weights."""
-        self.trainer.saver.__exit__(None, None, None)  # ends its group: the threads of hundreds take the time
+        self.trainer.keeping.saver.__exit__(
+            None, None, None
+        )  # ends its group: the threads of hundreds take the time
         self.trainer = trainer_for(self.config, self.folder, self.world)
         self.trainer._resume()
 
@@ -57,7 +59,7 @@ class Run:
             case "evaluate":
                 trainer._evaluate(None, whole=False)
             case "save":
-                trainer._save()
+                trainer.keeping.save()
             case "telemetry":
                 before = snapshot(trainer.model, trainer.dense_matrices, trainer.world)
                 measure(trainer.model, before, trainer.world)
@@ -96,7 +98,7 @@ def try_orders(world: World, folder: Path, data: str, orders: list[Order]) -> in
         now = weights(run.trainer)
         changed = [name for name, tensor in now.items() if not torch.equal(tensor, expected[step][name])]
         assert not changed, f"{data}: an update, {', '.join(order)}, and at step {step} differ {changed[:3]}"
-    run.trainer.saver.finish()
+    run.trainer.keeping.saver.finish()
     return step
 
 

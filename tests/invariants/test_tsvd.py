@@ -80,8 +80,8 @@ def test_orthonormal_in_a_model_with_rank_events_and_a_resume(steps, text_folder
     for t in range(1, steps + 1):
         trainer.update()
         if t == steps // 4:  # between the second and the third event
-            trainer._save()
-            trainer.saver.finish()
+            trainer.keeping.save()
+            trainer.keeping.saver.finish()
             trainer = trainer_for(config, tmp_path)
             trainer._resume()
             assert trainer.progress.step == t

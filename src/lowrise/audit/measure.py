@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrise.layers.base import LowRankLayer, dense_weight, head_and_embedding_weights
+from lowrise.layers.base import LowRankLayer
+from lowrise.layers.dense import dense_weight, head_and_embedding_weights
 from lowrise.linalg import energy_count, product_singular_values, singular_values
 from lowrise.linalg.solvers import svdvals
 from lowrise.linalg.spectrum import effective_rank, stable_rank

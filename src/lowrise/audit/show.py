@@ -6,12 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.table import Table
-
 from lowrise.audit.measure import Audited
 from lowrise.audit.source import Source
 from lowrise.audit.summary import verdict
-from lowrise.console import Console
+from lowrise.console import Console, narrow_table
 from lowrise.report.formatting import UNKNOWN, scientific
 
 
@@ -49,7 +47,7 @@ def cells(matrix: Audited, name: str) -> tuple[str, ...]:
 def show(folder: Path, source: Source, matrices: Sequence[Audited], energy: float, console: Console) -> None:
     """The table, a line that explains it, the verdict."""
     console.print(title(folder, source), style="bold", soft_wrap=True)
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    table = narrow_table()
     for i, column in enumerate(header(energy)):
         # Names give way, numbers never.
         table.add_column(column, justify="right" if i else "left", no_wrap=i > 0, overflow="fold")

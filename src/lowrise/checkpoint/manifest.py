@@ -1,7 +1,7 @@
 """`checkpoint.json`: written with a checksum of its own, and read by a strict schema.
 
-Format 3 has `sha256` over all the rest (as JSON with sorted keys and no spaces); formats 1 and 2 had none,
-and are held to the same schema. Anything else than what the schema says is `DamagedCheckpoint`.
+`sha256` is over all the rest (as JSON with sorted keys and no spaces). Anything else than what the schema
+says is `DamagedCheckpoint`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from lowrise.errors import LowriseError
 from lowrise.files import is_count, is_plain_name, read_json, require_seal, sealed
 
 FORMAT = 3
-READS = (1, 2, 3)
 MANIFEST = "checkpoint.json"
 
 
@@ -45,14 +44,14 @@ def read_manifest(path: Path, step: int | None = None) -> dict[str, Any]:
         manifest = read_json(file)
         _require(isinstance(manifest, dict), "it is not an object")
         _require(type(manifest.get("format")) is int, "its format is not an integer")
-        if manifest["format"] in READS:
+        if manifest["format"] == FORMAT:
             _check(manifest)
     except (OSError, ValueError) as error:
         raise DamagedCheckpoint(f"{file} cannot be read ({error}).") from error
-    if manifest["format"] not in READS:
+    if manifest["format"] != FORMAT:
         raise LowriseError(
-            f"{path} has checkpoint format {manifest['format']}; this version reads "
-            f"{', '.join(map(str, READS))}: use the version of lowrise that wrote it."
+            f"{path} has checkpoint format {manifest['format']}; this version reads {FORMAT}: use the "
+            "version of lowrise that wrote it."
         )
     if step is not None and manifest["step"] != step:
         raise DamagedCheckpoint(f"{path} holds step {manifest['step']}: it was renamed or copied.")
@@ -60,11 +59,10 @@ def read_manifest(path: Path, step: int | None = None) -> dict[str, Any]:
 
 
 def _check(manifest: dict[str, Any]) -> None:
-    keys = {"format", "step", "files", "numbers"} | ({"sha256"} if manifest["format"] >= 3 else set())
+    keys = {"format", "step", "files", "numbers", "sha256"}
     found = set(manifest) - {"tensors"}
     _require(found == keys, f"its keys differ in {', '.join(sorted(map(repr, found ^ keys)))}")
-    if "sha256" in keys:
-        require_seal(manifest)
+    require_seal(manifest)
     _require(is_count(manifest["step"]), "its step is not a number of updates")
     _require(isinstance(manifest["files"], dict), "its files are not an object")
     for name, facts in manifest["files"].items():

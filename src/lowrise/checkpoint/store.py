@@ -133,15 +133,20 @@ class CheckpointStore:
         """The manifest, and the name that says that all is there. By rank 0, after all have flushed."""
         write_whole(aside / MANIFEST, text)
         target = self.path(step)
-        if target.exists():  # written before a restart that fell back to an older one
-            retired = self.root / f".retired-{step:08d}"
-            shutil.rmtree(retired, ignore_errors=True)
-            target.rename(retired)
-            aside.rename(target)
-            shutil.rmtree(retired, ignore_errors=True)
-        else:
-            aside.rename(target)
+        # There is one already if a restart has fallen back to an older one.
+        earlier = self._renamed_away(step) if target.exists() else None
+        aside.rename(target)
+        if earlier is not None:
+            shutil.rmtree(earlier, ignore_errors=True)
         flush(self.root)
+
+    def _renamed_away(self, step: int) -> Path:
+        """A checkpoint under the name of those that are to be deleted: a kill in the middle of deleting must
+        not leave a half-deleted one.
+        """
+        away = self.root / f".retired-{step:08d}"
+        shutil.rmtree(away, ignore_errors=True)
+        return self.path(step).rename(away)
 
     # --- finding ------------------------------------------------------------------------------------------
 
@@ -177,11 +182,7 @@ class CheckpointStore:
         those of the steps `besides`."""
         for step in self.steps()[:-keep]:
             if not (keep_every and step % keep_every == 0) and step not in besides:
-                # Renamed first: a kill in the middle of deleting must not leave a half-deleted checkpoint.
-                retired = self.root / f".retired-{step:08d}"
-                shutil.rmtree(retired, ignore_errors=True)
-                self.path(step).rename(retired)
-                shutil.rmtree(retired, ignore_errors=True)
+                shutil.rmtree(self._renamed_away(step), ignore_errors=True)
 
     def sweep(self) -> None:
         """Delete what a kill in the middle of saving has left. Only for the process that holds the run."""

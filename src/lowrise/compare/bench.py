@@ -19,11 +19,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from lowrise.compare.bench_options import BenchOptions
 from lowrise.config import RunConfig, load
-from lowrise.console import Console
+from lowrise.console import Console, narrow_table
 from lowrise.data import Corpus
 from lowrise.data.progress import prepare_with_progress
 from lowrise.distributed import World
@@ -194,7 +192,7 @@ def cells_of(result: dict[str, Any]) -> list[list[str]]:
 
 def show(result: dict[str, Any], console: Console) -> None:
     header, *lines = cells_of(result)
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    table = narrow_table()
     table.add_column(header[0], no_wrap=True)
     for title in header[1:]:
         table.add_column(title, justify="right", no_wrap=True)

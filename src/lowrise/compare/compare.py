@@ -17,7 +17,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,14 +31,13 @@ from lowrise.compare.rates import with_steps
 from lowrise.compare.report import print_comparison, without_nan, write_comparison, write_numbers
 from lowrise.compare.rows import Comparison
 from lowrise.compare.rules import rules
-from lowrise.compare.runner import TRAIN_COMMAND, Runner
+from lowrise.compare.runner import TRAIN_COMMAND, Runner, exit_status
+from lowrise.compare.stored import keep_plan
 from lowrise.compare.table import aggregate
 from lowrise.compare.tuning import expected_runs, required_runs
-from lowrise.compare.workers import Pool, default_slots, hold_directory
+from lowrise.compare.workers import Pool, hold_directory, slots
 from lowrise.console import Console
-from lowrise.errors import LowriseError
-from lowrise.files import read_json, write_whole
-from lowrise.signals import StopRequest, told
+from lowrise.signals import StopRequest
 
 _TABLE_FILES = ("plan.json", "compare.json", "compare.md", "report.html")
 
@@ -65,8 +63,7 @@ def compare(
         return 0
     out = Path(config.out)
     table_dir, runs_dir = out / "tables" / plan.name, out / "runs"
-    size, gpus = default_slots()
-    size = config.workers or size
+    size, gpus = slots(config.workers)
     environment = describe_environment(size)
     with hold_directory(out, "lowrise compare") as lock, StopRequest() as stop:
         with Pool(size, gpus=gpus, inherit=[lock]) as pool, Display(console, runs_dir) as display:
@@ -84,7 +81,7 @@ def compare(
 
                 timed = with_steps(plan, table_dir, runs_dir, load_recipe, size, run_all)
                 if timed is None:
-                    return _stopped(stop, console)
+                    return exit_status(console, stop, failed=True)
                 plan = timed
             runs = Runs(plan, load_recipe)
             changed = write_plan(table_dir, plan, runs.required({}), environment)
@@ -101,9 +98,8 @@ def compare(
             shutil.copyfile(table_dir / name, out / name)
     print_comparison(console, comparison)
     console.print(f"Written: {out / 'compare.json'}, compare.md, report.html", soft_wrap=True)
-    if stop.signal is not None:
-        return _stopped(stop, console)
-    return 1 if any(outcome.status == "failed" for outcome in outcomes.values()) else 0
+    failed = any(outcome.status == "failed" for outcome in outcomes.values())
+    return exit_status(console, stop, failed=failed)
 
 
 class Runs:
@@ -131,12 +127,6 @@ def so_far(plan: Plan, runs: Runs, outcomes: Mapping[RunKey, Outcome], changed: 
         return comparison
     note = f"The plan was changed {changed} time(s) after it was first written (see plan-*.json)."
     return replace(comparison, notes=(*comparison.notes, note))
-
-
-def _stopped(stop: StopRequest, console: Console) -> int:
-    assert stop.signal is not None
-    console.print(told(stop.signal), style="yellow")
-    return 128 + stop.signal
 
 
 def describe_environment(workers: int) -> dict[str, Any]:
@@ -191,29 +181,7 @@ def write_plan(
         "grid_runs": [{"name": s.name, "config_hash": s.config_hash, "settings": s.overrides} for s in specs],
     }
     body = json.loads(json.dumps(without_nan(body), default=str))
-    target = table_dir / "plan.json"
-    try:
-        earlier = read_json(target)
-    except FileNotFoundError:
-        earlier = None
-    except (OSError, ValueError):
-        earlier = {}  # damaged: another plan, and kept like one
-    changes = len(list(table_dir.glob("plan-*.json")))
-    if earlier is not None:
-        if isinstance(earlier, dict) and {key: earlier.get(key) for key in body} == body:
-            return changes
-        changes += 1
-        target.replace(table_dir / f"plan-{changes}.json")
-    document = {
-        "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        **body,
-        "environment": environment,
-    }
-    try:
-        write_whole(target, json.dumps(document, indent=1) + "\n")
-    except OSError as error:
-        raise LowriseError(f"{target} cannot be written: {error.strerror}. Choose another --out.") from error
-    return changes
+    return keep_plan(table_dir / "plan.json", body, environment=environment)
 
 
 def _print_plan(display: Display, plan: Plan, workers: int) -> None:

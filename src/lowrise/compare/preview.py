@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from rich.table import Table
-
 from lowrise.compare.about import grid_in_words
 from lowrise.compare.plan import Plan
-from lowrise.console import Console
+from lowrise.console import Console, narrow_table
 from lowrise.report.formatting import scientific, si
 
 
 def show_plan(plan: Plan, console: Console) -> None:
     """A line for each recipe, then the sum. At a budget of seconds no length is known before it is timed."""
     timed = plan.budget.unit == "seconds"
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    table = narrow_table()
     table.add_column("recipe", no_wrap=True)
     for name in ("chosen", "used", "steps", "FLOPs of a run"):
         table.add_column(name, justify="right", no_wrap=True)

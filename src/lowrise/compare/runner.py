@@ -16,7 +16,8 @@ from typing import Any, Generic
 from lowrise.compare.live import Display
 from lowrise.compare.outcomes import Key, Outcome, RunSpec, read_earlier, read_outcome
 from lowrise.compare.workers import Ended, Job, Pool
-from lowrise.signals import StopRequest
+from lowrise.console import Console
+from lowrise.signals import StopRequest, told
 
 TRAIN_COMMAND = (sys.executable, "-m", "lowrise", "train")
 STOP_SECONDS = 120.0  # time for a worker to write its checkpoint after SIGTERM
@@ -116,6 +117,14 @@ class Runner(Generic[Key]):
             for ended in self._pool.poll():
                 self._collect(ended)
             time.sleep(_POLL_SECONDS)
+
+
+def exit_status(console: Console, stop: StopRequest, *, failed: bool) -> int:
+    """Of the command: 128 + N after signal N, which is told, else 1 where a run failed."""
+    if stop.signal is None:
+        return int(failed)
+    console.print(told(stop.signal), style="yellow")
+    return 128 + stop.signal
 
 
 def take_in(

@@ -1,15 +1,18 @@
-"""Dataclasses from what `asdict` and JSON made of them, by the types of their fields."""
+"""What a command keeps in its folder: plans, and dataclasses from what `asdict` and JSON made of them."""
 
 from __future__ import annotations
 
+import json
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from lowrise.errors import LowriseError
-from lowrise.files import read_json
+from lowrise.files import read_json, write_whole
 
 T = TypeVar("T")
 
@@ -25,6 +28,39 @@ def read_stored(path: Path, command: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise LowriseError(f"{path} holds no object: {command} with the same folder writes it again.")
     return document
+
+
+def write_stored(path: Path, text: str) -> None:
+    """Write a file of a command's folder whole. Raises `LowriseError` with the remedy."""
+    try:
+        write_whole(path, text + "\n")
+    except OSError as error:
+        raise LowriseError(f"{path} cannot be written: {error.strerror}. Choose another --out.") from error
+
+
+def keep_plan(path: Path, body: Mapping[str, Any], **more: Any) -> int:
+    """Write a plan before any run, with its date and what else belongs to it; a different earlier one is kept
+    beside it as `plan-1.json`, ... Returns how many are kept. `body`: plain values, which make plans equal.
+    """
+    try:
+        earlier = read_json(path)
+    except FileNotFoundError:
+        earlier = None
+    except (OSError, ValueError):
+        earlier = {}  # damaged: another plan, and kept like one
+    kept = len(list(path.parent.glob("plan-*.json")))
+    if earlier is not None:
+        if isinstance(earlier, dict) and {key: earlier.get(key) for key in body} == body:
+            return kept
+        kept += 1
+        path.replace(path.with_name(f"plan-{kept}.json"))
+    write_stored(path, json.dumps({"written": today(), **body, **more}, indent=1))
+    return kept
+
+
+def today() -> str:
+    """The date and time as a plan has them."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def stored(kind: type[T], value: Any, path: Path) -> T:

@@ -17,8 +17,8 @@ from lowrise.compare.rows import Comparison, Row
 from lowrise.compare.rules import Difference, Side, differences, rules
 from lowrise.compare.statistics import Statistic
 from lowrise.compare.tuning import Outcomes, Tuning, chosen_runs, tune
+from lowrise.config.identity import flatten
 from lowrise.files import is_known
-from lowrise.report.run_report import flatten
 
 _COSTS = (
     "params_total",
@@ -158,7 +158,7 @@ def _run(
 
 def differing_settings(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Dotted keys whose values are not the same in every recipe: key -> recipe -> value (None: not set)."""
-    flat = {label: flatten(dict(config)) for label, config in configs.items()}
+    flat = {label: flatten(config, empty=True) for label, config in configs.items()}
     keys = dict.fromkeys(key for one in flat.values() for key in one)
     values = {key: {label: one.get(key) for label, one in flat.items()} for key in keys}
     return {key: by for key, by in values.items() if any(v != next(iter(by.values())) for v in by.values())}

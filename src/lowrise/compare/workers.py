@@ -155,15 +155,18 @@ def read_tail(path: Path, start: int = 0) -> str:
     return "\n".join(line.rstrip() for line in text.splitlines()[-_TAIL_LINES:]).strip()
 
 
-def default_slots() -> tuple[int, tuple[str, ...]]:
-    """(workers, GPUs): one worker a GPU where there are any, else one a core that this process may use."""
+def slots(asked: int | None) -> tuple[int, tuple[str, ...]]:
+    """(workers, GPUs): as many as were asked for, else one a GPU where there are any, else one a core that
+    this process may use.
+    """
     import torch
 
     if torch.cuda.is_available():
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         gpus = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
-        return len(gpus), tuple(gpus)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, ()
+        return asked or len(gpus), tuple(gpus)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return asked or cores or 1, ()
 
 
 @contextmanager

@@ -107,9 +107,12 @@ def _shown(value: Any) -> str:
     return "unset" if value is None else str(value)
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as dotted keys."""
+def flatten(values: Mapping[str, Any], prefix: str = "", *, empty: bool = False) -> dict[str, Any]:
+    """Nested tables as dotted keys. `empty`: an empty table is a value, as pages show it; no hash does."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        if isinstance(value, dict) and (value or not empty):
+            flat |= flatten(value, f"{prefix}{key}.", empty=empty)
+        else:
+            flat[f"{prefix}{key}"] = value
     return flat

@@ -55,6 +55,8 @@ class Corpus:
         )
 
     def __str__(self) -> str:
+        from lowrise.console import in_columns  # rich is for those who look at the table
+
         info = self.info()
         held_out = self.held_out_tail or (
             ", ".join(info["valid_sources"])
@@ -75,11 +77,8 @@ class Corpus:
             rows.append((name, *counts, f"{split['bytes_per_token']:.3f}"))
         for name, part in info["train"].get("mixture", {}).items():
             head.append(("mixture", f"{100 * part['share']:.3g}% {name} ({part['tokens']:,} tokens)"))
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        table = [
-            "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows
-        ]
-        return "\n".join([f"{name:<11} {value}" for name, value in head] + ["", *table])
+        table = in_columns(rows, [True] * len(rows[0]))
+        return "\n".join([*(f"{name:<11} {value}" for name, value in head), "", table])
 
     def mixed(self, weights: Sequence[float], tokens_by_source: Mapping[str, int]) -> Corpus:
         """The corpus with a training stream that draws from its sources in proportion to `weights`.

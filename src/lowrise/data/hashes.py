@@ -32,7 +32,7 @@ class HashCache:
             require_seal(record)
             self._known = record["files"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return  # none, of an earlier version, or damaged: every file is hashed again
+            return  # none yet, or damaged: every file is hashed again
 
     def sha256(self, file: SourceFile, on_bytes: Callable[[int], None] = lambda count: None) -> str:
         """Hash of the file's stored bytes; of a dataset, of its Arrow files' hashes in order. `on_bytes` is

@@ -36,6 +36,18 @@ Progress = Callable[[int, int, str], None]
 """Called with (done, total, what): bytes so far and in all, and the stage."""
 
 
+def adding_up(report: Progress, total: int, what: str) -> Callable[[int], None]:
+    """Reports the sum of the bytes that it is called with, one number after the other."""
+    done = 0
+
+    def add(count: int) -> None:
+        nonlocal done
+        done += count
+        report(done, total, what)
+
+    return add
+
+
 class Place(NamedTuple):
     """Where a part begins: the number of the file, and of the piece in it."""
 

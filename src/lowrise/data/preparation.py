@@ -34,7 +34,16 @@ from lowrise.data.hub import BYTES_PER_TOKEN, is_on_hub, kept_text
 from lowrise.data.index import INDEX, TOKENIZER, make_index, shard_of
 from lowrise.data.limit import TokenLimit, token_limits
 from lowrise.data.log import PrepareLog
-from lowrise.data.parts import SPLITS, PartWriter, Place, Progress, blocks_from, part_path, remove_parts
+from lowrise.data.parts import (
+    SPLITS,
+    PartWriter,
+    Place,
+    Progress,
+    adding_up,
+    blocks_from,
+    part_path,
+    remove_parts,
+)
 from lowrise.data.pieces import with_held_out_tail
 from lowrise.data.readers import holds
 from lowrise.data.samples import are_samples, template_place
@@ -182,14 +191,8 @@ def verify(corpus: Corpus, report: Progress = lambda done, total, what: None) ->
 
     Raises `LowriseError` that names the file and the block that is not as it was written.
     """
-    total, done, files = bytes_of(corpus), 0, stamps_of(corpus)
-
-    def add(count: int) -> None:
-        nonlocal done
-        done += count
-        report(done, total, "verifying")
-
-    corpus.verify(add)
+    files = stamps_of(corpus)
+    corpus.verify(adding_up(report, bytes_of(corpus), "verifying"))
     remember_verification(corpus, files)
 
 
@@ -209,14 +212,7 @@ def _holds_out_a_tail(config: DataConfig, files: list[SourceFile]) -> bool:
 
 def _hash_all(files: list[SourceFile], root: Path, report: Progress) -> list[str]:
     cache = HashCache(root / "hashes.json")
-    total = sum(file.size for file in files)
-    done = 0
-
-    def add(count: int) -> None:
-        nonlocal done
-        done += count
-        report(done, total, "reading")
-
+    add = adding_up(report, sum(file.size for file in files), "reading")
     hashes = [cache.sha256(file, add) for file in files]
     cache.save()
     return hashes

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from lowrise.errors import UsageError
 from lowrise.inference.options import Forms
-from lowrise.layers.base import LowRankLayer, dense_weight
+from lowrise.layers.base import LowRankLayer
+from lowrise.layers.dense import dense_weight
 from lowrise.model.norm import RMSNorm
 
 FORMS: tuple[str, ...] = get_args(Forms)

@@ -51,13 +51,6 @@ class Sampling:
             )
 
 
-def pick(
-    logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator
-) -> int:
-    """A token id from logits (vocab,): the most likely at temperature 0, else a draw."""
-    return int(pick_rows(logits[None], temperature, top_k, top_p, [generator]))
-
-
 def pick_rows(
     logits: Tensor,
     temperature: float,
@@ -65,8 +58,8 @@ def pick_rows(
     top_p: float | None,
     generators: Sequence[torch.Generator],
 ) -> Tensor:
-    """`pick` for every row of logits (B, vocab), each with a CPU generator of its own; (B,) on their
-    device."""
+    """A token id from every row of logits (B, vocab): the most likely at temperature 0, else a draw with the
+    row's own CPU generator; (B,) on their device."""
     if temperature == 0:
         return logits.argmax(-1)
     if temperature > _SMALLEST_QUOTIENT:

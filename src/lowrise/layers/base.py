@@ -1,4 +1,4 @@
-"""What every low-rank layer promises, and how a dense linear map is recognized.
+"""What every low-rank layer promises.
 
 Factorization, parameter roles, ledger, telemetry and export see a layer only through `LowRankLayer`; they
 never ask which one it is.
@@ -7,10 +7,10 @@ never ask which one it is.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -193,10 +193,6 @@ class LowRankLayer(nn.Module, ABC):
         """
         return None
 
-    def changes_parameters(self) -> bool:
-        """Whether the layer may drop or resize parameters during training."""
-        return self.is_adaptive() or bool(self.guide_parameters())
-
     @torch.no_grad()
     def load_dense_(self, weight: Tensor, bias: Tensor | None = None) -> None:
         """Take over a dense weight (m x n) in place, as `from_dense` does at this layer's rank. Collective
@@ -208,26 +204,6 @@ class LowRankLayer(nn.Module, ABC):
         own = dict(self.named_parameters()) | dict(self.named_buffers())
         for name, tensor in type(self).from_dense(weight, self.rank, bias=bias).state_dict().items():
             copy_whole_(own[name], tensor)
-
-    def orthonormality_error(self) -> float | None:
-        """How far factors that should be orthonormal are from it; None where none should be."""
-        return None
-
-    def is_adaptive(self) -> bool:
-        """Whether the rank may change during training."""
-        return False
-
-    def resize(self, rank: int) -> None:
-        """Take empty parameters of another rank, for values that are loaded next; adaptive layers can."""
-        if rank != self.rank:
-            raise UsageError(f"a {type(self).__name__} of rank {self.rank} cannot take the rank {rank}.")
-
-    def change_rank(self, number: int, total: int, generator: torch.Generator) -> RankChange | None:
-        """Choose the columns anew after update `number`; None, and nothing done, where that is not due.
-
-        Where the rank changes, `role_parameters()` are new objects; else they are written in place.
-        """
-        return None
 
     @classmethod
     @abstractmethod
@@ -285,63 +261,42 @@ class LatentLayer(LowRankLayer):
         return self.decode(self.encode(x))
 
 
-def is_conv1d(module: nn.Module) -> bool:
-    """Whether this is Hugging Face's `Conv1D`: a linear map that stores W transposed, in x out (GPT-2)."""
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+class AdaptiveRankLayer(LowRankLayer):
+    """A layer with orthonormal factors, whose rank may change during training: base class of those.
 
-
-def dense_weight(module: nn.Module) -> Tensor | None:
-    """W (out x in, a view) of a module that is a plain dense linear map, or None.
-
-    Plain means exactly `nn.Linear` or Hugging Face's `Conv1D`: a subclass may read its weight in other ways.
+    `lowrise.train.ranks` asks it after every update, and the optimizer follows.
     """
-    if type(module) is nn.Linear:
-        return module.weight
-    if is_conv1d(module):
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        return weight.T
-    return None
+
+    @abstractmethod
+    def is_adaptive(self) -> bool:
+        """Whether this one's rank may change: an option of it."""
+
+    @abstractmethod
+    def resize(self, rank: int) -> None:
+        """Take empty parameters of another rank, for values that are loaded next."""
+
+    @abstractmethod
+    def change_rank(self, number: int, total: int, generator: torch.Generator) -> RankChange | None:
+        """Choose the columns anew after update `number` of `total`; None, and nothing done, where that is not
+        due.
+
+        Where the rank changes, `role_parameters()` are new objects; else they are written in place.
+        """
+
+    @abstractmethod
+    def orthonormality_error(self) -> float:
+        """How far the factors are from orthonormal ones."""
 
 
-# Names of language-model and classification heads in transformers, torchtitan, litgpt, GPT-NeoX, OLMo-core.
-HEAD_NAMES = frozenset(
-    {"lm_head", "embed_out", "output_projection", "score", "classifier", "classification_head", "qa_outputs"}
-)
-
-
-def head_and_embedding_weights(model: nn.Module) -> set[int]:
-    """`id` of every weight that maps tokens in or out: embeddings, `get_output_embeddings()`, what is in a
-    module that is named as heads are (`HEAD_NAMES`), the one linear map with as many rows as the largest
-    embedding, the last map where its rows are those of a padded vocabulary, and what they share.
+def notify_layers(model: nn.Module, number: int, total: int) -> None:
+    """`before_update` of every layer, for tensors of update `number` of `total` that are loaded next; nothing
+    at 0, before the first one.
     """
-    embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding)]
-    modules: list[nn.Module] = [*embeddings]
-    modules += [m for name, m in model.named_modules() if not HEAD_NAMES.isdisjoint(name.split("."))]
-    modules += _declared_heads(model.modules())
-    rows = max((m.num_embeddings for m in embeddings), default=0)
-    maps = [(m, len(w)) for m in model.modules() if (w := dense_weight(m)) is not None]
-    as_many = [m for m, count in maps if count == rows]
-    # Several are no heads: a model whose width is the size of its vocabulary.
-    modules += as_many if len(as_many) == 1 else []
-    if not as_many and maps and _is_padded(rows, [count for _, count in maps]):
-        modules.append(maps[-1][0])
-    return {id(p) for module in modules for p in module.parameters(recurse=False)}
+    for layer in model.modules():
+        if isinstance(layer, LowRankLayer) and number:
+            layer.before_update(number, total)
 
 
-def _is_padded(vocabulary: int, rows: Sequence[int]) -> bool:
-    """Whether the last of linear maps with these rows, and no other, has those of a vocabulary that is padded
-    to a multiple, as for fast products.
-    """
-    padded = {-(-vocabulary // multiple) * multiple for multiple in (8, 16, 32, 64, 128, 256)}
-    return vocabulary > 0 and rows[-1] in padded and rows.count(rows[-1]) == 1
-
-
-def _declared_heads(modules: Iterable[nn.Module]) -> list[nn.Module]:
-    heads = []
-    for module in modules:
-        declare = getattr(module, "get_output_embeddings", None)
-        head = declare() if callable(declare) else None
-        if isinstance(head, nn.Module):
-            heads.append(head)
-    return heads
+def is_adaptive(module: nn.Module) -> TypeGuard[AdaptiveRankLayer]:
+    """Whether this is a layer whose rank may change."""
+    return isinstance(module, AdaptiveRankLayer) and module.is_adaptive()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -10,8 +9,9 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from lowrise.errors import UsageError
-from lowrise.layers.base import LowRankLayer, dense_weight, head_and_embedding_weights
+from lowrise.errors import UsageError, did_you_mean
+from lowrise.layers.base import LowRankLayer
+from lowrise.layers.dense import dense_weight, head_and_embedding_weights
 from lowrise.layers.inits import check_finite
 from lowrise.layers.left_dense import is_subclass_of_linear, under_adapters, warn_of_doubtful
 from lowrise.layers.patterns import matches, no_match, select
@@ -163,8 +163,7 @@ def _check_options(layer: str, new_class: type[LowRankLayer], options: Mapping[s
     known = option_names(new_class)
     for option in options:
         if option not in known:
-            near = difflib.get_close_matches(option, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"its options are {', '.join(known) or 'none'}."
+            hint = did_you_mean(option, known or ["none"], otherwise="its options are")
             raise UsageError(f"The layer {layer!r} has no option {option!r}; {hint}")
 
 

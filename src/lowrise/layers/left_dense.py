@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import nn
 
-from lowrise.layers.base import dense_weight
+from lowrise.layers.dense import dense_weight
 
 NAMED = 3
 """Names that a warning shows."""

@@ -10,12 +10,11 @@ Trainer.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
-from lowrise.errors import UsageError
+from lowrise.errors import UsageError, did_you_mean
 
 
 def matches(pattern: str, name: str) -> bool:
@@ -73,6 +72,5 @@ def _is_part(part: str, name: str) -> bool:
 def no_match(pattern: str, names: Iterable[str], *, what: str, kind: str = "linear layer") -> UsageError:
     """The error for a pattern without effect; it names the nearest component of a module name."""
     components = sorted({part for name in names for part in name.split(".") if not part.isdigit()})
-    near = difflib.get_close_matches(pattern.rpartition(".")[2], components, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"the names are made of: {', '.join(components)}."
+    hint = did_you_mean(pattern.rpartition(".")[2], components, otherwise="the names are made of:")
     return UsageError(f"{what}: the pattern {pattern!r} matches no {kind} of the model; {hint}")

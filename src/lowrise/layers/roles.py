@@ -22,7 +22,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from lowrise.errors import UsageError
-from lowrise.layers.base import LowRankLayer, dense_weight, head_and_embedding_weights
+from lowrise.layers.base import LowRankLayer
+from lowrise.layers.dense import dense_weight, head_and_embedding_weights
 from lowrise.layers.patterns import matches, no_match, select_targets
 
 MOVABLE = ("factors", "svd", "matrix", "embedding", "head")
@@ -49,6 +50,8 @@ class ParamGroups(list[dict[str, Any]]):
     """
 
     def __str__(self) -> str:
+        from lowrise.console import in_columns  # rich is for those who look at the table
+
         # Columns of options that no group uses are left out.
         extra = [
             key
@@ -73,13 +76,7 @@ class ParamGroups(list[dict[str, Any]]):
                     _sample([str(n) for n in names]),
                 )
             )
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        right = (*(False for _ in ("role", *extra)), True, True, True, True, False)
-        cells = [
-            [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)]
-            for row in rows
-        ]
-        return "\n".join("  ".join(row).rstrip() for row in cells)
+        return in_columns(rows, (*(False for _ in ("role", *extra)), True, True, True, True, False))
 
 
 def _sample(names: list[str]) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrise.errors import UsageError
-from lowrise.layers.base import FactoredForm, LedgerEntry, LowRankLayer, draws_whole
+from lowrise.layers.base import AdaptiveRankLayer, FactoredForm, LedgerEntry, draws_whole
 from lowrise.layers.inits import Draw, check_finite, normal
 from lowrise.layers.ranks import RankChange, canonical, grown, grown_rank, shrunken_rank
 from lowrise.linalg.orthonormal import orthonormality_error, qf
@@ -50,7 +50,7 @@ class _Apply(torch.autograd.Function):
         return gx, gU, gs, gV, None, None
 
 
-class SVDLinear(LowRankLayer):
+class SVDLinear(AdaptiveRankLayer):
     """Linear map in_features -> out_features, W = U diag(s) V^T with orthonormal U and V, of a rank that may
     change with training (TSVD).
 

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from lowrise.errors import UsageError
-from lowrise.layers.base import LatentLayer, LedgerEntry, LowRankLayer, dense_weight
+from lowrise.layers.base import LatentLayer, LedgerEntry, LowRankLayer
+from lowrise.layers.dense import dense_weight
 from lowrise.model.llama import Llama
 
 

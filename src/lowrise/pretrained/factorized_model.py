@@ -22,6 +22,7 @@ from lowrise.errors import LowriseError, UsageError
 from lowrise.export.shards import save_tensors
 from lowrise.files import strict_json, write_whole
 from lowrise.layers.base import LowRankLayer
+from lowrise.layers.dense import is_conv1d
 from lowrise.layers.registry import LAYERS, layer_class, option_names
 from lowrise.pretrained.shape import read_json
 
@@ -117,7 +118,7 @@ def _put(model: nn.Module, name: str, described: dict[str, Any]) -> None:
 def _shape(module: Any) -> tuple[int, int]:
     """Rows and columns of the weight of an `nn.Linear` or a `Conv1D`, which keeps it transposed."""
     rows, columns = module.weight.shape
-    return (columns, rows) if type(module).__name__ == "Conv1D" else (rows, columns)
+    return (columns, rows) if is_conv1d(module) else (rows, columns)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

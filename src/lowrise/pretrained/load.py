@@ -27,8 +27,9 @@ from lowrise.console import Console
 from lowrise.data import Tokenizer
 from lowrise.errors import UsageError
 from lowrise.export.folder import MARK
+from lowrise.export.shards import WHOLE
 from lowrise.files import is_count
-from lowrise.layers import LowRankLayer
+from lowrise.layers.base import notify_layers
 from lowrise.model import Llama, LlamaConfig, build_model
 from lowrise.model.finite import DIVERGED, finite_sentence, not_finite, require_finite
 from lowrise.pretrained.folder import open_folder
@@ -41,8 +42,6 @@ from lowrise.runs.environment import choose_device
 from lowrise.runs.load import EARLIER, NO_CORPUS, TrainedRun, load_run
 from lowrise.runs.trust import require_trust
 from lowrise.runs.weights import model_tensors
-
-_OWN = "model.safetensors"
 
 
 def is_run(folder: str | Path) -> bool:
@@ -57,7 +56,7 @@ def check_model(folder: str | Path) -> None:
         open_run(place)
         return
     refuse_adapter(place)
-    if gguf_in(place) is None and not (place / "config.json").is_file() and not (place / _OWN).is_file():
+    if gguf_in(place) is None and not (place / "config.json").is_file() and not (place / WHOLE).is_file():
         raise UsageError(
             f"{place} is not a run directory (it has no config.toml), nor a model in another form (no "
             "config.json, no GGUF file, no model.safetensors). Name the folder of a run, or one that lowrise "
@@ -131,7 +130,7 @@ def _of_gguf(file: Path, device: torch.device) -> TrainedRun:
 
 
 def _of_own_names(place: Path, device: torch.device) -> TrainedRun:
-    file = place / _OWN
+    file = place / WHOLE
     try:
         with safe_open(file, "pt") as opened:
             metadata = opened.metadata() or {}
@@ -164,9 +163,7 @@ def _described(file: Path, metadata: Mapping[str, str]) -> tuple[RunConfig, Llam
         ranks = {name: int(entry["rank"]) for name, entry in layers.items()}
         options = {"layer": section.name, "rank": ranks, "layer_options": options_of(section)}
     model = build_model(shape, **({"layer": "dense"} | options), device="meta").to_empty(device="cpu")
-    for layer in model.modules():
-        if isinstance(layer, LowRankLayer) and step:
-            layer.before_update(step, config.train.steps)
+    notify_layers(model, step, config.train.steps)
     return config, model, step
 
 

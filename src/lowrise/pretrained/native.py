@@ -13,13 +13,12 @@ from safetensors import SafetensorError, safe_open
 from lowrise.config import RunConfig, from_dict
 from lowrise.config.places import named_code
 from lowrise.errors import UsageError
-from lowrise.layers.base import LowRankLayer
+from lowrise.export.shards import WHOLE
+from lowrise.layers.base import is_adaptive, notify_layers
 from lowrise.model import Llama
 from lowrise.pretrained.folder import FolderTensors
 from lowrise.runs.build import model_from
 from lowrise.runs.weights import fit_ranks, model_tensors
-
-FILE = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -45,29 +44,29 @@ def open_native(folder: Path) -> Native:
         values = tomllib.loads(about["recipe"])
         vocabulary, step = int(json.loads(about["model"])["vocab_size"]), int(about["step"])
     except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{folder / FILE} has damaged metadata ({error}): export the run again.") from None
+        raise UsageError(f"{folder / WHOLE} has damaged metadata ({error}): export the run again.") from None
     if code := named_code(values):
         raise UsageError(
-            f"{folder / FILE} is of a method from {', '.join(code)}, which would be run: give the run "
+            f"{folder / WHOLE} is of a method from {', '.join(code)}, which would be run: give the run "
             "itself, or export it with --to hf."
         )
-    config = from_dict(values, source=str(folder / FILE))
+    config = from_dict(values, source=str(folder / WHOLE))
     model = model_from(config, vocabulary, torch.device("meta"))
-    for layer in model.modules():
-        if isinstance(layer, LowRankLayer) and step:
-            layer.before_update(step, config.train.steps)
+    notify_layers(model, step, config.train.steps)
     there = FolderTensors(folder)
     fit_ranks(model, dict(there) if _adapts(model) else {})
     own = model_tensors(model.to_empty(device="cpu"))
     if own.keys() != there.keys():
         odd = min(own.keys() ^ there.keys())
-        raise UsageError(f"{folder / FILE} does not fit its own recipe: {odd} differs. Export the run again.")
+        raise UsageError(
+            f"{folder / WHOLE} does not fit its own recipe: {odd} differs. Export the run again."
+        )
     with torch.no_grad():
         for name, tensor in own.items():
             value = there[name]
             if value.shape != tensor.shape:
                 raise UsageError(
-                    f"{folder / FILE} does not fit its own recipe: {name} is {tuple(value.shape)}, not "
+                    f"{folder / WHOLE} does not fit its own recipe: {name} is {tuple(value.shape)}, not "
                     f"{tuple(tensor.shape)}. Export the run again."
                 )
             tensor.copy_(value)
@@ -75,11 +74,11 @@ def open_native(folder: Path) -> Native:
 
 
 def _adapts(model: Llama) -> bool:
-    return any(isinstance(m, LowRankLayer) and m.is_adaptive() for m in model.modules())
+    return any(is_adaptive(m) for m in model.modules())
 
 
 def _metadata(folder: Path) -> dict[str, str]:
-    file = folder / FILE
+    file = folder / WHOLE
     if not file.is_file():
         return {}
     try:

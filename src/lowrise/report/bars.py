@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from lowrise.report.html import style
+from lowrise.report.html import LETTER, style
 from lowrise.report.ticks import nice_ticks
 
 _RIGHT, _TOP, _BOTTOM, _BAR, _GAP = 90, 40, 44, 18, 8  # pixels
-_CHARACTER = 6.8  # mean width of a letter at 12 px
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ def stacked_bars(
     """
     if not stacks:
         return '<p class="empty">There is nothing to draw.</p>'
-    left = 16 + _CHARACTER * max(len(stack.name) for stack in stacks)
+    left = 16 + LETTER * max(len(stack.name) for stack in stacks)
     most = max(max(sum(stack.parts), stack.mark or 0.0) for stack in stacks)
     most = max(most, line[1] if line else 0.0) or 1.0
     scale = (width - left - _RIGHT) / most
@@ -119,12 +118,12 @@ def _legend(parts: Sequence[str], left: float, mark: str, line: tuple[str, float
     for color, part in enumerate(parts):
         drawn.append(f'<rect x="{x:.1f}" y="8" width="12" height="12" fill="var(--c{color})"/>')
         drawn.append(f'<text class="key" x="{x + 17:.1f}" y="18">{escape(part)}</text>')
-        x += 34 + _CHARACTER * len(part)
+        x += 34 + LETTER * len(part)
     lines = [(mark, 'stroke="var(--ink)" stroke-width="3"')] if mark else []
     if line:
         lines.append((line[0], 'stroke="var(--soft)" stroke-width="2" stroke-dasharray="6 4"'))
     for name, how in lines:
         drawn.append(f'<path d="M{x + 6:.1f} 7V21" {how}/>')
         drawn.append(f'<text class="key" x="{x + 14:.1f}" y="18">{escape(name)}</text>')
-        x += 31 + _CHARACTER * len(name)
+        x += 31 + LETTER * len(name)
     return "".join(drawn)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lowrise.report.html import drawing
+from lowrise.report.html import LETTER, drawing
 from lowrise.report.tags import place_tags
 from lowrise.report.ticks import log_ticks, nice_ticks, tick_label, whole_ticks
 
@@ -29,7 +29,6 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = (
     40,
 )  # pixels around the plot; the same for all, so that stacked charts align
 _LEGEND = 26.0  # the top of a plot below a legend of one line
-_CHARACTER = 6.8  # mean width of a letter at the legend's 12 px, for its layout
 
 Values = Sequence[float] | np.ndarray
 
@@ -267,7 +266,7 @@ def _axes(x: _Scale, y: _Scale, width: int, height: int, whole: bool) -> str:
 
 def _half(label: str) -> float:
     """Half the width of a tick's label; as page.js has it."""
-    return _CHARACTER * len(label) / 2
+    return LETTER * len(label) / 2
 
 
 def _style(series: Series) -> str:
@@ -286,7 +285,7 @@ def _legend(series: Sequence[Series], width: int) -> tuple[str, float]:
     for number, one in enumerate(series):
         if not one.name:
             continue
-        needed = 30 + _CHARACTER * len(one.name)
+        needed = 30 + LETTER * len(one.name)
         if x + needed > width - _RIGHT and x > _LEFT:
             x, y = float(_LEFT), y + 18
         css, end, middle = "faint" if one.kind == "faint" else "line", x + 18, y - 4

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from lowrise.report.html import drawing
+from lowrise.report.html import LETTER, drawing
 from lowrise.report.ticks import nice_ticks, tick_label
 
-_ROW, _TOP, _BOTTOM, _RIGHT, _CHARACTER = 26, 8, 44, 16, 6.8
+_ROW, _TOP, _BOTTOM, _RIGHT = 26, 8, 44, 16  # pixels
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def forest(rows: Sequence[Estimate], *, x_label: str, mark: float | None = None,
     rows = [row for row in rows if math.isfinite(row.value)]
     if not rows:
         return f'<p class="empty">No values of {escape(x_label)} were found.</p>'
-    left = min(0.5 * width, 20 + _CHARACTER * max(len(row.name) for row in rows))
+    left = min(0.5 * width, 20 + LETTER * max(len(row.name) for row in rows))
     finite = [v for row in rows for v in (row.value, row.low, row.high) if math.isfinite(v)]
     finite += [] if mark is None else [mark]
     pad = 0.06 * (max(finite) - min(finite)) or 0.1 * abs(finite[0]) or 1.0

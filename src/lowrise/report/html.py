@@ -9,6 +9,8 @@ from functools import cache
 from html import escape
 from importlib.resources import files
 
+LETTER = 6.8
+"""Mean width of a letter of a picture at 12 px, for its layout."""
 # A page that somebody has sent fetches nothing and sends nothing.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 

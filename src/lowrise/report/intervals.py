@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from html import escape
 
 from lowrise.report.charts import COLORS
-from lowrise.report.html import drawing
+from lowrise.report.html import LETTER, drawing
 from lowrise.report.ticks import nice_ticks, tick_label
 
 _RIGHT, _ROW, _TOP, _BOTTOM = 20, 30, 12, 44  # pixels
-_CHARACTER = 6.8  # mean width of a letter at 12 px
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,8 @@ def intervals(bars: Sequence[Bar], *, x_label: str, width: int = 860, empty: str
     drawn = [bar for bar in bars if all(math.isfinite(v) for v in (bar.mean, bar.low, bar.high))]
     if not drawn:
         return f'<p class="empty">{escape(empty or "There is no interval yet.")}</p>'
-    left = 20 + min(320, max(_CHARACTER * len(bar.name) for bar in drawn))
-    right = _RIGHT + max(_CHARACTER * len(bar.remark) for bar in drawn)
+    left = 20 + min(320, max(LETTER * len(bar.name) for bar in drawn))
+    right = _RIGHT + max(LETTER * len(bar.remark) for bar in drawn)
     low, high = min(0.0, *(bar.low for bar in drawn)), max(0.0, *(bar.high for bar in drawn))
     pad = 0.06 * (high - low) or 1.0
     low, high = low - pad, high + pad

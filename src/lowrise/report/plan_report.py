@@ -12,7 +12,7 @@ from rich.table import Table
 
 from lowrise.config import RunConfig, from_dict, load, validate
 from lowrise.config.command import recipe_file
-from lowrise.console import Console, counted
+from lowrise.console import Console, counted, narrow_table
 from lowrise.data import Tokenizer
 from lowrise.errors import UsageError, did_you_mean
 from lowrise.files import is_known, write_whole
@@ -335,7 +335,7 @@ def _memory(rows: list[dict[str, Any]]) -> Table:
 
 
 def _table(*names: str) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    table = narrow_table()
     table.add_column(names[0], no_wrap=True)
     for name in names[1:]:
         table.add_column(name, justify="right", no_wrap=True)

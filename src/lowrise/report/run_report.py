@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from lowrise.config.identity import flatten
 from lowrise.files import is_known, write_whole
 from lowrise.report import html
 from lowrise.report.charts import COLORS, Series, chart, smooth
@@ -340,17 +341,6 @@ def _configuration(run: Run) -> str:
     )
 
 
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries to dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
 def _starts(environment: dict[str, Any]) -> list[tuple[str, str]]:
     """A row for every start of a run that was started more than once: where it went on, with what."""
     history = environment.get("history")
@@ -370,7 +360,7 @@ def _starts(environment: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _environment(run: Run) -> str:
     facts = {key: value for key, value in run.environment.items() if key not in ("seal", "history")}
-    rows = [(key, str(value)) for key, value in flatten(facts).items()] + _starts(run.environment)
+    rows = [(key, str(value)) for key, value in flatten(facts, empty=True).items()] + _starts(run.environment)
     planned, measured = (run.summary.get(f"state_bytes_{what}") for what in ("planned", "measured"))
     if is_known(planned) and is_known(measured):
         off = (

@@ -9,12 +9,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lowrise.config.identity import flatten
 from lowrise.files import is_known, write_whole
 from lowrise.report import html
 from lowrise.report.charts import Series, chart, smooth
 from lowrise.report.differences import differences
 from lowrise.report.formatting import UNKNOWN, bytes_, duration, number, scientific, si
-from lowrise.report.run_report import flatten, loss_range
+from lowrise.report.run_report import loss_range
 from lowrise.runs.history import Run, read_run
 
 _FEW = 3  # runs whose names stand above every chart
@@ -57,7 +58,7 @@ def render_several(runs: Sequence[Run]) -> str:
 
 def recipe_difference(recipes: Sequence[str], names: Sequence[str]) -> str:
     """A table of the keys whose values are not the same in all recipes (TOML), or a sentence."""
-    flat = [flatten(_parsed(text)) for text in recipes]
+    flat = [flatten(_parsed(text), empty=True) for text in recipes]
     keys = sorted({key for recipe in flat for key in recipe})
     by_key = {key: {name: one.get(key) for name, one in zip(names, flat, strict=True)} for key in keys}
     return differences(by_key, names, key="key")

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-# The same in `page.js`, which places them again after a zoom.
-CHARACTER, HEIGHT, AWAY, DOT = (
-    6.4,
-    12.0,
-    8.0,
-    4.0,
-)  # pixels: of a letter, of a line, dot to text, a dot's half
+# Pixels: of a letter, of a line, from dot to text, of half a dot. The same in `page.js`, which places the
+# names again after a zoom.
+CHARACTER, HEIGHT, AWAY, DOT = 6.4, 12.0, 8.0, 4.0
 
 Box = tuple[float, float, float, float]  # left, right, top, bottom
 

@@ -13,7 +13,8 @@ from torch import nn
 
 from lowrise.config import DENSE, FactorizedSection, ModelSection, RunConfig, options_of
 from lowrise.errors import UsageError
-from lowrise.layers import LAYERS, LowRankLayer, ParamGroups, param_groups
+from lowrise.layers import LAYERS, ParamGroups, param_groups
+from lowrise.layers.base import is_adaptive
 from lowrise.layers.roles import IdleRule
 from lowrise.model import Llama, LlamaConfig, build_model
 from lowrise.optim import OPTIMIZERS, Optimizer
@@ -162,7 +163,7 @@ def compile_blocks(model: Llama) -> None:
     what was traced for the old ones is dropped.
     """
     blocks = model.model.layers
-    if any(isinstance(m, LowRankLayer) and m.is_adaptive() for m in model.modules()):
+    if any(is_adaptive(m) for m in model.modules()):
         torch._dynamo.reset()
         config: Any = torch._dynamo.config
         name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # torch 2.6

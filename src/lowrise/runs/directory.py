@@ -64,7 +64,7 @@ class RunDirectory:
         try:
             history = json.loads(self.environment.read_text(encoding="utf-8"))["history"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            history = []  # of an earlier version, or damaged: it is only told
+            history = []  # none yet, or damaged: it is only told
         history = [*history, start] if isinstance(history, list) else [start]
         self.write_settings(config, facts | {"history": history})
 
@@ -198,15 +198,19 @@ def open_run(path: str | Path) -> RunDirectory:
 
 
 def require_recipe(checkpoint: Checkpoint, config: RunConfig) -> None:
-    """Refuse a checkpoint that another recipe or seed wrote (earlier ones do not tell), or none of our
-    runs."""
-    recipe = checkpoint.numbers.get("mathematics", config.mathematics)
+    """Refuse a checkpoint that another recipe or seed wrote, or none of our runs."""
+    require_numbers(checkpoint, "mathematics", "corpus", "step", "tokens")
+    recipe = checkpoint.numbers["mathematics"]
     if recipe != config.mathematics:
         raise UsageError(
             f"{checkpoint.path} was written by a run of another recipe or seed ({recipe}, this run's is "
             f"{config.mathematics}): it was copied here. Remove it, or start from it with init.run."
         )
-    missing = [key for key in ("corpus", "step", "tokens") if key not in checkpoint.numbers]
+
+
+def require_numbers(checkpoint: Checkpoint, *keys: str) -> None:
+    """Refuse a checkpoint without what every one of our runs tells in it."""
+    missing = [key for key in keys if key not in checkpoint.numbers]
     if missing:
         raise LowriseError(
             f"{checkpoint.path} has no {missing[0]}: lowrise train did not write it. Remove it."

@@ -38,7 +38,7 @@ class Run:
         return tuple([float(row[key]) for row in rows] for key in keys)
 
 
-def is_run(path: Path) -> bool:
+def has_run_files(path: Path) -> bool:
     """Whether a folder holds any of a run's files."""
     return any((path / name).is_file() for name in _FILES)
 
@@ -46,7 +46,7 @@ def is_run(path: Path) -> bool:
 def read_run(run_dir: str | Path) -> Run:
     """Read what there is. Raises `UsageError` if `run_dir` holds none of a run's files."""
     path = Path(run_dir)
-    if not is_run(path):
+    if not has_run_files(path):
         raise UsageError(
             f"{path} is not a run directory: it has none of {', '.join(_FILES)}. Name the DIR of --run."
         )

@@ -13,7 +13,7 @@ from lowrise.config import RunConfig, load
 from lowrise.console import Console
 from lowrise.data import Tokenizer
 from lowrise.errors import LowriseError, UsageError
-from lowrise.layers import LowRankLayer
+from lowrise.layers.base import notify_layers
 from lowrise.model import Llama
 from lowrise.runs.build import model_from
 from lowrise.runs.chosen_weights import Weights, told
@@ -79,9 +79,7 @@ def load_run(
         raise LowriseError(f"{folder} has no checkpoint yet: train it first.")
     require_recipe(checkpoint, config)
     model = model_from(config, tokenizer.vocab_size, chosen)
-    for layer in model.modules():
-        if isinstance(layer, LowRankLayer) and checkpoint.step:
-            layer.before_update(checkpoint.step, config.train.steps)
+    notify_layers(model, checkpoint.step, config.train.steps)
     load_saved_model(model, checkpoint)
     if weights == "ema":
         take_average_(model, config, checkpoint)

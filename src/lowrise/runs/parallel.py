@@ -19,7 +19,7 @@ from lowrise.distributed import World
 from lowrise.distributed.fsdp import CommStats, mesh_of, shard_model
 from lowrise.distributed.sharding import ShardGroup
 from lowrise.errors import UsageError
-from lowrise.layers import LowRankLayer
+from lowrise.layers.base import LowRankLayer, is_adaptive
 from lowrise.model import Llama
 from lowrise.optim import Optimizer
 from lowrise.runs.build import model_from
@@ -68,10 +68,11 @@ def shards_of_a_copy(config: RunConfig, world: World) -> int:
 
 
 def copied_parameters(model: nn.Module, below: int) -> set[nn.Parameter]:
-    """Those that are not shared by rows."""
+    """Those that are not shared by rows: small ones, and all of a layer that may drop or resize some."""
     copied = {p for p in model.parameters() if p.numel() < below}
     for module in model.modules():
-        if isinstance(module, LowRankLayer) and module.changes_parameters():
+        guided = isinstance(module, LowRankLayer) and bool(module.guide_parameters())
+        if guided or is_adaptive(module):
             copied |= set(module.parameters())
     return copied
 

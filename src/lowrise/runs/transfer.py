@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from lowrise.config import DENSE, FactorizedSection, RunConfig
 from lowrise.config.sections import TransferSection
+from lowrise.console import in_columns
 from lowrise.errors import UsageError
 from lowrise.layers import LowRankLinear
 from lowrise.layers.roles import ParamGroups, parameter_roles
@@ -269,11 +270,4 @@ def table(multipliers: list[Multiplier]) -> str:
         scaled = m.role in ("factors", "matrix", "head")
         shapes = (str(m.weight), str(m.base)) if scaled else ("", "")
         rows.append((m.role, *shapes, f"{m.lr:.4g}", f"{m.init:.4g}"))
-    rows = list(dict.fromkeys(rows))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    aligned = (str.ljust, str.ljust, str.ljust, str.rjust, str.rjust)
-    lines = (
-        "  ".join(align(cell, width) for align, cell, width in zip(aligned, row, widths, strict=True))
-        for row in rows
-    )
-    return "\n".join(line.rstrip() for line in lines)
+    return in_columns(list(dict.fromkeys(rows)), (False, False, False, True, True))

@@ -10,7 +10,7 @@ from lowrise.checkpoint import Checkpoint
 from lowrise.distributed import World
 from lowrise.distributed.fsdp import reshard
 from lowrise.errors import LowriseError
-from lowrise.layers.base import LowRankLayer
+from lowrise.layers.base import is_adaptive
 from lowrise.optim import Optimizer
 from lowrise.optim.engine.exchange import Exchange, exchange
 
@@ -59,12 +59,7 @@ def fit_ranks(model: nn.Module, tensors: Mapping[str, Tensor], optimizer: Optimi
     fitted = False
     for name, layer in model.named_modules():
         saved = tensors.get(f"{name}.s")
-        if (
-            not isinstance(layer, LowRankLayer)
-            or not layer.is_adaptive()
-            or saved is None
-            or len(saved) == layer.rank
-        ):
+        if saved is None or not is_adaptive(layer) or len(saved) == layer.rank:
             continue
         old = layer.role_parameters()
         layer.resize(len(saved))

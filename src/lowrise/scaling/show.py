@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.table import Table
 
 from lowrise.compare.stored import read_stored
-from lowrise.console import Console
+from lowrise.console import Console, narrow_table
 from lowrise.files import read_json, strict_json, write_whole
 from lowrise.report.formatting import number, scientific, si
 from lowrise.scaling.fit import PUBLISHED, Study, document, fit_study, law, sentence, with_interval
@@ -98,7 +98,7 @@ def write_again(folder: Path, target: Path | None = None) -> Path:
 
 
 def _table(*names: str) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    table = narrow_table()
     table.add_column(names[0], no_wrap=True)
     for name in names[1:]:
         table.add_column(name, justify="right")

@@ -9,25 +9,22 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-from rich.table import Table
 
 from lowrise.compare.compare import describe_environment
 from lowrise.compare.live import Display
 from lowrise.compare.outcomes import Outcome
 from lowrise.compare.plan import LoadRecipe, PlanRun
-from lowrise.compare.runner import TRAIN_COMMAND, Runner
-from lowrise.compare.workers import Pool, default_slots, hold_directory
-from lowrise.console import Console
-from lowrise.errors import LowriseError
-from lowrise.files import read_json, strict_json, write_whole
+from lowrise.compare.runner import TRAIN_COMMAND, Runner, exit_status
+from lowrise.compare.stored import keep_plan
+from lowrise.compare.workers import Pool, hold_directory, slots
+from lowrise.console import Console, narrow_table
+from lowrise.files import strict_json, write_whole
 from lowrise.report.formatting import learning_rate, scientific, si
 from lowrise.scaling.options import SweepOptions
 from lowrise.scaling.plan import SweepPlan, build_plan
-from lowrise.signals import StopRequest, told
+from lowrise.signals import StopRequest
 
 
 def sweep(
@@ -44,14 +41,13 @@ def sweep(
     signal N interrupted it; `sweep.json` is written in any case. Raises `UsageError` before anything is run.
     """
     plan = build_plan(options, load_recipe, plan_run)
-    size, gpus = default_slots()
-    size = options.workers or size
+    size, gpus = slots(options.workers)
     show_plan(console, plan)
     if options.plan:
         return 0
     out, environment = Path(options.out), describe_environment(size)
     with hold_directory(out, "lowrise scaling run") as lock, StopRequest() as stop:
-        _write_plan(out, plan)
+        keep_plan(out / "plan.json", json.loads(strict_json(plan.document())))
         runs_dir = out / "runs"
         with Pool(size, gpus=gpus, inherit=[lock]) as pool, Display(console, runs_dir) as display:
             specs = [run.spec for run in plan.runs]
@@ -71,10 +67,8 @@ def sweep(
                 keep=keep,
             ).run()
         write_results(out, plan, outcomes, environment)
-    if stop.signal is not None:
-        console.print(told(stop.signal), style="yellow")
-        return 128 + stop.signal
-    return 1 if any(outcome.status == "failed" for outcome in outcomes.values()) else 0
+    failed = any(outcome.status == "failed" for outcome in outcomes.values())
+    return exit_status(console, stop, failed=failed)
 
 
 def write_results(
@@ -121,7 +115,7 @@ def results(plan: SweepPlan, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
 
 def show_plan(console: Console, plan: SweepPlan) -> None:
     """Every size with its cost, before it is run."""
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    table = narrow_table()
     table.add_column("method", no_wrap=True)
     for name in ("budget", "width", "params", "tokens", "tok/param", "steps", "lr"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -143,23 +137,3 @@ def show_plan(console: Console, plan: SweepPlan) -> None:
     console.print(table)
     total = sum(run.spec.flops for run in plan.runs)
     console.print(f"{len(plan.runs)} runs, {scientific(total)} FLOPs in all", style="bold")
-
-
-def _write_plan(out: Path, plan: SweepPlan) -> None:
-    """Write `plan.json` before any run; a different earlier one is kept beside it as `plan-1.json`, ..."""
-    target = out / "plan.json"
-    body = json.loads(strict_json(plan.document()))
-    if target.exists():
-        try:
-            earlier = read_json(target)
-        except (OSError, ValueError):
-            earlier = None
-        if isinstance(earlier, dict) and {key: earlier.get(key) for key in body} == body:
-            return
-        number = 1 + sum(1 for _ in out.glob("plan-*.json"))
-        target.replace(out / f"plan-{number}.json")
-    document = {"written": datetime.now(UTC).isoformat(timespec="seconds"), **body}
-    try:
-        write_whole(target, json.dumps(document, indent=1) + "\n")
-    except OSError as error:
-        raise LowriseError(f"{target} cannot be written: {error.strerror}. Choose another --out.") from error

@@ -109,4 +109,11 @@ def error_object(error: Exception) -> tuple[int, dict[str, Any]]:
         if not isinstance(error, LowriseError):
             _log.error("a request failed", exc_info=error)
             message = f"The server failed ({type(error).__name__}); its log says more."
-    return status, {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    return status, error_content(message, kind, param, code)
+
+
+def error_content(
+    message: str, kind: str = "invalid_request_error", param: str | None = None, code: str | None = None
+) -> dict[str, Any]:
+    """The body of an error."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

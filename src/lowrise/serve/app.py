@@ -16,10 +16,17 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from lowrise.inference.session import TextModel
-from lowrise.serve.answers import ChatForm, CompletionForm, Form, error_object
+from lowrise.serve.answers import ChatForm, CompletionForm, Form, error_content, error_object
 from lowrise.serve.chat import ChatFormat
 from lowrise.serve.engine import Engine, Pieces
-from lowrise.serve.requests import BadRequest, Generation, Limits, chat_completion, completion
+from lowrise.serve.requests import (
+    BadRequest,
+    Generation,
+    Limits,
+    chat_completion,
+    completion,
+    require_model,
+)
 
 _CLIENT_GONE = 499  # nginx's code; nobody reads it
 
@@ -69,14 +76,7 @@ class _Served:
         return JSONResponse({"object": "list", "data": [self._description()]})
 
     async def one_model(self, request: Request) -> Response:
-        asked = request.path_params["name"]
-        if asked != self._name:
-            raise BadRequest(
-                f"There is no model {asked!r} here: this server has {self._name!r}.",
-                "model",
-                status=404,
-                code="model_not_found",
-            )
+        require_model(request.path_params["name"], self._name)
         return JSONResponse(self._description())
 
     def _description(self) -> dict[str, Any]:
@@ -231,6 +231,4 @@ def _guarded(hosts: frozenset[str] | None) -> Callable[[Endpoint], Endpoint]:
 async def _no_such_page(request: Request, error: HTTPException) -> Response:
     there = "/health, /v1/models, /v1/completions, /v1/chat/completions"
     message = f"{request.method} {request.url.path}: {error.detail}. There are {there}."
-    kind = "invalid_request_error"
-    content = {"error": {"message": message, "type": kind, "param": None, "code": None}}
-    return JSONResponse(content, error.status_code, error.headers)
+    return JSONResponse(error_content(message), error.status_code, error.headers)

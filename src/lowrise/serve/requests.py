@@ -72,6 +72,17 @@ class BadRequest(UsageError):
         self.code = code
 
 
+def require_model(asked: Any, model: str) -> None:
+    """Refuse another model than the one that is served."""
+    if asked != model:
+        raise BadRequest(
+            f"There is no model {asked!r} here: this server has {model!r}.",
+            "model",
+            status=404,
+            code="model_not_found",
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """What one request may ask for."""
@@ -131,13 +142,7 @@ class _Fields:
             elif key not in known and key not in IGNORED:
                 raise BadRequest(f"There is no parameter {key!r}; {did_you_mean(key, known)}", key)
         asked = self.values.get("model", model)
-        if asked != model:
-            raise BadRequest(
-                f"There is no model {asked!r} here: this server has {model!r}.",
-                "model",
-                status=404,
-                code="model_not_found",
-            )
+        require_model(asked, model)
 
     def whole(self, name: str, default: Any, least: int) -> Any:
         value = self.values.get(name, default)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,12 @@ from lowrise.compare.compare import describe_environment
 from lowrise.compare.live import Display
 from lowrise.compare.outcomes import Outcome, RunSpec
 from lowrise.compare.plan import LoadRecipe, PlanRun
-from lowrise.compare.runner import TRAIN_COMMAND, Runner
-from lowrise.compare.workers import Pool, default_slots, hold_directory
+from lowrise.compare.runner import TRAIN_COMMAND, Runner, exit_status
+from lowrise.compare.stored import today, write_stored
+from lowrise.compare.workers import Pool, hold_directory, slots
 from lowrise.console import Console
-from lowrise.errors import LowriseError, UsageError
-from lowrise.files import write_whole
-from lowrise.signals import StopRequest, told
+from lowrise.errors import UsageError
+from lowrise.signals import StopRequest
 from lowrise.sweep.options import SweepConfig
 from lowrise.sweep.optuna_search import draw
 from lowrise.sweep.plan import SweepPlan, build_plan, require_ends, specs_of
@@ -49,8 +48,7 @@ def sweep(
     plan = build_plan(config, load_recipe)
     require_ends(plan, load_recipe, plan_run)
     out = Path(config.out)
-    size, gpus = default_slots()
-    size = config.workers or size
+    size, gpus = slots(config.workers)
     environment = describe_environment(size)
     runs_dir = out / "runs"
     with hold_directory(out, "lowrise sweep") as lock, StopRequest() as stop:
@@ -79,10 +77,7 @@ def sweep(
     print_sweep(console, plan, trials)
     written = "sweep.md, report.html" + (", best.toml" if best_of(trials) else "")
     console.print(f"Written: {out / 'sweep.json'}, {written}", soft_wrap=True)
-    if stop.signal is not None:
-        console.print(told(stop.signal), style="yellow")
-        return 128 + stop.signal
-    return 1 if any(trial.status == "failed" for trial in trials) else 0
+    return exit_status(console, stop, failed=any(trial.status == "failed" for trial in trials))
 
 
 class _Search:
@@ -144,17 +139,12 @@ class _Search:
 
 def _write_plan(out: Path, plan: SweepPlan) -> None:
     document = {
-        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "written": today(),
         **plan.identity,
         "trials": plan.total,
         "seeds": plan.seeds,
     }
-    try:
-        write_whole(out / "plan.json", json.dumps(document, indent=1, default=str) + "\n")
-    except OSError as error:
-        raise LowriseError(
-            f"{out / 'plan.json'} cannot be written: {error.strerror}. Choose another --out."
-        ) from error
+    write_stored(out / "plan.json", json.dumps(document, indent=1, default=str))
 
 
 def _print_plan(display: Display, plan: SweepPlan, workers: int) -> None:

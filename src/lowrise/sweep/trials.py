@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lowrise.compare.outcomes import Outcome
-from lowrise.errors import LowriseError
-from lowrise.files import is_known, read_json, write_whole
+from lowrise.compare.stored import write_stored
+from lowrise.files import is_known, read_json
 from lowrise.sweep.space import Dimension, Settings
 
 TrialKey = tuple[int, int]  # number of the trial, seed
@@ -119,10 +119,5 @@ class Record:
         return []
 
     def write(self, trials: Sequence[Settings]) -> None:
-        try:
-            text = json.dumps({"search": self._identity, "trials": list(trials)}, indent=1)
-            write_whole(self._path, text + "\n")
-        except OSError as error:
-            raise LowriseError(
-                f"{self._path} cannot be written: {error.strerror}. Choose another --out."
-            ) from error
+        document = {"search": self._identity, "trials": list(trials)}
+        write_stored(self._path, json.dumps(document, indent=1))

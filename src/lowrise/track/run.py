@@ -17,12 +17,12 @@ from lowrise.compare.compare import describe_environment
 from lowrise.compare.live import Display
 from lowrise.compare.outcomes import Outcome, RunSpec
 from lowrise.compare.plan import SEED_KEY, STEPS_KEY, LoadRecipe, PlanRun, require_workers
-from lowrise.compare.runner import TRAIN_COMMAND, Runner
-from lowrise.compare.workers import Pool, default_slots, hold_directory
+from lowrise.compare.runner import TRAIN_COMMAND, Runner, exit_status
+from lowrise.compare.workers import Pool, hold_directory, slots
 from lowrise.console import Console
 from lowrise.errors import LowriseError, UsageError
 from lowrise.files import is_known, write_whole
-from lowrise.signals import StopRequest, told
+from lowrise.signals import StopRequest
 from lowrise.track.options import CheckOptions, RunOptions
 from lowrise.track.results import Result, faults_of, read_result, write_result
 from lowrise.track.track import (
@@ -74,8 +74,7 @@ def run(
         return 0
     out = (options.out or Path("runs") / f"track-{track.folder.resolve().name}").expanduser()
     planned = [_planned(track, name, out, load_recipe, plan_run) for name in names]
-    size, gpus = default_slots()
-    size = options.workers or size
+    size, gpus = slots(options.workers)
     specs = [spec for one in planned for spec in one.specs]
     with hold_directory(out, "lowrise track run") as lock, StopRequest() as stop:
         with Pool(size, gpus=gpus, inherit=[lock]) as pool, Display(console, out / "runs") as display:
@@ -93,11 +92,8 @@ def run(
         written = [one.entry.name for one in planned if _write(track, one, outcomes, environment)]
     for name in written:
         console.print(f"Written: {track.result_path(name)}", soft_wrap=True)
-    if stop.signal is not None:
-        console.print(told(stop.signal), style="yellow")
-        return 128 + stop.signal
-    failed = [outcome for outcome in outcomes.values() if outcome.status == "failed"]
-    return 1 if failed else 0
+    failed = any(outcome.status == "failed" for outcome in outcomes.values())
+    return exit_status(console, stop, failed=failed)
 
 
 def check(options: CheckOptions, *, load_recipe: LoadRecipe, plan_run: PlanRun, console: Console) -> int:

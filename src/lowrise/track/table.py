@@ -7,9 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
-from lowrise.console import Console
+from lowrise.console import Console, narrow_table
 from lowrise.files import strict_json, write_whole
 from lowrise.report import html
 from lowrise.report.formatting import UNKNOWN, bytes_, duration, number, si
@@ -81,7 +79,7 @@ _COLUMNS: tuple[tuple[str, Callable[[Place], str]], ...] = (
 
 
 def _show(track: Track, board: Sequence[Place], console: Console) -> None:
-    shown = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    shown = narrow_table()
     shown.add_column("entry", no_wrap=True)
     for title, _ in _COLUMNS:
         shown.add_column(title, justify="right", no_wrap=True)

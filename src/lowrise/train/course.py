@@ -26,7 +26,7 @@ class Course:
 
     steps: int
     schedule: ScheduleSection
-    ema: EmaSection = dataclasses.field(default_factory=EmaSection)
+    ema: EmaSection
 
     @classmethod
     def of(cls, config: RunConfig) -> Course:
@@ -41,8 +41,8 @@ class Course:
     def read(cls, text: str) -> Course:
         try:
             values = json.loads(text)
-            ema = EmaSection(**values.get("ema", {}))  # an earlier version did not tell
-            return cls(values["steps"], ScheduleSection(**values["schedule"]), ema)
+            schedule, ema = ScheduleSection(**values["schedule"]), EmaSection(**values["ema"])
+            return cls(values["steps"], schedule, ema)
         except (ValueError, KeyError, TypeError) as error:
             raise LowriseError(f"The checkpoint's schedule cannot be read ({error}).") from error
 

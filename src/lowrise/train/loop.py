@@ -6,25 +6,21 @@ With N ranks all of them run it; rank 0 alone writes.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import lowrise
-from lowrise.checkpoint import Saver
 from lowrise.config import RunConfig
 from lowrise.config.identity import digest, told
 from lowrise.console import Console
 from lowrise.data import Corpus
 from lowrise.data.chat import write_template
 from lowrise.data.samples import sample_format
-from lowrise.distributed import FailedElsewhere, World, check_alike, check_same_work
-from lowrise.distributed.sharding import has_copies
+from lowrise.distributed import FailedElsewhere, World, check_same_work
 from lowrise.distributed.world import lost_ranks_explained
 from lowrise.errors import LowriseError, UsageError
 from lowrise.files import write_whole
@@ -33,17 +29,15 @@ from lowrise.inference.generate import check_sample, sample_of
 from lowrise.optim import Optimizer
 from lowrise.report.run_report import write_report
 from lowrise.runs.directory import RunDirectory
-from lowrise.runs.environment import choose_device, describe, precision_of, random_state
+from lowrise.runs.environment import choose_device, describe, precision_of
 from lowrise.runs.parallel import shares_rows
 from lowrise.runs.plan import RunPlan
-from lowrise.runs.tail_average import PART
-from lowrise.runs.weights import model_tensors
 from lowrise.signals import SaveRequest, StopRequest
-from lowrise.train.course import Course
 from lowrise.train.display import Display
 from lowrise.train.held_out import HeldOut
+from lowrise.train.keeping import Keeping
 from lowrise.train.records import update_record
-from lowrise.train.resume import Origin, Start, accepted_changes, go_on, text_numbers
+from lowrise.train.resume import Start, accepted_changes
 from lowrise.train.services import services_of
 from lowrise.train.step import TrainStep, Update
 from lowrise.train.stopping import EarlyStopping
@@ -87,23 +81,10 @@ class Trainer:
         }
         self.given_trackers = Trackers(trackers if self.world.leads else ())
         self.stop, self.save_request = StopRequest(), SaveRequest()
-        self.saved_step, self.save_due = -1, False
         self.before: RunConfig | None = None
-        self.origin: Origin | None = None
         self.held_out = HeldOut(config, corpus, self.train_step, display, self.world)
-        kept = config.checkpoint
-        self.saver = Saver(
-            run.checkpoints,
-            self.world,
-            keep=kept.keep,
-            keep_every=kept.keep_every,
-            asynchronous=kept.asynchronous,
-            whole=kept.whole,
-            warn=lambda text: self.display.say(text, style="yellow"),
-        )
-        self.stopping = EarlyStopping(
-            config, self.train_step, self.saver, self.world, save=self._save, say=display.say
-        )
+        self.keeping = Keeping(self.train_step, run, display)
+        self.stopping = EarlyStopping(config, self.train_step, self.keeping, say=display.say)
 
     @property
     def optimizer(self) -> Optimizer:
@@ -127,8 +108,8 @@ class Trainer:
         config = self.config
         self.world.by_rank_0(self._begin)
         start = self._resume()
-        self.world.by_rank_0(self.saver.retire)  # a kill comes between a save and what follows it
-        self._check_alike("at the start")
+        self.world.by_rank_0(self.keeping.saver.retire)  # a kill comes between a save and what follows it
+        self.keeping.check_alike("at the start")
         for line in told_text(self.corpus, config):
             self.display.say(line)
         self.world.by_rank_0(lambda: self._write_start(start))
@@ -136,19 +117,19 @@ class Trainer:
             StopRequest(once=True) as self.stop,
             SaveRequest() as self.save_request,
             self._tracked() as board,
-            self.saver,
+            self.keeping,
         ):
             if self.stopping.has_missed():
                 self.stopping.watch(self._evaluate(board, whole=False))
             while self.stopping.goes_on() and not self._asked_to_stop():
                 self._advance(board)
             if self.stopping.take_best():
-                self.saved_step = -1
-            if self.saved_step != self.progress.step:
-                self._save()
+                self.keeping.weights_changed()
+            if not self.keeping.is_saved:
+                self.keeping.save()
             with self._on_the_wall_clock():
                 result = self._evaluate(board, whole=True)
-                self.saver.finish()
+                self.keeping.saver.finish()
             if result is None:
                 raise self._interruption()
         return self._finish(result)
@@ -177,7 +158,7 @@ class Trainer:
         """
         asked = [self.stop.signal or 0, int(self.save_request.take())]
         number, save = self.world.largest_of(asked)
-        self.save_due = self.save_due or bool(save)
+        self.keeping.asked = self.keeping.asked or bool(save)
         if number:
             self.stop.request(number)
         return number > 0
@@ -209,9 +190,8 @@ class Trainer:
         with self._on_the_wall_clock():
             if self.stopping.is_due(number):
                 self.stopping.watch(self._evaluate(board, whole=False))
-            due = _due(number, config.checkpoint.every) or self.save_due
-            if due and self.saved_step != number and not self.stopping.stops:
-                self._save()
+            if self.keeping.is_due() and not self.stopping.stops:
+                self.keeping.save()
 
     def _skipped(self, update: Update) -> None:
         progress, limit = self.progress, self.config.train.nonfinite_limit
@@ -227,8 +207,8 @@ class Trainer:
             style="yellow",
         )
         if progress.skipped_in_a_row >= limit:
-            self._save()
-            self.saver.finish()
+            self.keeping.save()
+            self.keeping.saver.finish()
             raise LowriseError(
                 f"{progress.skipped_in_a_row} updates in a row had a loss or gradient that is not finite "
                 f"or too large (the last is update {progress.step}). The weights from before them are saved "
@@ -273,54 +253,11 @@ class Trainer:
         if board is not None:
             (board.on_evaluate if "val_loss" in record else board.on_log)(record)
 
-    # --- checkpoints --------------------------------------------------------------------------------------
-
-    def _save(self) -> None:
-        """If all ranks agree on the weights and state; written while training goes on (`Saver`)."""
-        self._check_alike(f"after step {self.progress.step}")
-        parts = {
-            "model": model_tensors(self.model),
-            "optimizer": self.optimizer.named_state(),
-            "random": random_state(self.device) if self.world.leads else {},
-        }
-        if self._average():
-            parts[PART] = self._average()
-        numbers = dataclasses.asdict(self.progress) | {
-            **text_numbers(self.corpus),
-            "mathematics": self.config.mathematics,
-            "precision": precision_of(self.config, self.device),
-            "course": Course.of(self.config).text(),
-            "origin": self.origin.text() if self.origin else "",
-        }
-        self.saver.save(self.progress.step, parts, numbers)
-        self.saved_step = self.progress.step
-        self.save_due = False
-
-    def _check_alike(self, when: str) -> None:
-        """What all ranks should have alike; not rows of the only copy, and not the state of a matrix that one
-        rank owns."""
-        averaged = {f"the average of {name}": t for name, t in self._average().items()}
-        weights = {n: t for n, t in (model_tensors(self.model) | averaged).items() if has_copies(t)}
-        check_alike(self.world, weights | self.optimizer.common_state(), when)
-
-    def _average(self) -> dict[str, Tensor]:
-        """The tail average by names, empty before it begins."""
-        return {} if self.train_step.average is None else self.train_step.average.tensors
-
     def _resume(self) -> Start:
-        start = go_on(self.train_step, self.directory, self.before, self.display.say)
-        self.origin = start.origin
+        start = self.keeping.resume(self.before)
         if start.own:
-            self.saved_step = self.progress.step
             self.stopping.begin()
-        self._rewind(self.progress.step if start.own else -1)
         return start
-
-    def _rewind(self, step: int) -> None:
-        """The last evaluation comes after the last checkpoint, every other one before."""
-        if self.world.leads:
-            ended = step == self.config.train.steps or self.progress.weights_of_step > 0
-            self.directory.rewind_metrics(step, evaluated=not ended)
 
     def _interruption(self) -> Interrupted:
         stop = self.stop

@@ -1,6 +1,6 @@
 """Ranks that change during training.
 
-A layer decides and changes itself (`LowRankLayer.change_rank`); here the optimizer follows. Everything
+A layer decides and changes itself (`AdaptiveRankLayer.change_rank`); here the optimizer follows. Everything
 depends on the weights, the update's number and the run's seed alone, so a resumed run does the same.
 """
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrise.errors import UsageError
-from lowrise.layers.base import LowRankLayer
+from lowrise.layers.base import AdaptiveRankLayer, is_adaptive
 from lowrise.layers.ranks import RankChange
 from lowrise.optim import Optimizer
 from lowrise.optim.engine.exchange import Exchange, exchange
@@ -42,8 +42,8 @@ class RankEvent:
 def check_adaptive(model: nn.Module, optimizer: Optimizer) -> None:
     """Refuse adaptive layers whose optimizer does not keep U and V orthonormal: their s would not be the
     energy."""
-    for name, layer in _layers(model):
-        if layer.is_adaptive() and not type(optimizer).keeps_orthonormal:
+    for name, _ in _adaptive_layers(model):
+        if not type(optimizer).keeps_orthonormal:
             raise UsageError(
                 f"{name} chooses its rank by the energy of s, which needs orthonormal factors, and "
                 f"{type(optimizer).__name__} does not keep them so: set layer.energy = 0, or use TSVD."
@@ -56,9 +56,7 @@ def change_ranks(
     """Let every layer choose its columns after update `number` of `total`; None where none had an event."""
     before: dict[str, int] = {}
     after: dict[str, int] = {}
-    for name, layer in _layers(model):
-        if not layer.is_adaptive():
-            continue
+    for name, layer in _adaptive_layers(model):
         generator = torch.Generator().manual_seed(name_seed(seed, f"{name}:rank:{number}"))
         old, rank = layer.role_parameters(), layer.rank
         change = layer.change_rank(number, total, generator)
@@ -85,5 +83,5 @@ def follow(
     exchange(optimizer, [exchange_of(place) for place in range(3)])
 
 
-def _layers(model: nn.Module) -> Iterator[tuple[str, LowRankLayer]]:
-    return ((name, m) for name, m in model.named_modules() if isinstance(m, LowRankLayer))
+def _adaptive_layers(model: nn.Module) -> Iterator[tuple[str, AdaptiveRankLayer]]:
+    return ((name, m) for name, m in model.named_modules() if is_adaptive(m))

@@ -21,7 +21,7 @@ from lowrise.distributed import World, check_same_work
 from lowrise.errors import UsageError
 from lowrise.model.finite import require_finite
 from lowrise.pretrained.folder import weights_digest
-from lowrise.runs.directory import RunDirectory, open_run, require_recipe
+from lowrise.runs.directory import RunDirectory, open_run, require_numbers, require_recipe
 from lowrise.runs.environment import precision_of
 from lowrise.train.course import Course, require_same_course
 from lowrise.train.step import TrainStep
@@ -69,15 +69,14 @@ def go_on(
     if checkpoint is not None:
         require_recipe(checkpoint, config)
         require_same_text(checkpoint, step.corpus, before, config)
+        require_numbers(checkpoint, "precision", "origin", "course", "skipped")
         require_same_precision(checkpoint, precision_of(config, step.device))
         origin = require_same_origin(checkpoint, config)
-        now = Course.of(config)
-        told_course = checkpoint.numbers.get("course")  # an earlier version did not tell
         require_same_course(
-            Course.read(told_course) if told_course else now,
-            now,
+            Course.read(checkpoint.numbers["course"]),
+            Course.of(config),
             checkpoint.step,
-            skipped=checkpoint.numbers.get("skipped", 0),
+            skipped=checkpoint.numbers["skipped"],
             layers=step.low_rank_layers,
             optimizer=step.optimizer,
         )
@@ -117,7 +116,7 @@ def require_same_text(
     """Refuse other tokens, whatever the sources are called; settings that may have caused it are named."""
     numbers = checkpoint.numbers
     same = numbers["corpus"] == corpus.fingerprint
-    if same and numbers.get("mixture", mixture_of(corpus)) == mixture_of(corpus):
+    if same and numbers.get("mixture") == mixture_of(corpus):
         return
     changed = {}
     if before is not None:
@@ -131,7 +130,7 @@ def require_same_text(
 
 def require_same_precision(checkpoint: Checkpoint, here: str) -> None:
     """Refuse another arithmetic, which `train.precision = "auto"` may become on another device."""
-    there = checkpoint.numbers.get("precision", here)
+    there = checkpoint.numbers["precision"]
     if there != here:
         raise UsageError(
             f"train.precision: {there} there, {here} here (auto goes by the device), and this run has begun "
@@ -178,8 +177,6 @@ def require_same_origin(checkpoint: Checkpoint, config: RunConfig) -> Origin | N
     now; the same under another path are the same."""
     init = config.init
     fresh = init.run is None and init.model is None
-    if "origin" not in checkpoint.numbers:  # of an earlier version, which did not tell
-        return None if fresh else Origin(*_asked(init), sha256="")
     origin = Origin.read(checkpoint.numbers["origin"])
     if origin is None and fresh:
         return None

@@ -11,35 +11,30 @@ import dataclasses
 import math
 from collections.abc import Callable
 
-from lowrise.checkpoint import Saver
 from lowrise.checkpoint.store import load_by_all
 from lowrise.config import RunConfig
-from lowrise.distributed import World
 from lowrise.inference.evaluate import EvalResult
+from lowrise.train.keeping import Keeping
 from lowrise.train.step import TrainStep
 from lowrise.train.summary import Progress
 
 
 class EarlyStopping:
     """What `eval.patience` asks of one run; without it, nothing. Ranks decide alike, as they have the same
-    numbers.
-
-    `save` writes a checkpoint of the run as it is, `say` shows a line.
+    numbers. `say` shows a line.
     """
 
     def __init__(
         self,
         config: RunConfig,
         train_step: TrainStep,
-        saver: Saver,
-        world: World,
+        keeping: Keeping,
         *,
-        save: Callable[[], None],
         say: Callable[..., None],
     ) -> None:
         self.settings, self.total = config.eval, config.train.steps
-        self.train_step, self.saver, self.world = train_step, saver, world
-        self.save, self.say = save, say
+        self.train_step, self.world = train_step, train_step.world
+        self.keeping, self.saver, self.say = keeping, keeping.saver, say
         self.stops = False
         """Whether the run ends here."""
 
@@ -82,7 +77,7 @@ class EarlyStopping:
             return
         if note_evaluation(progress, result.loss, self.settings.min_delta or 0.0):
             self._keep_best()
-            self.save()
+            self.keeping.save()
         elif progress.worse_evaluations >= patience and progress.step < self.total:
             self.stops = True
             self.say(self._reason())

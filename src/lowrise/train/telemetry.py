@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from lowrise.distributed import World
 from lowrise.distributed.sharding import whole_parameters
 from lowrise.errors import UsageError
-from lowrise.layers.base import LowRankLayer
+from lowrise.layers.base import AdaptiveRankLayer, LowRankLayer
 from lowrise.linalg import product_singular_values, singular_values
 from lowrise.linalg.spectrum import effective_rank, stable_rank
 
@@ -99,10 +99,8 @@ def measure(model: nn.Module, before: Snapshot, world: World) -> dict[str, dict[
             numbers += [0.0] * len(KEYS)  # another rank's; what does not apply is NaN below
             continue
         values = _measure(now, before.matrices[name])
-        if isinstance(module, LowRankLayer):
-            error = module.orthonormality_error()
-            if error is not None:
-                values["orthonormality_error"] = error
+        if isinstance(module, AdaptiveRankLayer):
+            values["orthonormality_error"] = module.orthonormality_error()
             if module.is_adaptive():
                 values["rank"] = float(module.rank)
         numbers += [values.get(key, math.nan) for key in KEYS]

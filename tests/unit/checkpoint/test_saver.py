@@ -1,7 +1,6 @@
 """Saving beside training: what is written is what was there when it was asked for."""
 
 import errno
-import json
 import os
 import signal
 import subprocess
@@ -175,19 +174,6 @@ def test_kill_9_while_a_thread_writes_leaves_the_last_one_whole(store):
     assert {entry.name for entry in store.root.iterdir()} == {"step-00000001", ".writing-00000002"}
     assert newest_checkpoint(store, World(), pytest.fail).step == 1
     assert [entry.name for entry in store.root.iterdir()] == ["step-00000001"]
-
-
-@pytest.mark.parametrize("version", [1, 2])
-def test_older_formats_are_read(store, version):
-    """As versions before wrote it: the same files, no checksum of the manifest."""
-    store.save(1, parts(torch.arange(3.0)), {"tokens": 5})
-    manifest = store.path(1) / "checkpoint.json"
-    values = json.loads(manifest.read_text())
-    del values["sha256"]
-    manifest.write_text(json.dumps(values | {"format": version}))
-    checkpoint = store.newest(pytest.fail)
-    assert checkpoint.numbers == {"tokens": 5}
-    assert checkpoint.parts["model"]["w"].tolist() == [0.0, 1.0, 2.0]
 
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]

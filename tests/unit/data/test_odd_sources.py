@@ -18,7 +18,8 @@ import pytest
 import zstandard
 
 from lowrise.data import Corpus, DataConfig, corpora, prepare
-from lowrise.data.corpora import walk
+from lowrise.data import walk as walking
+from lowrise.data.walk import walk
 from lowrise.errors import UsageError
 
 
@@ -82,8 +83,8 @@ def test_folders_that_link_to_each_other_are_entered_once(
         (tmp_path / str(i) / "t.txt").write_text("text")
         for j in range(count):
             (tmp_path / str(i) / f"to-{j}").symlink_to(f"../{j}")
-    entries = corpora._entries
-    monkeypatch.setattr(corpora, "_entries", lambda folder: entered.append(folder) or entries(folder))
+    entries = walking._entries
+    monkeypatch.setattr(walking, "_entries", lambda folder: entered.append(folder) or entries(folder))
     assert walk(tmp_path, pattern) == [tmp_path / str(i) / "t.txt" for i in range(count)]
     assert len(entered) == count + 1
 

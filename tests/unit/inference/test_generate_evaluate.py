@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from lowrise.errors import LowriseError, UsageError
 from lowrise.inference.evaluate import evaluate
 from lowrise.inference.generate import generate
-from lowrise.inference.sampling import pick
+from lowrise.inference.sampling import pick_rows
 from lowrise.model import Llama, LlamaConfig, build_model
 
 VOCAB = 31
@@ -55,12 +55,12 @@ def test_streaming_leaves_gradients_on_for_the_caller(model: Llama) -> None:
 
 
 def frequencies(draws: int = 4000, **settings: float | None) -> torch.Tensor:
-    logits = torch.tensor([0.1, 0.4, 0.2, 0.3]).log()
+    logits = torch.tensor([[0.1, 0.4, 0.2, 0.3]]).log()
     generator = torch.Generator().manual_seed(0)
     arguments = {"temperature": 1.0, "top_k": None, "top_p": None, **settings}
     counts = torch.zeros(4)
     for _ in range(draws):
-        counts[pick(logits, generator=generator, **arguments)] += 1  # type: ignore[arg-type]
+        counts[pick_rows(logits, generators=[generator], **arguments)] += 1  # type: ignore[arg-type]
     return counts / draws
 
 

@@ -103,8 +103,8 @@ def test_resume_after_a_skipped_update_is_exact(text_folder, tmp_path):
                 handle.remove()
             trainer.update()
             handle.remove()
-        trainer._save()
-        trainer.saver.finish()
+        trainer.keeping.save()
+        trainer.keeping.saver.finish()
 
     trained(tmp_path / "whole", 8)
     trained(tmp_path / "parts", 4)

@@ -90,7 +90,7 @@ def test_a_stopped_run_has_the_bits_of_the_whole_one(text_folder, tmp_path, meth
     def then_stop(board):
         advance(board)
         if trainer.progress.step == 6:
-            trainer.saver.finish()
+            trainer.keeping.saver.finish()
             raise InterruptedError
 
     trainer._advance = then_stop

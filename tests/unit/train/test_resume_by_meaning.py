@@ -39,7 +39,7 @@ def stopped_at(config: RunConfig, run: Path, step: int) -> None:
     def then_stop(board: Any) -> None:
         advance(board)
         if trainer.progress.step == step:
-            trainer.saver.finish()
+            trainer.keeping.saver.finish()
             raise InterruptedError
 
     trainer._advance = then_stop

@@ -129,7 +129,7 @@ def test_a_damaged_checkpoint_of_the_other_run_is_left_where_it_is(text_folder, 
     copy = tmp_path / "copy"
     shutil.copytree(dense_run, copy)
     manifest = copy / "checkpoints" / "step-00000008" / "checkpoint.json"
-    manifest.write_text(json.dumps({"format": 1}))
+    manifest.write_text(json.dumps({"format": 3}))
     with pytest.raises(Exception, match="cannot be read"):
         started(text_folder, tmp_path / "new", "lora", **{"init.run": str(copy)})
     assert manifest.exists()

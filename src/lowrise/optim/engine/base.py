@@ -39,7 +39,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from numbers import Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ from lowrise.layers.roles import LINEAR, warn_if_idle
 from lowrise.optim.engine.cost import Counted
 from lowrise.optim.engine.exchange import retain, was_exchanged_outside
 from lowrise.optim.engine.from_model import FromModel
-from lowrise.optim.engine.guard import Guard, usable
+from lowrise.optim.engine.guard import Guard, unit_dtype, usable
 from lowrise.optim.engine.hyperball import RADIUS, check_hyperball, holds_norm, refuse_zero_matrices
 from lowrise.optim.engine.options import (
     check_choices,
@@ -70,6 +70,14 @@ from lowrise.optim.engine.step import no_autocast, parts, viewed
 from lowrise.optim.engine.units import Unit, state_dtype, units_of, widened, with_states
 from lowrise.optim.engine.views import as_matrices, check_view, matrices_of, split, split_state
 from lowrise.optim.rules.adamw import ADAMW_DEFAULTS, Form
+
+
+class MovedAlone(NamedTuple):
+    """What `Optimizer.move_alone` did with a unit."""
+
+    grad_norm: float
+    """||its gradients||_F."""
+    moved: bool
 
 
 class Optimizer(FromModel, Scheduled, Counted):
@@ -188,7 +196,7 @@ class Optimizer(FromModel, Scheduled, Counted):
         self._appoint(group)
         for unit in units_of(group):
             elsewhere, owned = self.ownership.is_elsewhere(unit), self.ownership.owner(unit) is not None
-            for param, layout in zip(unit, self._layouts(group, unit), strict=True):
+            for param, layout in zip(unit, self.layouts(group, unit), strict=True):
                 self.state[param] = zero_state(param, {} if elsewhere else layout, whole=owned)
                 self._built[param] = made_for(param)
         if group["role"] in self.roles:
@@ -325,6 +333,23 @@ class Optimizer(FromModel, Scheduled, Counted):
     def settle(self) -> None:
         self._guard.settle()
 
+    @torch.no_grad()
+    def move_alone(self, group: dict[str, Any], params: tuple[Tensor, ...]) -> MovedAlone | None:
+        """Steps 2 to 6 for one unit, apart from `step` (`in_backward.py`). It is left alone, and counted, if
+        its gradient is not usable; None, and nothing done, where it has none. Waits for the device.
+        """
+        if not self._has_gradient(params):
+            return None
+        self._check_start(group, [params])
+        (unit,) = widened([self._unit(params)])
+        norm = float(torch.stack(torch._foreach_norm(list(unit.grads))).norm())
+        moves = usable(norm, unit_dtype(params))
+        if moves:
+            self._move(group, [unit])
+        else:
+            self._guard.skipped += 1
+        return MovedAlone(norm, moves)
+
     def _move(
         self, group: dict[str, Any], units: list[Unit], wholes: Mapping[int, Tensor] | None = None
     ) -> None:
@@ -398,10 +423,6 @@ class Optimizer(FromModel, Scheduled, Counted):
     def _name_of(self, param: Tensor) -> str:
         groups = self.param_groups
         return next(parameter_name(g, i) for g in groups for i, p in enumerate(g["params"]) if p is param)
-
-    def _ready_unit(self, params: tuple[Tensor, ...]) -> Unit | None:
-        """Step 2 for one unit, with this rank's rows of its gradients; None where it has none."""
-        return self._unit(params) if self._has_gradient(params) else None
 
     def _unit(self, params: tuple[Tensor, ...]) -> Unit:
         """Step 2 for one unit that has a gradient."""

@@ -65,7 +65,7 @@ class Counted(Saved):
             )
         return tuple(stored_layout(layout, format_of(options), dtype) for layout in layouts)
 
-    def _layouts(self, group: Mapping[str, Any], unit: Sequence[Tensor]) -> tuple[Stored, ...]:
+    def layouts(self, group: Mapping[str, Any], unit: Sequence[Tensor]) -> tuple[Stored, ...]:
         """What is stored for the parameters of one unit of a group."""
         shapes = tuple(tuple(p.shape) for p in unit)
         return self._stored_layouts(group["role"], shapes, group, state_dtype(unit[0]))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lowrise.errors import UsageError
 from lowrise.optim.engine.cost import Counted
-from lowrise.optim.engine.options import made_for, parameter_name
+from lowrise.optim.engine.options import parameter_name
 from lowrise.optim.engine.ownership import zero_state
 from lowrise.optim.engine.state_formats import loaded
 from lowrise.optim.engine.units import units_of
@@ -43,15 +43,12 @@ def exchange(optimizer: Counted, exchanges: Sequence[Exchange]) -> None:
         found = {i: by_id[id(p)] for i, p in enumerate(members) if id(p) in by_id}
         if not found:
             continue
-        saved = {i: optimizer.state.pop(e.old) for i, e in found.items()}
+        saved = {i: optimizer.rename(e.old, e.new) for i, e in found.items()}
         for i, e in found.items():
             members[i] = e.new
-            optimizer._built.pop(e.old, None)
-            optimizer._built[e.new] = made_for(e.new)
-            optimizer.ownership.rename(e.old, e.new)
         position = 0
         for unit in units_of(group):
-            for param, layout in zip(unit, optimizer._layouts(group, unit), strict=True):
+            for param, layout in zip(unit, optimizer.layouts(group, unit), strict=True):
                 if position in found:
                     # Another rank may own the unit: then there is `step` alone, here and afterwards.
                     elsewhere = saved[position].keys() == {"step"}
@@ -86,9 +83,7 @@ def retain(optimizer: Counted, parameters: Iterable[Tensor]) -> None:
             continue
         for param, stays in zip(group["params"], keep, strict=True):
             if not stays:
-                del optimizer.state[param]
-                optimizer.ownership.forget(param)
-                optimizer._built.pop(param, None)
+                optimizer.forget(param)
         for key in ("params", "param_names"):
             if key in group:
                 group[key] = [x for x, stays in zip(group[key], keep, strict=True) if stays]

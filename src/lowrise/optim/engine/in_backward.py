@@ -45,9 +45,8 @@ from torch.utils.hooks import RemovableHandle
 
 from lowrise.errors import UsageError
 from lowrise.optim.engine.base import Optimizer
-from lowrise.optim.engine.guard import unit_dtype, usable
 from lowrise.optim.engine.options import parameter_name
-from lowrise.optim.engine.units import units_of, widened
+from lowrise.optim.engine.units import units_of
 
 
 @dataclass
@@ -115,25 +114,17 @@ def _watch(
     return [p.register_post_accumulate_grad_hook(hook) for p in trained]
 
 
-@torch.no_grad()
 def _move_and_free(
     optimizer: Optimizer, group: dict[str, Any], params: tuple[Tensor, ...], moved: Moved
 ) -> None:
     """Steps 2 to 4 for one unit; nothing where it has no gradient."""
     started = time.perf_counter()
-    unit = optimizer._ready_unit(params)
-    if unit is None:
+    done = optimizer.move_alone(group, params)
+    if done is None:
         return
-    optimizer._check_start(group, [params])
-    (unit,) = widened([unit])
-    norm = float(torch.stack(torch._foreach_norm(list(unit.grads))).norm())
-    moved.squared_norm += norm * norm
-    if usable(norm, unit_dtype(params)):
-        optimizer._move(group, [unit])
-        moved.units += 1
-    else:
-        optimizer._guard.skipped += 1
-        moved.left_alone += 1
+    moved.squared_norm += done.grad_norm * done.grad_norm
+    moved.units += done.moved
+    moved.left_alone += not done.moved
     for param in params:
         param.grad = None
     moved.seconds += time.perf_counter() - started

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from lowrise.distributed.sharding import copy_whole_, has_copies
 from lowrise.errors import UsageError
-from lowrise.names import REMOVED_OPTIONS
-from lowrise.optim.engine.options import Made, check_numbers, parameter_name, require_match
+from lowrise.optim.engine.options import Made, check_numbers, made_for, parameter_name, require_match
 from lowrise.optim.engine.ownership import Ownership
 from lowrise.optim.engine.state_formats import format_of, opened
 from lowrise.optim.engine.units import units_of
@@ -25,6 +24,25 @@ class Saved(torch.optim.Optimizer):
     _built: dict[Tensor, Made]
     """Parameter -> what its state was made for."""
     _told_of_no_gradient = False
+
+    def forget(self, param: Tensor) -> dict[str, Tensor]:
+        """Give up a parameter's state, which is returned, its owner and its shape; it is the caller who takes
+        it out of its group.
+        """
+        self._built.pop(param, None)
+        self.ownership.forget(param)
+        state: dict[str, Tensor] = self.state.pop(param)
+        return state
+
+    def rename(self, old: Tensor, new: Tensor) -> dict[str, Tensor]:
+        """Let `new` stand for `old` with its owner; returns the state of `old`, from which the caller makes
+        that of `new`.
+        """
+        self._built.pop(old, None)
+        self._built[new] = made_for(new)
+        self.ownership.rename(old, new)
+        state: dict[str, Tensor] = self.state.pop(old)
+        return state
 
     def settle(self) -> None:
         """Bring the state up to what the steps so far have done, before it is read from outside."""
@@ -90,12 +108,6 @@ class Saved(torch.optim.Optimizer):
                     "from here on. Set weight_decay = 0 in the saved groups and choose a new one, or load "
                     "the state of torch.optim.AdamW."
                 )
-            for option, always in REMOVED_OPTIONS.items():
-                if saved_group.get(option, always) != always:
-                    raise UsageError(
-                        f"parameter group {number} was saved with {option} = {saved_group[option]!r}, which "
-                        f"is gone: {always!r} holds always."
-                    )
             groups.append(_with_own_functions(saved_group, own_group))
             check_numbers(groups[-1], where=f"saved parameter group {number}")
             for i, key in enumerate(saved_group["params"]):

@@ -69,7 +69,7 @@ Stored = dict[str, tuple[tuple[int, ...], torch.dtype]]  # state name -> shape a
 
 
 def format_of(group: Mapping[str, Any]) -> str:
-    """The group's format; groups of before the option are float32."""
+    """The group's format; float32 where a group does not say, as in the state of a torch.optim.AdamW."""
     return str(group.get("state_format", "float32"))
 
 
