@@ -38,8 +38,8 @@ def to_html(comparison: Comparison, runs_dir: Path, environment: dict[str, Any])
     troubles = [f"{row.label}: {lost}" for row in rows if (lost := _without_result(row))]
     if troubles:
         body.append(html.warning("Not every run has a result.\n" + "\n".join(troubles)))
-    about = [[what, in_one_line(by)] for what, by in comparison.about.items()]
-    body.append(html.section("What was compared", html.table(("what", "value"), about, text=True)))
+    about = [(what, in_one_line(by)) for what, by in comparison.about.items()]
+    body.append(html.section("What was compared", html.facts(about)))
     body.append(html.section("Result", html.table(*cells(comparison, QUALITY))))
     if len(rows) > 1:
         body.append(_difference_section(comparison))
@@ -68,8 +68,7 @@ def to_html(comparison: Comparison, runs_dir: Path, environment: dict[str, Any])
     ]
     runs = html.table(("run", "role", "status", "val loss", "error"), listed, text=True)
     body.append(html.section("Runs", html.folded(f"All {len(listed)} runs", runs)))
-    facts = [[key, str(value)] for key, value in environment.items()]
-    body.append(html.section("Environment", html.table(("what", "value"), facts, text=True)))
+    body.append(html.section("Environment", html.facts(environment.items())))
     return html.page(title, body, "lowrise comparison report")
 
 

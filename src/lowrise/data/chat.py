@@ -74,12 +74,17 @@ class ChatTemplate:
         turns = [{"role": "user", "content": "A question?"}, {"role": "assistant", "content": answer}]
         try:
             _, said, rest = self.rendered(turns, answer_follows=False).rpartition(answer)
-        except (UsageError, LowriseError):
+        except LowriseError:
             return None
         found = [(rest.index(mark), -len(mark), mark) for mark in marks if mark and mark in rest]
         if not said:
             return None
         return min(found)[2] if found else rest.strip() or None
+
+
+def end_of_answer(template: ChatTemplate | None, marks: Collection[str]) -> str | None:
+    """What ends an answer in a template's form, or in the plain one."""
+    return PLAIN_STOP if template is None else template.end_of_answer(marks)
 
 
 def plain_text(messages: Sequence[Mapping[str, Any]], *, answer_follows: bool) -> str:

@@ -1,7 +1,6 @@
 """`index.json` of a prepared corpus: written with a checksum of its own, and read by a strict schema.
 
-Version 3 has `sha256` over all the rest, and checksums of the blocks of each shard. Version 2, which had
-neither, is held to the same schema. Keys: docs/data.md.
+`sha256` is over all the rest, and each shard has the checksums of its blocks. Keys: docs/data.md.
 """
 
 from __future__ import annotations
@@ -19,10 +18,9 @@ from lowrise.files import is_count, is_known, is_plain_name, read_json, require_
 
 INDEX, TOKENIZER = "index.json", "tokenizer.json"
 VERSION = 3
-READS = (2, 3)
 
 _SPLIT = {"documents", "tokens", "text_bytes", "shards"}
-_SHARD = {"file", "tokens", "sha256"}
+_SHARD = {"file", "tokens", "sha256", "blocks"}
 _SOURCE = {"name", "bytes", "sha256", "split", "tokens"}
 _TOKENIZER = {"file", "sha256", "vocab_size", "separator_token", "separator_id"}
 _KEYS = {
@@ -31,10 +29,12 @@ _KEYS = {
     "fingerprint",
     "dtype",
     "byte_order",
+    "block_bytes",
     "tokenizer",
     "splits",
     "sources",
     "options",
+    "sha256",
 }
 
 
@@ -84,7 +84,7 @@ def read_index(path: Path) -> dict[str, Any]:
         index = read_json(path)
         _require(isinstance(index, dict), "it is not an object")
         form, version = index.get("format"), index.get("version")
-        known = form == "lowrise-shards" and type(version) is int and version in READS
+        known = form == "lowrise-shards" and type(version) is int and version == VERSION
         if known:
             _check(index)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -103,7 +103,7 @@ def read_index(path: Path) -> dict[str, Any]:
     if not known:
         raise UsageError(
             f"{path} is of format {form!r}, version {version!r}; this lowrise reads 'lowrise-shards', "
-            f"version {' or '.join(map(str, READS))}: prepare the corpus again."
+            f"version {VERSION}: prepare the corpus again."
         )
     return index
 
@@ -117,28 +117,25 @@ def split_of(entry: Mapping[str, Any]) -> Split:
 
 def shard_of(entry: Mapping[str, Any]) -> Shard:
     """A shard as `check_shard` has found it."""
-    return Shard(**{**entry, "blocks": tuple(entry.get("blocks", ()))})
+    return Shard(**{**entry, "blocks": tuple(entry["blocks"])})
 
 
-def check_shard(entry: Any, itemsize: int, *, blocks: bool) -> None:
+def check_shard(entry: Any, itemsize: int) -> None:
     """Raise `ValueError` unless this describes a shard, `blocks` and all."""
-    _object(entry, _SHARD | ({"blocks"} if blocks else set()), "a shard")
+    _object(entry, _SHARD, "a shard")
     _require(is_plain_name(entry["file"]), f"{entry['file']!r} is not the name of a file in the folder")
     _require(is_count(entry["tokens"]) and entry["tokens"] > 0, f"{entry['file']} has no number of tokens")
     _require(_is_hash(entry["sha256"], 64), f"{entry['file']} has no SHA-256")
-    if blocks:
-        found = entry["blocks"]
-        wanted = -(-entry["tokens"] * itemsize // BLOCK_BYTES)
-        right = isinstance(found, list | tuple) and len(found) == wanted
-        _require(right and all(_is_hash(block, 32) for block in found), f"{entry['file']} lacks checksums")
+    found = entry["blocks"]
+    wanted = -(-entry["tokens"] * itemsize // BLOCK_BYTES)
+    right = isinstance(found, list | tuple) and len(found) == wanted
+    _require(right and all(_is_hash(block, 32) for block in found), f"{entry['file']} lacks checksums")
 
 
 def _check(index: dict[str, Any]) -> None:
-    newest = index["version"] >= 3
-    _object(index, _KEYS | ({"sha256", "block_bytes"} if newest else set()), "it")
-    if newest:
-        require_seal(index)
-        _require(index["block_bytes"] == BLOCK_BYTES, f"its blocks have not {BLOCK_BYTES} bytes")
+    _object(index, _KEYS, "it")
+    require_seal(index)
+    _require(index["block_bytes"] == BLOCK_BYTES, f"its blocks have not {BLOCK_BYTES} bytes")
     _require(_is_hash(index["fingerprint"], 64), "its fingerprint is none")
     _require(isinstance(index["dtype"], str) and index["dtype"] in DTYPES, "its dtype is unknown")
     _require(index["byte_order"] == "little", "its byte order is not little")
@@ -151,7 +148,7 @@ def _check(index: dict[str, Any]) -> None:
         _check_source(source)
     names: set[str] = set()
     for name, split in index["splits"].items():
-        _check_split(name, split, DTYPES[index["dtype"]].itemsize, newest)
+        _check_split(name, split, DTYPES[index["dtype"]].itemsize)
         from_sources = sum(source["tokens"][name] for source in index["sources"])
         _require(split["tokens"] == from_sources, f"the tokens of {name} are not those of its sources")
         files = {shard["file"] for shard in split["shards"]}
@@ -172,13 +169,13 @@ def _check_tokenizer(facts: Any, dtype: str, samples: bool) -> None:
     _require(right, "the separator is not in the vocabulary")
 
 
-def _check_split(name: str, split: Any, itemsize: int, newest: bool) -> None:
+def _check_split(name: str, split: Any, itemsize: int) -> None:
     _object(split, _SPLIT, name)
     counts = all(is_count(split[key]) for key in _SPLIT - {"shards"})
     _require(counts, f"the counts of {name} cannot be")
     _require(isinstance(split["shards"], list), f"the shards of {name} are no list")
     for shard in split["shards"]:
-        check_shard(shard, itemsize, blocks=newest)
+        check_shard(shard, itemsize)
     total = sum(shard["tokens"] for shard in split["shards"])
     _require(total == split["tokens"], f"the shards of {name} have not its tokens")
     _require(split["documents"] <= total, f"{name} has more documents than tokens")

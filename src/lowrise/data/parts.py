@@ -114,7 +114,7 @@ class PartWriter:
             shard = part["splits"][name]["shard"]
             if shard is None:
                 continue
-            check_shard(shard, itemsize, blocks=True)
+            check_shard(shard, itemsize)
             file = self.directory / f"{name}-{number:05d}.bin"
             if shard["file"] != file.name or file.stat().st_size != shard["tokens"] * itemsize:
                 raise ValueError(f"{file.name} is not the one of this part")

@@ -151,7 +151,7 @@ def _conversation(messages: Any, tools: Any, how: SampleFormat, place: str, key:
         return tuple(_plain_spans(messages))
     try:
         return tuple(_template_spans(messages, tools, answers, how.template))
-    except (UsageError, LowriseError) as error:
+    except LowriseError as error:
         raise UsageError(f"{place}: {error}") from error
 
 

@@ -43,13 +43,12 @@ def dtype_for(vocab_size: int) -> str:
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of token ids. `blocks` has 32 digits of the SHA-256 of each `BLOCK_BYTES` of it, and is
-    empty where the index is of version 2."""
+    """One file of token ids. `blocks` has 32 digits of the SHA-256 of each `BLOCK_BYTES` of it."""
 
     file: str
     tokens: int
     sha256: str
-    blocks: tuple[str, ...] = ()
+    blocks: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -141,12 +140,9 @@ class ShardReader:
             for number, (path, shard) in enumerate(zip(self._paths, self._shards, strict=True)):
                 self._require_size(number)
                 size = shard.tokens * self._dtype.itemsize
-                if shard.blocks:
-                    with path.open("rb") as file:
-                        check = partial(self._verify_block, path, shard, file.fileno())
-                        list(pool.map(check, range(len(shard.blocks))))
-                else:
-                    self._verify_whole(path, shard)
+                with path.open("rb") as file:
+                    check = partial(self._verify_block, path, shard, file.fileno())
+                    list(pool.map(check, range(len(shard.blocks))))
                 on_bytes(size)
 
     def _verify_block(self, path: Path, shard: Shard, handle: int, number: int) -> None:
@@ -159,16 +155,6 @@ class ShardReader:
                 f"{start + len(data)})",
             )
         self._require_known(path, np.frombuffer(data, self._dtype))
-
-    def _verify_whole(self, path: Path, shard: Shard) -> None:
-        """Of an index of version 2, which has no checksums of blocks."""
-        whole = hashlib.sha256()
-        with path.open("rb") as file:
-            while data := file.read(BLOCK_BYTES):
-                whole.update(data)
-                self._require_known(path, np.frombuffer(data, self._dtype))
-        if whole.hexdigest() != shard.sha256:
-            raise damaged(path, "has another content than was written")
 
 
 def digest_of_block(data: bytes) -> str:

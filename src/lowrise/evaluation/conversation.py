@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lowrise.data.chat import PLAIN_STOP, ChatTemplate, find_template, plain_text
+from lowrise.data.chat import ChatTemplate, end_of_answer, find_template, plain_text
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Conversation:
     ) -> tuple[str, dict[str, Any]]:
         """What a generated answer continues, and its settings with what ends an answer. `marks`: special
         tokens of the tokenizer."""
-        end = PLAIN_STOP if self.template is None else self.template.end_of_answer(marks)
+        end = end_of_answer(self.template, marks)
         until = settings.get("until") or []
         stops = [until] if isinstance(until, str) else list(until)
         asked = context.removesuffix(" ") if self.template is None else context

@@ -4,7 +4,7 @@ text is escaped here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from html import escape
 from importlib.resources import files
@@ -70,6 +70,11 @@ def preformatted(text: str, *, prose: bool = False) -> str:
 
 def folded(title: str, content: str) -> str:
     return f"<details><summary>{escape(title)}</summary>{content}</details>"
+
+
+def facts(pairs: Iterable[tuple[str, object]]) -> str:
+    """A table of what is so: what, and its value."""
+    return table(("what", "value"), [(what, str(value)) for what, value in pairs], text=True)
 
 
 def tiles(items: Sequence[tuple[str, str, bool]]) -> str:

@@ -369,4 +369,4 @@ def _environment(run: Run) -> str:
             else f"{percent(measured / planned - 1) if planned else UNKNOWN} off"
         )
         rows.append(("optimizer state", f"planned {bytes_(planned)}, measured {bytes_(measured)} ({off})"))
-    return html.section("Environment", html.table(("what", "value"), rows, text=True)) if rows else ""
+    return html.section("Environment", html.facts(rows)) if rows else ""

@@ -7,7 +7,7 @@ import secrets
 import time
 from typing import Any
 
-from lowrise.errors import LowriseError
+from lowrise.errors import LowriseError, UsageError
 from lowrise.inference.session import Piece
 from lowrise.serve.engine import Busy
 from lowrise.serve.requests import BadRequest, Generation
@@ -102,7 +102,7 @@ def error_object(error: Exception) -> tuple[int, dict[str, Any]]:
         status, param, code = error.status, error.param, error.code
     elif isinstance(error, Busy):
         status, kind, code = 429, "rate_limit_error", "server_busy"
-    elif isinstance(error, ValueError) and isinstance(error, LowriseError):
+    elif isinstance(error, UsageError):
         status = 400
     else:
         status, kind = 500, "server_error"

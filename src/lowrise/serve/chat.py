@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lowrise.data import Tokenizer
-from lowrise.data.chat import PLAIN_ROLES, PLAIN_STOP, ChatTemplate, find_template, plain_text
+from lowrise.data.chat import ChatTemplate, end_of_answer, find_template, plain_text
 from lowrise.errors import UsageError
-
-__all__ = ["PLAIN_ROLES", "PLAIN_STOP", "ChatFormat", "Message", "chat_format"]
 
 Message = dict[str, str]
 """`role` and `content`."""
@@ -27,9 +25,7 @@ class ChatFormat:
     @property
     def stop(self) -> tuple[str, ...]:
         """Strings that end an answer, besides the model's own end."""
-        if self.template is None:
-            return (PLAIN_STOP,)
-        mark = self.template.end_of_answer(self.tokenizer.special_tokens)
+        mark = end_of_answer(self.template, self.tokenizer.special_tokens)
         return () if mark is None else (mark,)
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:

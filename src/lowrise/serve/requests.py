@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from lowrise.data import Tokenizer
+from lowrise.data.chat import PLAIN_ROLES
 from lowrise.errors import UsageError, did_you_mean
 from lowrise.inference.sampling import Sampling
-from lowrise.serve.chat import PLAIN_ROLES, ChatFormat, Message
+from lowrise.serve.chat import ChatFormat, Message
 
 MAX_STOPS = 16
 _CACHE = ("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention")

@@ -41,9 +41,7 @@ def to_html(
         tiles = [(goal, number(best.value), True)]
         tiles += [(key, shown(value), False) for key, value in best.settings.items()]
         body.append(html.section("Best trial", html.tiles(tiles)))
-    body.append(
-        html.section("What was tried", html.table(("what", "value"), _about(plan, trials), text=True))
-    )
+    body.append(html.section("What was tried", html.facts(_about(plan, trials))))
     maps = _maps(plan, trials)
     if maps:
         about = "The best trial of each cell; the strongest colour is the lowest, framed the best."
@@ -68,8 +66,7 @@ def to_html(
     ]
     table = html.table(header, listed, text=True)
     body.append(html.section("Trials", html.folded(f"All {len(listed)} trials", table)))
-    facts = [[key, str(value)] for key, value in environment.items()]
-    body.append(html.section("Environment", html.table(("what", "value"), facts, text=True)))
+    body.append(html.section("Environment", html.facts(environment.items())))
     return html.page(title, body, "lowrise sweep report")
 
 
@@ -77,7 +74,7 @@ def _count(trials: Sequence[Trial], status: str) -> int:
     return sum(trial.status == status for trial in trials)
 
 
-def _about(plan: SweepPlan, trials: Sequence[Trial]) -> list[list[str]]:
+def _about(plan: SweepPlan, trials: Sequence[Trial]) -> list[tuple[str, str]]:
     statuses = ("completed", "diverged", "failed", "refused", "waiting")
     counts = ", ".join(f"{n} {status}" for status in statuses if (n := _count(trials, status)))
     tokens = next((t.summary.get("tokens") for t in trials if is_known(t.summary.get("tokens"))), None)
@@ -88,7 +85,7 @@ def _about(plan: SweepPlan, trials: Sequence[Trial]) -> list[list[str]]:
         "keys": "; ".join(map(str, plan.space)),
         "trials": f"{len(trials)} ({counts}), {len(plan.seeds)} seed(s) each",
     }
-    return [[what, value] for what, value in facts.items() if value]
+    return [(what, value) for what, value in facts.items() if value]
 
 
 def _maps(plan: SweepPlan, trials: Sequence[Trial]) -> list[str]:
