@@ -32,7 +32,7 @@ from lowrise.inference.generate import check_sample, sample_of
 from lowrise.optim import Optimizer
 from lowrise.report.run_report import write_report
 from lowrise.runs.directory import RunDirectory
-from lowrise.runs.environment import describe, precision_of, random_state
+from lowrise.runs.environment import describe, passes_of, precision_of, random_state
 from lowrise.runs.parallel import shares_rows
 from lowrise.runs.plan import RunPlan
 from lowrise.runs.tail_average import PART
@@ -160,8 +160,10 @@ class Trainer:
         changed = accepted_changes(self.before, self.config)
         if changed:
             self.display.say(f"Settings that may change have changed: {told(changed, 9)}.")
-        facts = describe(self.device, self.world.size)
-        entry = start.entry(self.progress.step, changed) | {k: facts[k] for k in ("ranks", "device")}
+        facts = describe(self.device, self.world.size) | {"passes": passes_of(self.optimizer, self.device)}
+        entry = start.entry(self.progress.step, changed) | {
+            k: facts[k] for k in ("ranks", "device", "passes")
+        }
         self.directory.write_start(self.config, facts, entry)
         self.corpus.write_tokenizer(self.directory.tokenizer)
         template = sample_format(self.config.data).template if self.config.data.is_samples else None
@@ -285,6 +287,7 @@ class Trainer:
             **text_numbers(self.corpus),
             "mathematics": self.config.mathematics,
             "precision": precision_of(self.config, self.device),
+            "passes": passes_of(self.optimizer, self.device),
             "course": Course.of(self.config).text(),
             "origin": self.origin.text() if self.origin else "",
         }
