@@ -113,7 +113,8 @@ float scale_squared(float mean, float guard) { return mean <= guard ? 0 : 1 / me
 
 // Rows i .. i + K of S = (G inv)^2: their scales from those of the columns, then their part in the columns' sums.
 template <int64_t K>
-void sinkhorn_rows(const Matrix& x, int64_t i, float inv, float guard, bool rows, bool columns, float* __restrict sums) {
+void sinkhorn_rows(const Matrix& x, int64_t i, float inv, float guard, bool rows, bool columns,
+                   float* __restrict sums) {
     const float *g[K], *c = x.c;
     float r[K];
     for (int64_t k = 0; k < K; k++) {
@@ -148,8 +149,8 @@ const float* sums_of_row(const float* row, int64_t n, int64_t level, float* room
 }
 
 // Adam's moments of approximations, sums times `unit`, and N = M / (sqrt(V) + eps).
-void moments_of_row(const float* __restrict sums, int64_t K, float unit, float part1, float b2, float part2, float eps,
-                    float* __restrict M, float* __restrict V, float* __restrict N) {
+void moments_of_row(const float* __restrict sums, int64_t K, float unit, float part1, float b2, float part2,
+                    float eps, float* __restrict M, float* __restrict V, float* __restrict N) {
     for (int64_t j = 0; j < K; j++) {
         float A = sums[j] * unit;
         M[j] += part1 * (A - M[j]);
@@ -316,7 +317,8 @@ void haar_update(Matrix* matrices, int64_t count, int64_t threads, int64_t level
         for (int64_t i = rows.first; i < rows.end; i++) {
             const float* g = x.G + i * x.G_row;
             const float* sums = sums_of_row(g, x.n, level, room.data());
-            terms_of_row(sums, x.M + i * K, x.V + i * K, K, w, detail[k], approximation[k], eps, mean, factor, constant);
+            terms_of_row(sums, x.M + i * K, x.V + i * K, K, w, detail[k], approximation[k], eps, mean, factor,
+                         constant);
             float* to = x.W + i * x.W_row;
             switch (w) {
                 case 1: update_blocks<1>(to, g, full, mean, factor, constant, keep); break;
@@ -325,7 +327,8 @@ void haar_update(Matrix* matrices, int64_t count, int64_t threads, int64_t level
                 default:
                     for (int64_t j = 0; j < full; j++)
                         for (int64_t e = 0; e < w; e += 8)
-                            update_blocks<8>(to + j * w + e, g + j * w + e, 1, mean + j, factor + j, constant + j, keep);
+                            update_blocks<8>(to + j * w + e, g + j * w + e, 1, mean + j, factor + j, constant + j,
+                                             keep);
             }
             for (int64_t j = full * w; j < x.n; j++)
                 to[j] = keep * to[j] - ((g[j] - mean[full]) * factor[full] + constant[full]);
