@@ -15,7 +15,7 @@ import lowrise
 SOURCE = Path(lowrise.__file__).parent
 FLOORS = (
     ("errors", "names", "signals", "rng", "lazy"),
-    ("files", "console", "flags", "flag_values", "native"),
+    ("files", "console", "flags", "flag_values"),
     ("linalg", "distributed"),
     ("layers", "data"),
     ("model", "checkpoint", "optim"),

@@ -3,7 +3,7 @@ compiler.
 
 A step of torch's operations spends much of its time between the products, and its products of a matrix and
 a vector read memory at a fraction of its rate (docs/commands/generate.md). The C++ is compiled at first use
-(`lowrise.native`).
+(`lowrise.linalg.compiled`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from lowrise.inference.frozen import MapGroup
+from lowrise.linalg.compiled import library
 from lowrise.model.config import LlamaConfig
-from lowrise.native import library
 
 SOURCE = Path(__file__).with_name("decode_step.cpp")
 DTYPES = (torch.float32, torch.bfloat16)

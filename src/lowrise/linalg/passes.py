@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from lowrise.errors import UsageError
-from lowrise.native import Library, library
+from lowrise.linalg.compiled import Library, library
 
 VARIABLE = "LOWRISE_PASSES"
 SOURCE = Path(__file__).with_name("passes.cpp")
