@@ -5,7 +5,11 @@ counts the bytes of the tensors that go in and come out; the rate of `copy_` is 
 between two tensors of a chunk's size, which the step works on at a time, and between two that no cache holds.
 Processor time, medians over steps.
 
-    python benchmarks/passes.py [--only scale sinkgd gwt] [--rounds 15] [--output NAME]
+Under a dispatch mode all steps go by torch's operations. `--form native` times the functions in C++ that
+SCALE, SinkGD and GWT call instead on a CPU; their bytes are those of a pass over each tensor, read and, where
+it is, written (SinkGD's scales: 1 + iters passes over the gradient).
+
+    python benchmarks/passes.py [--only scale sinkgd gwt] [--form torch] [--rounds 15] [--output NAME]
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import argparse
 import statistics
 import time
 from collections import defaultdict
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -24,6 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lowrise.allocator import keep_freed_memory
+from lowrise.linalg import passes as native
 
 CHUNK = 1 << 19
 
@@ -58,6 +64,44 @@ class Passes(TorchDispatchMode):
         return result
 
 
+# What each function in C++ writes.
+WRITTEN = {
+    "scaled_update": "W",
+    "normalized_rows": "WM",
+    "normalized_columns": "W",
+    "sinkhorn": "rc",
+    "haar_moments": "MV",
+    "haar_update": "W",
+}
+
+
+class NativePasses(AbstractContextManager["NativePasses"]):
+    """Seconds and bytes of each function in C++, likewise."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.bytes: dict[str, int] = defaultdict(int)
+
+    def __enter__(self) -> NativePasses:
+        self.plain = run = native.Passes._run
+
+        def timed(passes: Any, name: str, tensors: dict[str, list[Tensor]], *numbers: Any) -> None:
+            started = time.process_time()
+            run(passes, name, tensors, *numbers)
+            self.seconds[name] += time.process_time() - started
+            for key, same in tensors.items():
+                times = 1 + (key in WRITTEN[name])
+                if name == "sinkhorn" and key == "G":
+                    times = 1 + int(numbers[0])
+                self.bytes[name] += times * sum(x.numel() * x.itemsize for x in same)
+
+        native.Passes._run = timed  # type: ignore[method-assign]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        native.Passes._run = self.plain  # type: ignore[method-assign]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -66,6 +110,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--only", nargs="*", default=["scale", "sinkgd", "gwt", "stablespam"])
+    parser.add_argument("--form", choices=("torch", "native"), default="torch")
     parser.add_argument("--output", default="", help="name under results/; none: print only")
     options = parser.parse_args()
     keep_freed_memory()
@@ -95,12 +140,12 @@ def passes_of(name: str, options: argparse.Namespace, copy: float) -> list[tuple
     optimizer = optimizer_of(name, options.preset, options.rank)
     found = []
     for round_ in range(options.rounds + 2):
-        with Passes() as passes:
+        with Passes() if options.form == "torch" else NativePasses() as passes:
             optimizer.step()
         if round_ >= 2:
             found.append(passes)
     seconds = {key: statistics.median(p.seconds[key] for p in found) for key in found[0].seconds}
-    whole = sum(seconds.values())
+    whole = sum(seconds.values())  # of what was timed
     rows = []
     for key, taken in seconds.items():
         if taken >= whole / 100:

@@ -17,6 +17,11 @@ from typing import IO, Any, Literal, TypeGuard
 from lowrise.errors import UsageError
 
 
+def cache_root(cache: str | None = None) -> Path:
+    """The argument, else $LOWRISE_CACHE, else ~/.cache/lowrise."""
+    return Path(cache or os.environ.get("LOWRISE_CACHE") or "~/.cache/lowrise").expanduser().absolute()
+
+
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file (text as UTF-8) so that it is seen whole or not at all, also after a power cut."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -41,8 +41,11 @@ def build(name: str, role: str, options: dict[str, Any]) -> tuple[Optimizer, lis
 
 
 @pytest.mark.parametrize(("name", "role", "options"), CASES, ids=lambda value: str(value))
-def test_a_step_is_one_graph(name: str, role: str, options: dict[str, Any]) -> None:
+def test_a_step_is_one_graph(
+    name: str, role: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Traced once for all updates; same weights, state and counters as without compiling."""
+    monkeypatch.setenv("LOWRISE_PASSES", "torch")  # the form that is compiled
     expected, plain = build(name, role, options)
     optimizer, params = build(name, role, options)
     torch._dynamo.reset()

@@ -58,12 +58,8 @@ from lowrise.data.tokenizer_choice import (
 )
 from lowrise.data.verified import bytes_of, is_large, needs_verification, remember_verification, stamps_of
 from lowrise.errors import LowriseError, UsageError
+from lowrise.files import cache_root as cache_root
 from lowrise.files import write_whole
-
-
-def cache_root(cache: str | None = None) -> Path:
-    """The argument, else $LOWRISE_CACHE, else ~/.cache/lowrise."""
-    return Path(cache or os.environ.get("LOWRISE_CACHE") or "~/.cache/lowrise").expanduser().absolute()
 
 
 def prepare(config: DataConfig | None = None, *, progress: Progress | None = None) -> Corpus:

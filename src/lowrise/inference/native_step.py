@@ -2,21 +2,13 @@
 compiler.
 
 A step of torch's operations spends much of its time between the products, and its products of a matrix and
-a vector read memory at a fraction of its rate (docs/commands/generate.md). The C++ is compiled for this
-machine at first use, in a second or two, and kept in the cache folder. $CXX names the compiler (else g++,
-c++ or clang++); an empty $CXX forbids it.
+a vector read memory at a fraction of its rate (docs/commands/generate.md). The C++ is compiled at first use
+(`lowrise.linalg.compiled`).
 """
 
 from __future__ import annotations
 
-import atexit
 import ctypes
-import functools
-import hashlib
-import os
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -24,16 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lowrise.data.preparation import cache_root
 from lowrise.inference.frozen import MapGroup
+from lowrise.linalg.compiled import library
 from lowrise.model.config import LlamaConfig
 
 SOURCE = Path(__file__).with_name("decode_step.cpp")
 DTYPES = (torch.float32, torch.bfloat16)
-_COMPILERS = ("g++", "c++", "clang++")
-# No -ffast-math: linked into a library it changes how the whole process rounds.
-_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
-_SECONDS = 60
 _LINE = 64
 _PAGE = 2 << 20
 _HUGE_PAGES = 14  # MADV_HUGEPAGE of Linux
@@ -100,10 +88,9 @@ def in_reading_order(groups: Sequence[MapGroup]) -> list[MapGroup]:
 
 
 class Library:
-    """The loaded library; `threaded`: whether it takes several threads."""
+    """The functions of the loaded library."""
 
-    def __init__(self, handle: ctypes.CDLL, threaded: bool) -> None:
-        self.threaded = threaded
+    def __init__(self, handle: ctypes.CDLL) -> None:
         address, number = ctypes.c_void_p, ctypes.c_int64
         self.scratch_floats = handle.scratch_floats
         self.scratch_floats.restype = number
@@ -208,68 +195,5 @@ class NativeStep:
 
 def native_library(device: torch.device, dtype: torch.dtype) -> Library | None:
     """The compiled step, or None where there is none for this device and dtype, or no compiler."""
-    if device.type != "cpu" or dtype not in DTYPES:
-        return None
-    library = _library(os.environ.get("CXX"))
-    if library is None or (torch.get_num_threads() > 1 and not library.threaded):
-        return None
-    return library
-
-
-@functools.cache
-def _library(named: str | None) -> Library | None:
-    names = _COMPILERS if named is None else (named,)
-    compilers = [found for found in map(shutil.which, names) if found]
-    for tuning in ("-march=native", "-mcpu=native") if compilers else ():  # which, depends on the processor
-        for openmp in (_openmp_of_torch(), None):
-            try:
-                path = _built(compilers[0], (*_FLAGS, tuning), openmp)
-                return Library(ctypes.CDLL(str(path)), openmp is not None)
-            except (OSError, subprocess.SubprocessError):
-                continue
-    return None
-
-
-def _openmp_of_torch() -> Path | None:
-    """torch's own OpenMP, so that a process has one set of threads."""
-    return next(iter(sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))), None)
-
-
-def _built(compiler: str, flags: tuple[str, ...], openmp: Path | None) -> Path:
-    """The library for this machine, from the cache or new."""
-    # What the result depends on, the processor's instructions among it: machines may share a cache folder.
-    seen = [_run(compiler, "--version"), _run(compiler, *flags, "-dM", "-E", "-x", "c++", os.devnull)]
-    about = [SOURCE.read_text(encoding="utf-8"), *seen, compiler, *flags, str(openmp)]
-    name = hashlib.sha256("\0".join(about).encode()).hexdigest()[:24] + ".so"
-    folder = _own_folder()
-    if not (folder / name).exists():
-        with tempfile.TemporaryDirectory(dir=folder) as aside:
-            _compile(compiler, flags, openmp, Path(aside) / name)
-            (Path(aside) / name).replace(folder / name)
-    return folder / name
-
-
-def _own_folder() -> Path:
-    """A folder for code that this user alone can write to: what lies there is run."""
-    folder = cache_root() / "native"
-    with suppress(OSError):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat()
-        if status.st_uid == os.getuid() and not status.st_mode & 0o022 and os.access(folder, os.W_OK):
-            return folder
-    temporary = tempfile.mkdtemp(prefix="lowrise-")
-    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
-    return Path(temporary)
-
-
-def _compile(compiler: str, flags: tuple[str, ...], openmp: Path | None, out: Path) -> None:
-    if openmp is None:
-        _run(compiler, *flags, "-Wno-unknown-pragmas", "-shared", str(SOURCE), "-o", str(out))
-        return
-    part = out.with_suffix(".o")
-    _run(compiler, *flags, "-fopenmp", "-c", str(SOURCE), "-o", str(part))
-    _run(compiler, "-shared", str(part), str(openmp), "-o", str(out))
-
-
-def _run(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=True).stdout
+    found = library(SOURCE) if device.type == "cpu" and dtype in DTYPES else None
+    return None if found is None else Library(found.handle)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lowrise.optim.engine.hyperball import holds_norm
 from lowrise.optim.engine.projected_adam import Batch, ProjectedAdam
 from lowrise.optim.rules.projection import Projection, ProjType, back
 
@@ -80,6 +81,22 @@ class GaLore(ProjectedAdam):
         correct_bias: bool = True,
     ) -> None:
         super().__init__(params, self.options(locals()))
+
+    def _move_weights(
+        self, group: dict[str, Any], batches: Sequence[Batch], rate: float, keep: float
+    ) -> None:
+        """On a CPU the last product goes into the weight itself, without a pass over the update; elsewhere
+        it is one product for all matrices of a shape.
+        """
+        weights = [member.unit.params[0] for batch in batches for member in batch.members]
+        plain = all(W.device.type == "cpu" and W.dtype == batches[0].N.dtype for W in weights)
+        if holds_norm(group) or not plain:
+            super()._move_weights(group, batches, rate, keep)
+            return
+        torch._foreach_mul_([batch.N for batch in batches], group["scale"] * rate)
+        pairs = (pair for batch in batches for pair in zip(*back(batch.N, batch.bases), strict=True))
+        for W, (left, right) in zip(weights, pairs, strict=True):
+            W.addmm_(left, right, beta=keep, alpha=-1.0)
 
     def _directions(self, group: dict[str, Any], batches: Sequence[Batch], rate: float) -> Iterator[Tensor]:
         torch._foreach_mul_([batch.N for batch in batches], group["scale"] * rate)

@@ -12,9 +12,11 @@ from torch import Tensor
 from lowrise.errors import UsageError
 from lowrise.linalg.haar import block_sums, rebuilt
 from lowrise.linalg.norms import frobenius
+from lowrise.linalg.passes import Passes
 from lowrise.linalg.stacks import copied_out
 from lowrise.optim.engine.base import Optimizer
 from lowrise.optim.engine.hyperball import BALL_ROLES, step_
+from lowrise.optim.engine.natively import divided
 from lowrise.optim.engine.options import parameter_name
 from lowrise.optim.engine.units import Layout, Shape, Unit, stacked, together
 from lowrise.optim.rules.adamw import Form, adam_moments_
@@ -74,6 +76,7 @@ class GWT(Optimizer):
     roles: ClassVar[frozenset[str]] = frozenset({"matrix"})
     ball_roles: ClassVar[frozenset[str]] = BALL_ROLES
     adamw_form: ClassVar[Form] = "hf"
+    native_passes: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -124,7 +127,10 @@ class GWT(Optimizer):
         for unit in units:
             by_step.setdefault(unit.step, []).append(unit)
         for t, same in by_step.items():
-            for chunk in together(same, lambda unit: unit.params[0]):
+            passes, native, rest = divided(group, same, ["exp_avg", "exp_avg_sq"])
+            if passes is not None and native:
+                _update_natively(passes, group, native, t)
+            for chunk in together(rest, lambda unit: unit.params[0]):
                 _update_chunk(group, chunk, t)
 
     @classmethod
@@ -153,21 +159,46 @@ def _update_chunk(group: Mapping[str, Any], chunk: Sequence[list[Unit]], t: int)
     every_N, Ns = copied_out([[state["exp_avg"] for state in same] for same in of_buckets])
     every_N.div_(every_E.sqrt_().add_(group["eps"]))  # 3
 
-    norms = frobenius(Ns).flatten()  # 4 (all matrices)
-    remembered = [state["update_norm"] for state in states]
-    f, limited = limit_growth(norms, torch.stack(remembered), t == 1, rule=group["limiter"])
-    torch._foreach_copy_(remembered, list(limited.unbind()))
-
-    damping = math.sqrt(1.0 - b2**t)
-    rate = damping / (1.0 - b1**t) if group["correct_bias"] else 1.0
-    detail_rate = damping if group["correct_details"] else rate
-    decay = 1.0 - group["lr"] * group["weight_decay"]
-    step = decay * group["lr"] * group["scale"] / f[:, None, None]  # (matrices, 1, 1)
-    of_details, of_means = ((own * step).split(counts) for own in (detail_rate, rate * 2.0 ** (-level / 2)))
+    norms = frobenius(Ns).flatten()  # (all matrices)
+    of_details, of_means = (own[:, None, None].split(counts) for own in _factors(group, norms, states, t))
     every_E.reciprocal_()
     updates: list[Tensor] = []
     for G, mean, E, N, detail, constant in zip(stacks, means, Es, Ns, of_details, of_means, strict=True):
         U = rebuilt(G, mean, N.mul_(constant), E.mul_(detail), level)  # 5, 6
         updates += U.unbind()
     params = [unit.params[0] for unit in units]
-    step_(group, params, updates, states, decay if group["weight_decay"] else None)  # 7
+    step_(group, params, updates, states, _decay(group) if group["weight_decay"] else None)  # 7
+
+
+def _update_natively(passes: Passes, group: Mapping[str, Any], units: Sequence[Unit], t: int) -> None:
+    """The same in C++: once over the gradients for moments and norms, once more for the weights."""
+    states, eps, level = [unit.states[0] for unit in units], group["eps"], group["level"]
+    G, W = [unit.grads[0] for unit in units], [unit.params[0] for unit in units]
+    M, V = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
+    norms = passes.haar_moments(G, M, V, level=level, betas=group["betas"], eps=eps)  # 1 to 3
+    details, approximations = _factors(group, norms, states, t)
+    passes.haar_update(
+        W, G, M, V,
+        level=level, eps=eps, details=details, approximations=approximations, keep=_decay(group),
+    )  # fmt: skip
+
+
+def _decay(group: Mapping[str, Any]) -> float:
+    return float(1.0 - group["lr"] * group["weight_decay"])
+
+
+def _factors(
+    group: Mapping[str, Any], norms: Tensor, states: Sequence[dict[str, Tensor]], t: int
+) -> tuple[Tensor, Tensor]:
+    """What details and approximations of each matrix are multiplied by (matrices,), before the details are
+    divided by sqrt(V) + eps: step 4, and the rates of 5 to 7.
+    """
+    (b1, b2), level = group["betas"], group["level"]
+    remembered = [state["update_norm"] for state in states]
+    f, limited = limit_growth(norms, torch.stack(remembered), t == 1, rule=group["limiter"])
+    torch._foreach_copy_(remembered, list(limited.unbind()))
+    damping = math.sqrt(1.0 - b2**t)
+    rate = damping / (1.0 - b1**t) if group["correct_bias"] else 1.0
+    detail_rate = damping if group["correct_details"] else rate
+    step = _decay(group) * group["lr"] * group["scale"] / f
+    return detail_rate * step, rate * 2.0 ** (-level / 2) * step

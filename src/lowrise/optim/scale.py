@@ -10,6 +10,8 @@ from torch import Tensor
 
 from lowrise.errors import UsageError
 from lowrise.optim.engine.matrix import MatrixOptimizer
+from lowrise.optim.engine.natively import divided
+from lowrise.optim.engine.units import Unit
 
 
 class SCALE(MatrixOptimizer):
@@ -48,6 +50,7 @@ class SCALE(MatrixOptimizer):
     roles: ClassVar[frozenset[str]] = frozenset({"matrix", "embedding", "head"})
     by_rows: ClassVar[frozenset[str]] = frozenset({"matrix", "head"})
     uses_step: ClassVar[bool] = False
+    native_passes: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -74,13 +77,36 @@ class SCALE(MatrixOptimizer):
     def direction(self, G: Tensor, state: dict[str, Tensor], options: Mapping[str, Any], step: int) -> Tensor:
         if "momentum" in state:
             G = state["momentum"].lerp_(G, 1.0 - options["momentum"])
-        dim = -2 if options["role"] == "embedding" else -1
-        return normalized_lines(G, dim=dim, eps=options["norm_eps"])
+        return normalized_lines(G, dim=_dim(options), eps=options["norm_eps"])
+
+    def _update(self, group: dict[str, Any], units: list[Unit]) -> None:
+        """In C++ where that can be, else by `direction`."""
+        if type(self) is not SCALE:  # a class of another direction
+            super()._update(group, units)
+            return
+        passes, native, rest = divided(group, units, ["momentum"])
+        if passes is not None and native:
+            passes.normalized_update(
+                [unit.params[0] for unit in native],
+                [unit.grads[0] for unit in native],
+                [unit.states[0]["momentum"] for unit in native if "momentum" in unit.states[0]],
+                dim=_dim(group),
+                momentum=group["momentum"],
+                eps=group["norm_eps"],
+                rate=group["lr"],
+                keep=1.0 - group["lr"] * group["weight_decay"],
+            )
+        super()._update(group, rest)
 
     @classmethod
     def matrix_flops(cls, m: int, n: int, options: Mapping[str, Any]) -> int:
         # Squares and their sums 2, quotient 1, rate 1, decay and subtraction 2, rounded up; momentum 3.
         return (10 if options["role"] == "head" else 7) * m * n
+
+
+def _dim(options: Mapping[str, Any]) -> int:
+    """Along which the slices of step 2 lie."""
+    return -2 if options["role"] == "embedding" else -1
 
 
 def normalized_lines(G: Tensor, *, dim: int, eps: float) -> Tensor:

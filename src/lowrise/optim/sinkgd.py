@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from lowrise.errors import UsageError
+from lowrise.linalg.passes import Passes
 from lowrise.linalg.precision import full_precision_matmul
-from lowrise.linalg.sinkhorn import sinkhorn_vectors_each
+from lowrise.linalg.sinkhorn import GUARD, sinkhorn_vectors_each
 from lowrise.optim.engine.base import Optimizer
 from lowrise.optim.engine.hyperball import BALL_ROLES, step_
+from lowrise.optim.engine.natively import divided
 from lowrise.optim.engine.units import Layout, Shape, Unit, stacked, together
 from lowrise.rng import counter_normal, key_of
 
@@ -69,6 +71,7 @@ class SinkGD(Optimizer):
 
     roles: ClassVar[frozenset[str]] = frozenset({"matrix"})
     ball_roles: ClassVar[frozenset[str]] = BALL_ROLES
+    native_passes: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -110,7 +113,10 @@ class SinkGD(Optimizer):
         for unit in units:
             by_iters.setdefault(_power_iters(group, unit), []).append(unit)
         for power_iters, same in by_iters.items():
-            for chunk in together(same, lambda unit: unit.params[0]):
+            passes, native, rest = divided(group, same)
+            if passes is not None and native:
+                _update_natively(passes, group, native, power_iters)
+            for chunk in together(rest, lambda unit: unit.params[0]):
                 updates = [u for X in _updates(group, chunk, power_iters) for u in X.unbind()]
                 members = [unit for bucket in chunk for unit in bucket]
                 params, states = [unit.params[0] for unit in members], [unit.states[0] for unit in members]
@@ -148,6 +154,20 @@ def _updates(group: Mapping[str, Any], chunk: Sequence[Sequence[Unit]], power_it
     torch._foreach_mul_(rows, group["lr"])  # after the target: sigma is of r and c as they were
     for G, r, (_, c) in zip(stacks, rows, vectors, strict=True):
         yield (G * r.unsqueeze(-1)).mul_(c.unsqueeze(-2))
+
+
+def _update_natively(passes: Passes, group: Mapping[str, Any], units: list[Unit], power_iters: int) -> None:
+    """Steps 1 to 4 in C++, but for the target's power iterations, which are products."""
+    grads = [unit.grads[0] for unit in units]
+    rows, columns = passes.sinkhorn(grads, iters=group["iters"], rows_first=group["rows_first"], guard=GUARD)
+    if power_iters:
+        rows = [
+            _to_target(group["target"], G[None], r[None], c[None], [unit.states[0]["u"]], power_iters)[0]
+            for unit, G, r, c in zip(units, grads, rows, columns, strict=True)
+        ]
+    torch._foreach_mul_(rows, group["lr"])  # after the target: sigma is of r and c as they were
+    params = [unit.params[0] for unit in units]
+    passes.scaled_update(params, grads, rows, columns, 1.0 - group["lr"] * group["weight_decay"])
 
 
 def _to_target(target: str, G: Tensor, r: Tensor, c: Tensor, us: list[Tensor], power_iters: int) -> Tensor:

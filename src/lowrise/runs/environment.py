@@ -16,6 +16,8 @@ import torch
 import lowrise
 from lowrise.config import RunConfig
 from lowrise.errors import UsageError
+from lowrise.linalg.passes import path
+from lowrise.optim import Optimizer
 
 _PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "transformers")
 
@@ -120,3 +122,8 @@ def precision_of(config: RunConfig, device: torch.device) -> str:
     if config.train.precision != "auto":
         return config.train.precision
     return "bfloat16" if device.type == "cuda" else "float32"
+
+
+def passes_of(optimizer: Optimizer, device: torch.device) -> str:
+    """What does the elementwise passes of an optimizer's steps: "native" (C++) or "torch"."""
+    return path() if optimizer.native_passes and device.type == "cpu" else "torch"

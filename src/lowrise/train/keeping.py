@@ -13,7 +13,7 @@ from lowrise.config import RunConfig
 from lowrise.distributed import check_alike
 from lowrise.distributed.sharding import has_copies
 from lowrise.runs.directory import RunDirectory
-from lowrise.runs.environment import precision_of, random_state
+from lowrise.runs.environment import passes_of, precision_of, random_state
 from lowrise.runs.tail_average import PART
 from lowrise.runs.weights import model_tensors
 from lowrise.train.course import Course
@@ -95,6 +95,7 @@ class Keeping:
             **text_numbers(step.corpus),
             "mathematics": self.config.mathematics,
             "precision": precision_of(self.config, step.device),
+            "passes": passes_of(step.optimizer, step.device),
             "course": Course.of(self.config).text(),
             "origin": self._origin.text() if self._origin else "",
         }

@@ -29,7 +29,7 @@ from lowrise.inference.generate import check_sample, sample_of
 from lowrise.optim import Optimizer
 from lowrise.report.run_report import write_report
 from lowrise.runs.directory import RunDirectory
-from lowrise.runs.environment import choose_device, describe, precision_of
+from lowrise.runs.environment import choose_device, describe, passes_of, precision_of
 from lowrise.runs.parallel import shares_rows
 from lowrise.runs.plan import RunPlan
 from lowrise.signals import SaveRequest, StopRequest
@@ -70,6 +70,7 @@ class Trainer:
         self.world = world or World()
         check_same_work(self.world, **_work_of(config, corpus, self.world))
         self.train_step = TrainStep(config, corpus, self.world, notice=display.table, say=display.say)
+        check_same_work(self.world, passes=passes_of(self.optimizer, self.train_step.device))
         self.update: Callable[[], Update] = self.train_step  # and nothing of what falls due after it
         self.model, self.device = self.train_step.model, self.train_step.device
         check_sample(self.model.config, config, corpus.tokenizer)
@@ -142,8 +143,10 @@ class Trainer:
         changed = accepted_changes(self.before, self.config)
         if changed:
             self.display.say(f"Settings that may change have changed: {told(changed, 9)}.")
-        facts = describe(self.device, self.world.size)
-        entry = start.entry(self.progress.step, changed) | {k: facts[k] for k in ("ranks", "device")}
+        facts = describe(self.device, self.world.size) | {"passes": passes_of(self.optimizer, self.device)}
+        entry = start.entry(self.progress.step, changed) | {
+            k: facts[k] for k in ("ranks", "device", "passes")
+        }
         self.directory.write_start(self.config, facts, entry)
         self.corpus.write_tokenizer(self.directory.tokenizer)
         template = sample_format(self.config.data).template if self.config.data.is_samples else None

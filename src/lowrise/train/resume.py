@@ -19,6 +19,7 @@ from lowrise.config.sections import InitSection
 from lowrise.data import Corpus
 from lowrise.distributed import World, check_same_work
 from lowrise.errors import UsageError
+from lowrise.linalg.passes import VARIABLE, follow, path, wanted
 from lowrise.model.finite import require_finite
 from lowrise.pretrained.folder import weights_digest
 from lowrise.runs.directory import RunDirectory, open_run, require_numbers, require_recipe
@@ -71,6 +72,7 @@ def go_on(
         require_same_text(checkpoint, step.corpus, before, config)
         require_numbers(checkpoint, "precision", "origin", "course", "skipped")
         require_same_precision(checkpoint, precision_of(config, step.device))
+        choose_passes(checkpoint, step, say)
         origin = require_same_origin(checkpoint, config)
         require_same_course(
             Course.read(checkpoint.numbers["course"]),
@@ -83,6 +85,7 @@ def go_on(
         step.load(checkpoint)
         say(f"Continuing from step {checkpoint.step} ({checkpoint.path}).")
         return Start(own=True, origin=origin)
+    choose_passes(None, step, say)
     if config.init.model is not None:
         origin = Origin.of_model(config.init)
         check_same_work(step.world, **{"weights in init.model": origin.sha256})
@@ -95,6 +98,7 @@ def go_on(
         check_branch(checkpoint, config, step.corpus, say)
         remedy = "Branch off at an earlier step, init.step."
         require_finite(checkpoint.parts["model"], checkpoint.path, remedy)
+        choose_passes(checkpoint, step, say)
         step.load(checkpoint)
     else:
         spent = warm_start(step.model, config, checkpoint, step.corpus.tokenizer, say)
@@ -135,6 +139,40 @@ def require_same_precision(checkpoint: Checkpoint, here: str) -> None:
         raise UsageError(
             f"train.precision: {there} there, {here} here (auto goes by the device), and this run has begun "
             f"with {there}: continue it with --train.precision {there}."
+        )
+
+
+def choose_passes(checkpoint: Checkpoint | None, step: TrainStep, say: Callable[..., None]) -> None:
+    """Keep the form of the optimizer's passes (`linalg/passes.py`) that the checkpoint was made with: it
+    decides the last bits. None: that of this machine, with a line where it is the slower one.
+
+    $LOWRISE_PASSES decides against the checkpoint, and that is said. Raises `UsageError` for a checkpoint
+    made in C++ where there is none.
+    """
+    follow(None)
+    if not step.optimizer.native_passes or step.device.type != "cpu":
+        return
+    here = path()
+    if checkpoint is None:
+        if here == "torch" and wanted() == "auto":
+            say(
+                "Optimizer steps go by torch's operations: their form in C++, some twice as fast, needs a "
+                "compiler (g++, c++ or clang++, or the one that CXX names).",
+                style="yellow",
+            )
+        return
+    there = checkpoint.numbers.get("passes", "torch")  # an earlier version had no other
+    if there == here:
+        return
+    if wanted() != "auto":
+        say(f"{VARIABLE} = {here}: this run began with {there}; from here on results differ in rounding.")
+    elif there == "torch":
+        follow("torch")
+    else:
+        raise UsageError(
+            f"The optimizer steps of this run were made in C++ ({checkpoint.path}), and there is no compiler "
+            f"here: install g++ or clang++, or go on with torch's operations by {VARIABLE}=torch; results "
+            "then differ in rounding."
         )
 
 

@@ -200,6 +200,12 @@ def test_the_times_of_steps():
     assert shown[2:] == kept
 
 
+def test_the_times_of_passes():
+    kept = json.loads((RESULTS / "passes_60m_native.json").read_text(encoding="utf-8"))["rows"]
+    assert rows_of((RESULTS / "passes_60m_native.md").read_text(encoding="utf-8"))[2:] == kept
+    assert rows_of(section("docs/performance.md", "Passes in C++"))[2:] == kept
+
+
 def test_the_operations_of_steps():
     kept = json.loads((RESULTS / "operations.json").read_text(encoding="utf-8"))["rows"]
     shown = [row for row in rows_of(section("docs/performance.md", "Operations")) if len(row) == 7]

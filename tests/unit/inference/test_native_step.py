@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import nn
 
-from lowrise.inference import native_step
 from lowrise.inference.batch import Batch
 from lowrise.inference.decoder import FrozenDecoder
 from lowrise.inference.generate import generate
 from lowrise.inference.native_step import native_library
 from lowrise.inference.sampling import Sampling
 from lowrise.layers import LAYERS
+from lowrise.linalg import compiled
 from lowrise.model import Llama, LlamaConfig, build_model
 
 CPU = torch.device("cpu")
@@ -180,19 +180,19 @@ def test_what_has_no_native_step() -> None:
 
 @needs_compiler
 def test_code_is_kept_where_nobody_else_can_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    native_step._library.cache_clear()
+    compiled._library.cache_clear()
     monkeypatch.setenv("LOWRISE_CACHE", str(tmp_path))
     assert native_library(CPU, torch.float32) is not None
     folder = tmp_path / "native"
     (kept,) = folder.iterdir()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     before = kept.stat().st_mtime_ns
-    native_step._library.cache_clear()
+    compiled._library.cache_clear()
     assert native_library(CPU, torch.float32) is not None
     assert kept.stat().st_mtime_ns == before
     folder.chmod(0o777)
     kept.write_bytes(b"of somebody else")
-    native_step._library.cache_clear()
+    compiled._library.cache_clear()
     assert native_library(CPU, torch.float32) is not None
     assert kept.read_bytes() == b"of somebody else"
-    native_step._library.cache_clear()
+    compiled._library.cache_clear()

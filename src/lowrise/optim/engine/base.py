@@ -110,6 +110,8 @@ class Optimizer(FromModel, Scheduled, Counted):
     adamw_form: ClassVar[Form] = "torch"  # of the built-in AdamW
     ball_roles: ClassVar[frozenset[str]] = frozenset()  # whose rule can fix norms (`hyperball.py`)
 
+    native_passes: ClassVar[bool] = False
+    """Whether its steps on a CPU have a form in C++ (`linalg/passes.py`)."""
     by_rows: ClassVar[frozenset[str]] = frozenset()
     """Those of `roles` whose rule moves every row of a parameter by itself."""
     ball_by_rows: ClassVar[frozenset[str]] = frozenset()

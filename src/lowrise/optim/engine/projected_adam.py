@@ -153,11 +153,17 @@ class ProjectedAdam(Optimizer):
             rate = keep * self._step_size(group, step)
             for chunk in together(same, lambda member: member.unit.params[0]):
                 batches = self._projected(group, chunk)
-                updates = [u for U in self._directions(group, batches, rate) for u in U.unbind()]
-                members = [member for bucket in chunk for member in bucket]
-                params = [member.unit.params[0] for member in members]
-                states = [member.state for member in members]
-                step_(group, params, updates, states, keep if group["weight_decay"] else None)
+                self._move_weights(group, batches, rate, keep)
+
+    def _move_weights(
+        self, group: dict[str, Any], batches: Sequence[Batch], rate: float, keep: float
+    ) -> None:
+        """Steps 5 and 6."""
+        updates = [u for U in self._directions(group, batches, rate) for u in U.unbind()]
+        members = [member for batch in batches for member in batch.members]
+        params = [member.unit.params[0] for member in members]
+        states = [member.state for member in members]
+        step_(group, params, updates, states, keep if group["weight_decay"] else None)
 
     def _projected(self, group: dict[str, Any], chunk: Sequence[Sequence[Member]]) -> list[Batch]:
         """Steps 1 to 4: products for each shape, the rest for all together."""
