@@ -261,8 +261,8 @@ def test_sigint_reaches_the_workers_which_save_and_a_second_start_continues(tmp_
 def test_a_directory_is_held_by_one_comparison(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, "one")
     config = request(tmp_path, recipe)
-    held = hold_directory(Path(config.out), "lowrise sweep")
-    with held, pytest.raises(LowriseError, match=rf"^lowrise sweep \(process {os.getpid()}\)"):
+    held = hold_directory(Path(config.out), "lowrise compare")
+    with held, pytest.raises(LowriseError, match=rf"^lowrise compare \(process {os.getpid()}\)"):
         run(config)
     assert run(config)[0] == 0
 
