@@ -52,6 +52,7 @@ class SourceFile:
     # decides the split instead of the text, where the text differs between machines
     split_key: str | None = None
     tail_from: int | None = None  # characters of training text, after which all is held out
+    held_draws: tuple[float, ...] | None = None  # of held-out prompts; None: those below data.valid_fraction
     separator: str | None = None
     dataset: Any = None
     source: str = ""  # the entry of data.source or data.valid that it is of
@@ -69,8 +70,8 @@ class SourceFile:
         key: object = None if self.kind == "text" else text_key
         if self.samples is not None:
             key = self.samples.identity()
-        tail = [] if self.tail_from is None else [self.tail_from]
-        return [self.kind, compression, sha256, self.split, self.split_key, self.separator, key, rows, *tail]
+        held: list[object] = [place for place in (self.tail_from, self.held_draws) if place is not None]
+        return [self.kind, compression, sha256, self.split, self.split_key, self.separator, key, rows, *held]
 
 
 READERS: dict[str, Callable[[SourceFile, str], Iterator[Chunk]]] = {

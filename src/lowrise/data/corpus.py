@@ -46,8 +46,13 @@ class Corpus:
 
     @property
     def held_out_tail(self) -> str:
-        """Which part of the text is held out where it is no choice of whole documents; else empty."""
+        """Which part of the text is held out where documents drawn by themselves would leave a split empty;
+        else empty."""
         options = self.index["options"]
+        if options.get("held_out") == "prompts":
+            held = self.info()["valid"]["documents"]
+            samples = f"{held:,} sample{'s' * (held != 1)}"
+            return f"{samples}, all that their prompts have (too few prompts for data.valid_fraction alone)"
         if options.get("held_out") != "tail":
             return ""
         return (

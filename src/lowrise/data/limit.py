@@ -24,6 +24,9 @@ class File(Protocol):
     @property
     def tail_from(self) -> int | None: ...
 
+    @property
+    def held_draws(self) -> tuple[float, ...] | None: ...
+
 
 def token_limits(config: DataConfig) -> dict[str, int]:
     """Most training tokens of each entry of `data.source` in a mixture, or of all together (""); none where
@@ -88,5 +91,6 @@ class TokenLimit:
         return next((n for n in following if self._stream(n) != stream), None)
 
     def can_jump(self, number: int) -> bool:
-        """Not over the held-out tail of this very file."""
-        return self._files[number].tail_from is None
+        """Not over the few held-out documents of this very file."""
+        file = self._files[number]
+        return file.tail_from is None and file.held_draws is None

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from enum import Enum
 from typing import NamedTuple
@@ -68,13 +69,16 @@ def with_held_out_tail(
     files: list[SourceFile], config: DataConfig, report: Report = lambda done, total, what: None
 ) -> list[SourceFile]:
     """The files, of which the last `valid_fraction` of the text is held out if whole documents, each drawn by
-    itself, give no validation split or no training split: one text file, a handful of documents.
+    itself, give no validation split or no training split: one text file, a handful of documents. Samples are
+    never cut off by their place, as a prompt could be in both parts: those of whole prompts are held out
+    (`_held_draws`). Of samples with one prompt the files stay as they are.
 
     Reads until both splits have a document, so all of the text only where this is the case.
     """
     if config.valid or any(file.split is not None for file in files):
         return files
     seen: set[str] = set()
+    draws: dict[float, set[str]] = {}  # of a prompt -> the sources that have it
     chars = [0] * len(files)
     total, before = sum(file.size for file in files), 0
     for i, file in enumerate(files):
@@ -83,9 +87,15 @@ def with_held_out_tail(
             chars[i] += len(piece.text)
             if piece.text:
                 seen.add(piece.split)
+            if piece.spans:
+                draw = _draw(_prompt_of(piece.spans)[:PIECE_CHARS], config)
+                draws.setdefault(draw, set()).add(file.source)
             if len(seen) == 2:
                 return files
         before += file.size
+    if draws:
+        held_draws = _held_draws(draws, config)
+        return [replace(file, held_draws=held_draws) for file in files] if held_draws else files
     total = sum(chars)
     if total < 2:
         return files
@@ -98,15 +108,26 @@ def with_held_out_tail(
     return held
 
 
+def _held_draws(draws: Mapping[float, set[str]], config: DataConfig) -> tuple[float, ...]:
+    """The lowest draws, `valid_fraction` of them and one at least, without the last that is left of all, or
+    of a source in a mixture."""
+    wanted = max(1, round(len(draws) * config.valid_fraction))
+    groups = {draw: {"", *sources} if config.weights else {""} for draw, sources in draws.items()}
+    left = Counter(group for of in groups.values() for group in of)
+    held: list[float] = []
+    for draw in sorted(draws):
+        if len(held) < wanted and all(left[group] > 1 for group in groups[draw]):
+            held.append(draw)
+            left.subtract(groups[draw])
+    return tuple(held)
+
+
 def _with_tail(found: Iterator[Piece], tail_from: int) -> Iterator[Piece]:
     """Training text up to the first good place to cut from character `tail_from` on, then held-out."""
     done = 0
     for piece in found:
         place = tail_from - done
         done += len(piece.text)
-        if piece.spans:  # which stay together
-            yield piece._replace(split="train" if place >= len(piece.text) else "valid")
-            continue
         if not 0 < place < len(piece.text):
             yield piece._replace(split="train" if place > 0 else "valid")
             continue
@@ -123,7 +144,7 @@ def _pieces(file: SourceFile, config: DataConfig, cut: Cut) -> Iterator[Piece]:
     for chunk in file.chunks(config.text_key):
         if chunk.spans:
             size_of_answers = sum(span.text_bytes for span in chunk.spans)
-            split = _split_of(file, chunk.spans[0].text, config)
+            split = _split_of(file, _prompt_of(chunk.spans), config)
             yield Piece(chunk.text, size_of_answers, split, True, True, chunk.position, chunk.spans)
             split = None
             continue
@@ -155,9 +176,19 @@ def _split_of(file: SourceFile, text: str, config: DataConfig) -> str:
     do samples with one prompt."""
     if file.split is not None:
         return file.split
-    key = text[:PIECE_CHARS] if file.split_key is None else file.split_key
+    draw = _draw(text[:PIECE_CHARS] if file.split_key is None else file.split_key, config)
+    held = draw < config.valid_fraction if file.held_draws is None else draw in file.held_draws
+    return "valid" if held else "train"
+
+
+def _prompt_of(spans: Sequence[Span]) -> str:
+    """What stands before the first answer of a sample; without anything there, that answer."""
+    return spans[0].text
+
+
+def _draw(key: str, config: DataConfig) -> float:
+    """A number in [0, 1) that the key decides."""
     digest = hashlib.blake2b(
         key.encode(), digest_size=8, salt=config.split_seed.to_bytes(16, "little", signed=True)
     )
-    share = int.from_bytes(digest.digest(), "little") / 2**64
-    return "valid" if share < config.valid_fraction else "train"
+    return int.from_bytes(digest.digest(), "little") / 2**64

@@ -201,9 +201,15 @@ def _tokens_by_source(files: list[SourceFile], corpus: Corpus) -> dict[str, int]
     return tokens
 
 
-def _holds_out_a_tail(config: DataConfig, files: list[SourceFile]) -> bool:
-    """Whether `with_held_out_tail` has cut the text, whose sources name no split themselves."""
-    return not config.valid and any(file.split == "valid" or file.tail_from is not None for file in files)
+def _held_out(config: DataConfig, files: list[SourceFile]) -> str:
+    """What `with_held_out_tail` has made of files whose sources name no split themselves: "prompts", "tail",
+    or "documents" where nothing."""
+    if config.valid:
+        return "documents"
+    if any(file.held_draws is not None for file in files):
+        return "prompts"
+    cut = any(file.split == "valid" or file.tail_from is not None for file in files)
+    return "tail" if cut else "documents"
 
 
 def _hash_all(files: list[SourceFile], root: Path, report: Progress) -> list[str]:
@@ -338,7 +344,7 @@ def _finish(
     options = asdict(config)
     for name in (*HOW_NOT_WHAT, "weights", "overlong"):
         del options[name]
-    options["held_out"] = "tail" if _holds_out_a_tail(config, files) else "documents"
+    options["held_out"] = _held_out(config, files)
     index = make_index(fingerprint, tokenizer, splits, sources, options)
     write_whole(directory / INDEX, json.dumps(index, indent=1).encode())
     for number in range(len(parts)):
@@ -375,7 +381,7 @@ def _require_text(config: DataConfig, splits: dict[str, Split], asked: Collectio
             raise UsageError(f"The {name} split is empty: {', '.join(sources)} has no text.")
         what, apart = "documents", "split a text file into documents with data.document_separator"
         if config.is_samples:
-            what, apart = "samples", "give more samples"
+            what, apart = "samples", "give samples of more prompts (those of one prompt stay together)"
         raise UsageError(
             f"The {name} split is empty: all {documents} {what} of {', '.join(config.source)} fell into "
             f"{other} (data.valid_fraction is {config.valid_fraction:g}). Name held-out files with "

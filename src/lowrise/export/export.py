@@ -49,15 +49,16 @@ def export_run(options: ExportOptions, console: Console) -> Exported:
     if run.choice:
         console.print(run.choice, highlight=False)
     folder = (options.out or options.run / "export" / _name(options)).expanduser()
+    template = find_template([options.run.expanduser()])
     with whole_folder(folder, force=options.force, origin=_origin(options, run)) as aside:
         if options.to == "gguf":
-            write_gguf(aside / "model.gguf", run.model, run.tokenizer, options.dtype, run.config.method)
+            file = aside / "model.gguf"
+            write_gguf(file, run.model, run.tokenizer, options.dtype, run.config.method, template)
         elif options.to == "safetensors":
             write_native(aside, run, _torch_dtype(options.dtype))
         else:
             form = options.form or "dense"
             write_folder(aside, run.model, run.tokenizer, form, _torch_dtype(options.dtype), shard_bytes)
-            template = find_template([options.run.expanduser()])
             if template is not None:
                 add_template(aside, template)
     size = sum(entry.stat().st_size for entry in folder.iterdir() if entry.name != MARK)

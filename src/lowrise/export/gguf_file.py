@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from lowrise.data import Tokenizer
+from lowrise.data.chat import ChatTemplate
 from lowrise.data.tokenizer import PADDING
 from lowrise.errors import UsageError
 from lowrise.export.forms import check_dense, tensors
@@ -51,9 +52,17 @@ def require_gguf() -> None:
         raise UsageError("--to gguf needs the package gguf: pip install 'lowrise[gguf]'.")
 
 
-def write_gguf(path: Path, model: Llama, tokenizer: Tokenizer, dtype: str, name: str) -> None:
-    """Write the model and its tokenizer; `dtype` is float32, float16 or q8_0. Raises `UsageError` for a model
-    without a dense form and a tokenizer that the format has no name for.
+def write_gguf(
+    path: Path,
+    model: Llama,
+    tokenizer: Tokenizer,
+    dtype: str,
+    name: str,
+    template: ChatTemplate | None = None,
+) -> None:
+    """Write the model, its tokenizer and the chat template that it was trained with; `dtype` is float32,
+    float16 or q8_0. Raises `UsageError` for a model without a dense form and a tokenizer that the format has
+    no name for.
     """
     import gguf
 
@@ -67,6 +76,8 @@ def write_gguf(path: Path, model: Llama, tokenizer: Tokenizer, dtype: str, name:
     writer.add_file_type(file_types[dtype])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _add_tokenizer(writer, tokenizer, *vocabulary)
+    if template is not None:
+        _add_template(writer, tokenizer, template)
     # Two passes over the tensors: the header needs the size of each, and none of them is kept.
     for tensor, values, kind in _stored(model, dtype):
         writer.add_tensor_info(tensor, values.shape, values.dtype, values.nbytes, raw_dtype=kind)
@@ -176,3 +187,13 @@ def _add_tokenizer(
         writer.add_pad_token_id(padding)
     writer.add_add_bos_token(False)
     writer.add_add_eos_token(False)
+
+
+def _add_template(writer: Any, tokenizer: Tokenizer, template: ChatTemplate) -> None:
+    """The template, and the special token that it writes after an answer as the end of a turn: readers stop
+    there as well as at the end of a document."""
+    writer.add_chat_template(template.source)
+    end = template.end_of_answer(tokenizer.special_tokens)
+    number = None if end is None else tokenizer.id_of(end)
+    if number is not None:
+        writer.add_eot_token_id(number)

@@ -17,7 +17,7 @@ from lowrise.data import Tokenizer
 from lowrise.errors import UsageError
 from lowrise.model import Llama, LlamaConfig, build_model
 from lowrise.model.finite import require_finite
-from lowrise.pretrained.shape import llama_of, read_json
+from lowrise.pretrained.shape import llama_of, read_json, refuse_adapter
 
 _ALPHA = 32.0  # of SparseLowRankLinear; the scale alpha / r is taken out of B
 
@@ -26,11 +26,15 @@ class FolderTensors(Mapping[str, Tensor]):
     """The tensors of the safetensors files in a folder, each read when it is asked for, as float32."""
 
     def __init__(self, folder: Path) -> None:
-        index = folder / "model.safetensors.index.json"
+        index, file = folder / "model.safetensors.index.json", folder / "model.safetensors"
         if index.is_file():
             self._files = {n: folder / f for n, f in read_json(index).get("weight_map", {}).items()}
+            if file.is_file() and set(self._files.values()) != {file}:
+                raise UsageError(
+                    f"{folder} has model.safetensors and {index.name}, which names other files: two models, "
+                    "and readers differ in which they take. Remove the one that is not meant."
+                )
         else:
-            file = folder / "model.safetensors"
             if not file.is_file():
                 raise UsageError(
                     f"{folder} has no model.safetensors and no index of several: save the model with "
@@ -135,6 +139,7 @@ def open_folder(folder: str | Path) -> Pretrained:
     folder = Path(folder).expanduser()
     values = read_json(folder / "config.json")
     config = llama_of(values, folder)
+    refuse_adapter(folder)
     maps = {f"model.{name}": entry for name, entry in (values.get("factors") or {}).items()}
     layer, options = _one_layer(folder, config, maps)
     ranks = {name: int(entry["rank"]) for name, entry in maps.items()}

@@ -11,6 +11,9 @@ and our own factored form, `lowrise`. What is refused would be computed wrongly,
 | rope scaling (Llama 3.1), partial rotary factors | our rotary positions have one base and no scaling |
 | `head_dim` that is not hidden_size / heads | ours is |
 | quantized weights | they would have to be decoded first |
+| `rope_theta` given twice, unlike | readers before and after transformers 5 take one each |
+
+A key that a file leaves out has the value that transformers gives its family (`_LEFT_OUT`).
 """
 
 from __future__ import annotations
@@ -23,6 +26,13 @@ from lowrise.errors import UsageError
 from lowrise.model import LlamaConfig
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "lowrise")
+# What the configuration classes of transformers take where Llama's has another value.
+_LEFT_OUT: dict[str, dict[str, Any]] = {
+    "mistral": {"num_key_value_heads": 8, "max_position_embeddings": 131_072, "sliding_window": 4096},
+    "qwen2": {"num_key_value_heads": 32, "max_position_embeddings": 32_768, "use_sliding_window": False},
+    "qwen3": {"num_key_value_heads": 32, "max_position_embeddings": 32_768, "use_sliding_window": False,
+              "head_dim": 128},
+}  # fmt: skip
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -47,17 +57,26 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def refuse_adapter(folder: Path) -> None:
-    """Say of a folder that peft wrote what is missing; nothing where it is another's."""
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+    """Refuse a folder in which peft left an adapter, with its model (which transformers loads with the
+    adapter in it) or without."""
+    if not (folder / "adapter_config.json").is_file():
+        return
+    if (folder / "config.json").is_file():
         raise UsageError(
-            f"{folder} holds an adapter of peft without its model: merge it (merge_and_unload), save the "
-            "whole model and its tokenizer, and give that folder."
+            f"{folder} holds an adapter of peft beside the model, and would be another function without it: "
+            "merge it (merge_and_unload) and save the whole model elsewhere, or remove adapter_config.json "
+            "to take the model alone."
         )
+    raise UsageError(
+        f"{folder} holds an adapter of peft without its model: merge it (merge_and_unload), save the "
+        "whole model and its tokenizer, and give that folder."
+    )
 
 
 def llama_of(values: dict[str, Any], source: Path) -> LlamaConfig:
     """The model's shape. Raises `UsageError` naming the setting that our Llama cannot follow."""
     try:
+        values = _LEFT_OUT.get(str(values.get("model_type")), {}) | values
         _refuse_others(values, source)
         return _shape(values)
     except UsageError:
@@ -86,9 +105,11 @@ def _shape(values: dict[str, Any]) -> LlamaConfig:
 
 
 def _rope(values: dict[str, Any]) -> dict[str, Any]:
-    """Settings of the rotary positions, where transformers keeps them before and after its version 5."""
-    before = {"rope_theta": values.get("rope_theta"), **(values.get("rope_scaling") or {})}
-    return {**before, **(values.get("rope_parameters") or {})}
+    """Settings of the rotary positions, where transformers keeps them before and after its version 5. Where
+    a file has both, `rope_scaling` is the one that either reads."""
+    settings = values.get("rope_scaling") or values.get("rope_parameters") or {}
+    theta = settings.get("rope_theta") or values.get("rope_theta")
+    return {**settings, "rope_theta": theta}
 
 
 def _refuse_others(values: dict[str, Any], source: Path) -> None:
@@ -102,6 +123,12 @@ def _refuse_others(values: dict[str, Any], source: Path) -> None:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in (None, "default"):
         refuse(f"its rotary positions are scaled (rope_type {kind!r}), and ours are not")
+    thetas = {rope["rope_theta"], values.get("rope_theta") or rope["rope_theta"]}
+    if len(thetas) > 1:
+        refuse(
+            f"rope_theta stands in its config.json twice, as {' and as '.join(map(str, sorted(thetas)))}; "
+            "remove the one that it was not trained with"
+        )
     if rope.get("partial_rotary_factor", values.get("partial_rotary_factor", 1.0)) not in (None, 1, 1.0):
         refuse("it turns a part of each head only (partial_rotary_factor), and ours turn whole heads")
     window, longest = values.get("sliding_window"), values.get("max_position_embeddings", 2048)

@@ -233,8 +233,61 @@ def test_samples_with_one_prompt_are_held_out_together(tmp_path: Path) -> None:
     assert not prompts[0] & prompts[1]
 
 
+@pytest.mark.parametrize("prompts", [2, 3, 12])
+@pytest.mark.parametrize("fraction", [0.02, 0.5, 0.98])
+def test_few_prompts_are_held_out_whole(prompts: int, fraction: float, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"prompt": f"{i % prompts}?", "completion": f" {i}"} for i in range(60)]
+    rows += [
+        {
+            "messages": [
+                {"role": "user", "content": f"{i % prompts}"},
+                {"role": "assistant", "content": f"{i}"},
+            ]
+        }
+        for i in range(30)
+    ]
+    corpus = corpus_of(tmp_path, rows, valid_fraction=fraction)
+    asked = [
+        {
+            text.split("\n")[0].split("?")[0]
+            for text, _ in texts_of(corpus, np.concatenate([*s.windows(64, 4)]))
+        }
+        for s in (corpus.train, corpus.valid)
+    ]
+    assert all(asked)
+    assert not asked[0] & asked[1]
+    assert corpus.train.documents + corpus.valid.documents == len(rows)
+
+
+def test_few_prompts_leave_every_source_of_a_mixture_one(tmp_path: Path) -> None:
+    sources = []
+    for name, prompts in {"a": ["w"], "b": ["x", "y"], "c": ["z"] * 2}.items():
+        sources.append(str(tmp_path / f"{name}.jsonl"))
+        rows = [{"prompt": prompt, "completion": f" {name}"} for prompt in prompts]
+        Path(sources[-1]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mixed = DataConfig(
+        source=sources, weights=(1, 1, 1), format="samples", vocab_size=300, cache=str(tmp_path / "cache")
+    )
+    corpus = prepare(mixed)
+    assert len(corpus.train.parts) == 3
+    assert all(part.tokens for part in corpus.train.parts)
+    held = [text for text, _ in texts_of(corpus, np.concatenate([*corpus.valid.windows(64, 4)]))]
+    assert len(held) == 1
+    assert "y" in held[0] or "x" in held[0]
+
+
+def test_samples_with_one_prompt_name_the_remedy(tmp_path: Path) -> None:
+    rows = [{"prompt": "Why?", "completion": f" {i}"} for i in range(40)]
+    with pytest.raises(
+        UsageError, match=r"all 40 samples .*Name held-out files with data\.valid, or give samples"
+    ):
+        corpus_of(tmp_path, rows)
+
+
 def test_a_sample_alone_is_called_a_sample_where_it_leaves_a_split_empty(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"all 1 samples of .* fell into .*or give more samples, or change"):
+    with pytest.raises(
+        UsageError, match=r"all 1 samples of .* fell into .*or give samples of more prompts .*, or change"
+    ):
         corpus_of(tmp_path, [PAIR])
 
 
@@ -284,7 +337,7 @@ def test_mixtures_of_samples(tmp_path: Path) -> None:
     for name in ("a", "b"):
         path = tmp_path / f"{name}.jsonl"
         path.write_text(
-            "".join(json.dumps({"prompt": name, "completion": f" {i}"}) + "\n" for i in range(40))
+            "".join(json.dumps({"prompt": f"{name} {i}", "completion": f" {i}"}) + "\n" for i in range(40))
         )
         sources.append(str(path))
     config = DataConfig(

@@ -15,13 +15,16 @@ from typing import Any
 
 import pytest
 import torch
+from sample_runs import TEMPLATE
 from small_runs import console
 
 from lowrise.data import Tokenizer
+from lowrise.data.chat import ChatTemplate
 from lowrise.data.tokenizer import train_bpe
 from lowrise.export.gguf_file import write_gguf
 from lowrise.model import Llama, LlamaConfig, build_model
 from lowrise.pretrained.load import load_model
+from lowrise.serve.chat import ChatFormat
 
 xllamacpp = pytest.importorskip("xllamacpp", reason="llama.cpp is not here: pip install xllamacpp")
 
@@ -58,7 +61,7 @@ def written(request: Any, tmp_path_factory: pytest.TempPathFactory, bpe: Tokeniz
 class Reader:
     """llama.cpp's server on one file, all but the products themselves in float32."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, *, jinja: bool = False) -> None:
         settings = xllamacpp.CommonParams()
         settings.model.path = str(file)
         settings.n_ctx = 128
@@ -67,6 +70,7 @@ class Reader:
         settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         settings.warmup = settings.ui = False
+        settings.use_jinja = jinja
         self._server = xllamacpp.Server(settings)
 
     def ask(self, page: str, **body: Any) -> Any:
@@ -121,3 +125,35 @@ def test_greedy_continuations_are_ours(dtype: str, written: tuple[Llama, Path], 
         picked = logits.gather(1, torch.tensor(tokens)[:, None])[:, 0]
         assert (logits.amax(-1) - picked).max() <= 2 * BOUNDS[dtype]
     assert compared >= TOKENS
+
+
+def test_the_chat_template_goes_with_the_file(tmp_path: Path) -> None:
+    """It writes what our server writes, and an answer ends at its mark."""
+    marks = ["<|endoftext|>", "<|im_start|>", "<stop>"]  # llama.cpp knows "<|im_end|>" by its name
+    plain = json.loads(train_bpe(TEXTS * 3, 300).text)
+    for mark in marks[1:]:
+        plain["added_tokens"].append(
+            plain["added_tokens"][0]
+            | {"id": len(plain["model"]["vocab"]) + marks.index(mark) - 1, "content": mark}
+        )
+    tokenizer = Tokenizer(json.dumps(plain), separator_token=marks[0], name="marks")
+    config = LlamaConfig.preset("nano", vocab_size=320, init_std=0.2)
+    model = build_model(config, layer="lowrank", rank=8, seed=1).eval()
+    template = ChatTemplate(TEMPLATE.replace("<|im_end|>", "<stop>"))
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "the rank?"}]
+    prompt = ChatFormat(tokenizer, template).prompt(messages)
+    # A head by which the mark is the likeliest token after this prompt, as after training.
+    end = tokenizer.id_of("<stop>")
+    with torch.no_grad():
+        last = model.hidden(torch.tensor([prompt]))[0, -1]
+        model.lm_head.weight[end] = 100 * last / last.norm()
+    file = tmp_path / "model.gguf"
+    write_gguf(file, model, tokenizer, "float32", "lowrank", template)
+    reader = Reader(file, jinja=True)
+    shown = reader.ask("apply-template", messages=messages)["prompt"]
+    assert shown == template.rendered(messages, answer_follows=True)
+    assert reader.ids(shown, marks=True) == prompt
+    answer = reader.ask("v1/chat/completions", messages=messages, max_tokens=8, temperature=0)
+    assert answer["usage"]["prompt_tokens"] == len(prompt)
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert answer["choices"][0]["message"]["content"] == ""

@@ -103,6 +103,36 @@ def test_a_head_that_would_be_lost_is_refused(tmp_path: Path, tokenizer: Tokeniz
         import_run(ImportOptions(folder=tmp_path / "hf", run=tmp_path / "run"))
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, r"rope_type 'linear'"),
+        ({"rope_theta": 77.0}, r"rope_theta stands .* twice"),
+        ({"model_type": "mistral", "max_position_embeddings": 5000}, r"the last 4096 tokens"),
+    ],
+)
+def test_settings_that_transformers_reads_otherwise_are_refused(
+    values: dict[str, Any], message: str, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    folder_of(tmp_path / "hf", tokenizer)
+    change(tmp_path / "hf", **values)
+    with pytest.raises(UsageError, match=message):
+        open_folder(tmp_path / "hf")
+
+
+def test_two_models_in_a_folder_are_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    folder = tmp_path / "hf"
+    folder_of(folder, tokenizer)
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(UsageError, match="adapter of peft beside the model"):
+        open_folder(folder)
+    (folder / "adapter_config.json").unlink()
+    assert (folder / "model.safetensors.index.json").is_file()
+    save_file({"x": torch.zeros(1)}, folder / "model.safetensors")
+    with pytest.raises(UsageError, match="which names other files: two models"):
+        open_folder(folder).model()
+
+
 def test_what_transformers_saves_comes_in(tmp_path: Path, tokenizer: Tokenizer) -> None:
     transformers = pytest.importorskip("transformers")
     shape = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
