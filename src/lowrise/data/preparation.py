@@ -152,7 +152,7 @@ def _prepared(
             _require_separator(config, files, report)
             _tell_left_out(config)
             if config.tokenizer is not None:
-                require_lossless(config, files, tokenizer)
+                require_lossless(config, files, tokenizer, report)
             with locked(directory.with_suffix(".lock"), lambda: report(0, 0, "waiting for another process")):
                 if not (directory / INDEX).exists():
                     unchanged = partial(_require_unchanged, files, stamps)

@@ -120,11 +120,14 @@ class Tokenizer:
         except BaseException as error:  # say, for an unk_token that is no entry
             if not is_of_library(error):
                 raise
-            raise UsageError(
-                f"{self.name} cannot encode the text that begins {texts[0][:40]!r} ({error}): repair the "
-                "tokenizer, or leave data.tokenizer out to train one on the corpus."
-            ) from error
+            raise self._cannot_encode(texts[0], error) from error
         return [self._as_text(encoding.ids) for encoding in encodings]
+
+    def _cannot_encode(self, text: str, error: BaseException) -> UsageError:
+        return UsageError(
+            f"{self.name} cannot encode the text that begins {text[:40]!r} ({error}): repair the tokenizer, "
+            "or leave data.tokenizer out to train one on the corpus."
+        )
 
     def _as_text(self, ids: list[int]) -> list[int]:
         """Special tokens that a text quotes, spelled out."""
@@ -181,7 +184,8 @@ class Tokenizer:
 
     def lost_share(self, texts: Sequence[str]) -> tuple[float, str]:
         """Of the characters that are no white space, the share that decoding does not give back, and some of
-        them. Case, accents and compatibility forms, which normalizing tokenizers change, do not count.
+        them. Case, accents and compatibility forms, which normalizing tokenizers change, do not count; vowel
+        signs (of Hindi, Thai and the like) are letters and do.
         """
         kept: Counter[str] = Counter()
         wanted: Counter[str] = Counter()
@@ -202,14 +206,32 @@ class Tokenizer:
         lost = wanted - kept
         return lost.total() / max(1, wanted.total()), "".join(c for c, _ in lost.most_common(4))
 
+    @cached_property
+    def knows_every_character(self) -> bool:
+        """Whether it gives characters from all over Unicode back, whose bytes in UTF-8 are all that there
+        are: what has an entry for each byte does, and then no other text need be tried.
+        """
+        numbers = [
+            *range(0x21, 0x7F),
+            *range(0xA1, 0x800, 37),
+            *range(0x800, 0xD800, 997),
+            *range(0xE000, 0x110000, 4099),
+        ]
+        return self.lost_share(["".join(map(chr, numbers))])[0] == 0
+
     def encode(self, text: str) -> list[int]:
         """Token ids of one text, without a separator."""
         return self.encode_batch([text])[0]
 
     def encode_marked(self, text: str) -> list[int]:
         """Token ids of a text in which special tokens are marks and are found by name, as chat templates
-        write them. Nothing is added."""
-        return list(self._marking_encoder.encode(text, add_special_tokens=False).ids)
+        write them. Nothing is added. Raises `UsageError` for a text that the tokenizer cannot encode."""
+        try:
+            return list(self._marking_encoder.encode(text, add_special_tokens=False).ids)
+        except BaseException as error:
+            if not is_of_library(error):
+                raise
+            raise self._cannot_encode(text, error) from error
 
     @cached_property
     def _marking_encoder(self) -> tokenizers.Tokenizer:
@@ -282,9 +304,25 @@ def _give_every_id_and_no_more(encoder: tokenizers.Tokenizer) -> None:
 
 
 def _folded(text: str) -> str:
-    """Characters that are no white space, without case, accents and compatibility forms."""
+    """Characters that are no white space, without case, accents, compatibility forms and signs of control."""
     apart = unicodedata.normalize("NFKD", text.casefold())
-    return "".join(c for c in apart if not c.isspace() and not unicodedata.category(c).startswith(("M", "C")))
+    return "".join(c for c in apart if not c.isspace() and not _is_beside_letters(c))
+
+
+# Selectors of a form for the character before, and the joiner of graphemes: marks that write nothing.
+_WRITES_NOTHING = re.compile("[\u034f\ufe00-\ufe0f\U000e0100-\U000e01ef]")
+
+
+def _is_beside_letters(c: str) -> bool:
+    """Whether this is a control or format sign, or a mark that tokenizers strip as an accent: of the marks
+    those with a class of points (1 to 35, but 9, which takes a vowel away) or of a place (from 200 on).
+    """
+    category = unicodedata.category(c)
+    if category[0] != "M":
+        return category in ("Cc", "Cf", "Cs")
+    place = unicodedata.combining(c)
+    accent = (0 < place < 36 and place != 9) or place >= 200
+    return category == "Me" or accent or _WRITES_NOTHING.match(c) is not None
 
 
 WORD_CHARS = 2**10

@@ -89,25 +89,21 @@ def _loads(folder: Path, sha256: str) -> Path:
     return folder / f"{sha256[:32]}-{tokenizers.__version__}.loads"
 
 
-# Text of each file that a given tokenizer is tried on, and of all of them, in characters.
-TRIED_OF_FILE, TRIED = 2**16, 2**20
+# Text of each file that a given tokenizer is tried on, of all of them, and around a character that is met
+# later for the first time, in characters.
+TRIED_OF_FILE, TRIED, TRIED_AROUND = 2**16, 2**20, 2**5
 
 LOST_SPACES = 0.01
 """Share of white space that a tokenizer may lose without a word: SentencePiece joins two spaces to one."""
 
 
-def require_lossless(config: DataConfig, files: list[SourceFile], tokenizer: Tokenizer) -> None:
-    """Refuse a tokenizer that drops characters, and warn of one that has entries for too few of them."""
-    texts: list[str] = []
-    for file in files:
-        seen = 0
-        for piece in pieces(file, config):
-            texts.append(piece.text)
-            seen += len(piece.text)
-            if seen >= TRIED_OF_FILE:
-                break
-        if sum(map(len, texts)) >= TRIED:
-            break
+def require_lossless(
+    config: DataConfig, files: list[SourceFile], tokenizer: Tokenizer, report: Progress
+) -> None:
+    """Refuse a tokenizer that drops characters, and warn of one that has entries for too few of them or loses
+    white space. One that has no entry for each byte is tried on every character of the text.
+    """
+    texts = list(_tried(config, files, tokenizer, report))
     if not texts:
         return
     _require_characters(tokenizer, texts)
@@ -133,6 +129,33 @@ def _require_characters(tokenizer: Tokenizer, texts: list[str]) -> None:
             "unk_token, or leave data.tokenizer out to train one on the corpus."
         )
     warnings.warn(f"{told}: the model never sees them, and bits per byte come out too low.", stacklevel=6)
+
+
+def _tried(
+    config: DataConfig, files: list[SourceFile], tokenizer: Tokenizer, report: Progress
+) -> Iterator[str]:
+    """The beginning of every file, and the surroundings of each character that does not come in those."""
+    known: set[str] = set()
+    whole = not tokenizer.knows_every_character
+    tried, done, total = 0, 0, sum(file.size for file in files)
+    for file in files:
+        limit = tried + TRIED_OF_FILE
+        for piece in pieces(file, config):
+            text = piece.text
+            if tried < min(limit, TRIED):
+                tried += len(text)
+                known.update(text)
+                yield text
+            elif not whole:
+                break
+            for character in sorted(set(text) - known):
+                place = text.index(character)
+                yield text[max(0, place - TRIED_AROUND) : place + TRIED_AROUND]
+            known.update(text)
+            done += piece.text_bytes
+            report(min(done, total), total, "trying the tokenizer on every character")
+        if tried >= TRIED and not whole:
+            break
 
 
 def _sample(config: DataConfig, files: list[SourceFile], report: Progress) -> Iterator[str]:

@@ -27,7 +27,7 @@ except BaseException as error:
     print(error)
     sys.exit(3)
 try:
-    tokenizer.encode_batch_fast(["It is so.\\n", " 12  \u00fc\u4f60\U0001f600"], add_special_tokens=False)
+    tokenizer.encode_batch_fast(["It is so.\\n", " 12  \\u00fc\\u4f60\\U0001f600"], add_special_tokens=False)
 except BaseException:
     pass  # said, with the text, where a text is encoded
 """

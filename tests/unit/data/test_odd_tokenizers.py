@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,6 +89,54 @@ def test_a_tokenizer_that_drops_characters_is_refused(tmp_path: Path) -> None:
 def test_a_tokenizer_with_an_unknown_entry_is_told(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"loses .* characters"):
         prepared(tmp_path, bpe("<unk>"), "the fox 你好 dog")
+
+
+def byte_level(normalizer: t.normalizers.Normalizer) -> t.Tokenizer:
+    made = t.Tokenizer.from_str(train_bpe(TEXT, 300).text)
+    made.normalizer = normalizer
+    return made
+
+
+@pytest.mark.parametrize("text", ["the fox \ue000 dog", "the fox \U000323b0 dog", "the fox \U0001f600 dog"])
+def test_a_character_that_is_lost_is_found_anywhere_in_the_text(tmp_path: Path, text: str) -> None:
+    """Also private and unassigned ones (of a later Unicode), and behind what every file is tried on."""
+    with pytest.raises(UsageError, match=r"loses .* of the characters"):
+        prepared(tmp_path, bpe(None), f"{'the fox ' * 9000}\n{text}\n{'the dog ' * 9000}")
+
+
+@pytest.mark.parametrize("text", ["नमस्ते दुनिया", "สวัสดีครับ ที่นี่", "வணக்கம்"])
+def test_vowel_signs_are_letters(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UsageError, match=r"loses .* of the characters"):
+        prepared(tmp_path, byte_level(t.normalizers.BertNormalizer(strip_accents=True)), text)
+    prepared(tmp_path, byte_level(t.normalizers.NFC()), text)
+
+
+def test_lines_that_run_together_are_told(tmp_path: Path, recwarn) -> None:
+    prepared(tmp_path, byte_level(t.normalizers.NFC()), "the fox\njumps\nover")
+    assert not [w for w in recwarn if "line ends" in str(w.message)]
+    with pytest.warns(UserWarning, match="loses 50% of the white space of this text"):
+        prepared(tmp_path, byte_level(t.normalizers.Replace(t.Regex(r"\s+"), " ")), "the fox\njumps\nover")
+
+
+def test_a_byte_level_tokenizer_knows_every_character() -> None:
+    assert train_bpe(TEXT, 300).knows_every_character
+    assert not Tokenizer(bpe(None).to_str()).knows_every_character
+    assert not Tokenizer(bpe("<unk>").to_str()).knows_every_character
+
+
+def test_a_text_with_marks_that_cannot_be_encoded_is_a_message() -> None:
+    broken = t.Tokenizer(t.models.WordLevel({"the": 0, "</s>": 1}, unk_token="[UNK]"))
+    with pytest.raises(UsageError, match="cannot encode the text that begins 'another word'"):
+        Tokenizer(broken.to_str()).encode_marked("another word")
+
+
+def test_a_tokenizer_is_loaded_under_a_locale_of_ascii(tmp_path: Path) -> None:
+    """The arguments of a process are in the encoding of the file system there."""
+    unigram().save(str(tmp_path / "tokenizer.json"))
+    code = f"from lowrise.data import Tokenizer; print(Tokenizer.load({str(tmp_path)!r}).separator_token)"
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout == "</s>\n", done.stderr[-400:]
 
 
 def test_a_normalizing_tokenizer_loses_nothing(tmp_path: Path, recwarn) -> None:
