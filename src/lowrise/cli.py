@@ -350,6 +350,9 @@ COMMANDS: dict[str, tuple[Callable[[Arguments, Console], int], str]] = {
 }
 
 
+NO_HOME = "Could not determine home directory."  # what `Path.expanduser` raises
+
+
 def main(arguments: Arguments | None = None) -> int:
     """Run one command; returns the exit code."""
     survive_any_encoding()
@@ -386,6 +389,14 @@ def main(arguments: Arguments | None = None) -> int:
             error.filename = STANDARD_OUTPUT
         complain(f"error: {disk_error(error)}")
         return 1
+    except RuntimeError as error:
+        if str(error) != NO_HOME:
+            raise
+        complain(
+            "error: A path begins with ~ or ~NAME, and there is no such home folder on this machine: write "
+            "the folder out, or ./~NAME for a file of that name."
+        )
+        return 2
     except KeyboardInterrupt:
         complain(told(signal.SIGINT), "yellow")
         return 128 + signal.SIGINT

@@ -191,6 +191,33 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch, capsys):
     assert f"{tmp_path}/x is not there" in error_of(["data", "info", "~/x"], capsys)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "--data.source", "~nobody-of-this-name/x.txt"],
+        ["data", "prepare", "--source", "~nobody-of-this-name/x.txt"],
+        ["eval", "~nobody-of-this-name/x"],
+        ["report", "~nobody-of-this-name/x"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_home_folder_of_nobody_is_a_message(words, capsys):
+    assert "there is no such home folder" in error_of(words, capsys)
+
+
+@pytest.mark.parametrize("command", [["eval"], ["generate", "--prompt", "the"], ["export", "--to", "hf"]])
+def test_a_file_where_a_run_belongs_is_named_as_one(command, tmp_path, capsys):
+    (tmp_path / "config.toml").write_text("")
+    words = [command[0], str(tmp_path / "config.toml"), *command[1:]]
+    assert "config.toml is a file" in error_of(words, capsys)
+
+
+def test_a_recipe_in_another_encoding_is_told_the_encoding(tmp_path):
+    (tmp_path / "r.toml").write_text('method = "muon"\n', encoding="utf-16")
+    with pytest.raises(UsageError, match="is not text in UTF-8, as TOML is"):
+        load(tmp_path / "r.toml")
+
+
 # --- encodings --------------------------------------------------------------------------------------------
 
 

@@ -56,6 +56,10 @@ def check_model(folder: str | Path) -> None:
         open_run(place)
         return
     refuse_adapter(place)
+    if place.is_file() and gguf_in(place) is None:
+        raise UsageError(
+            f"{place} is a file and no GGUF file: name the folder of a run, or one that lowrise export wrote."
+        )
     if gguf_in(place) is None and not (place / "config.json").is_file() and not (place / WHOLE).is_file():
         raise UsageError(
             f"{place} is not a run directory (it has no config.toml), nor a model in another form (no "

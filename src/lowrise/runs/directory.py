@@ -189,6 +189,8 @@ def open_run(path: str | Path) -> RunDirectory:
     """A run that was trained before, whose configuration may be loaded: it names no code of somebody else's.
     A sentence if the folder is not one."""
     run = RunDirectory(Path(path).expanduser())
+    if run.path.is_file():
+        raise UsageError(f"{run.path} is a file: name the folder of the run, which is the DIR of --run.")
     if not run.config.is_file():
         raise UsageError(
             f"{run.path} is not a run directory: it has no config.toml. Train one with lowrise train --run."
