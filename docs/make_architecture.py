@@ -168,7 +168,7 @@ def arranged(rows: Sequence[Sequence[str]], edges: Mapping[str, set[str]]) -> di
     """Room -> column. Floor by floor the best columns while the others stay: few arrows that pass behind a
     room, then short ones.
     """
-    middle = COLUMNS // 2 - 1  # a start from which the search finds columns without a crossing
+    middle = COLUMNS // 2 + 1  # a start from which the search finds columns without a crossing
     columns = {room: (middle + i) % COLUMNS for rooms in rows for i, room in enumerate(rooms)}
     floor_of = {room: floor for floor, rooms in enumerate(rows) for room in rooms}
     arrows = [(room, other) for room in sorted(edges) for other in sorted(edges[room])]
