@@ -36,8 +36,10 @@ def train(arguments: Arguments, console: Console) -> int:
     saving_ends_nothing()
     from lowrise.config import advice, validate
     from lowrise.config.command import Train, recipe_folder, recipe_of, starting_config
+    from lowrise.config.renamed import renamed_flag
     from lowrise.runs.trust import require_known_code, require_trusted_recipe
 
+    arguments = [renamed_flag(word) for word in arguments]
     given = recipe_folder(arguments)
     if given is not None:  # before its plugins are loaded
         require_known_code(given)

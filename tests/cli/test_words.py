@@ -274,6 +274,14 @@ def test_a_text_may_begin_with_a_dash():
     assert parse(Train, ["--run", "-x"], "train").run == Path("-x")
 
 
+def test_earlier_keys_of_a_recipe_are_one_plain_line(tmp_path, capsys):
+    (tmp_path / "r.toml").write_text("[train]\nclip = 0.5\nsteps = 0\n")
+    assert main(["train", str(tmp_path / "r.toml")]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"warning: {tmp_path}/r.toml: train.clip is called train.grad_clip now")
+    assert "train.steps = 0 cannot be" in second
+
+
 # --- start-up ---------------------------------------------------------------------------------------------
 
 LIGHT = [

@@ -17,6 +17,7 @@ from lowrise.config.derived import (
     optimizer_names,
     optimizer_section,
 )
+from lowrise.config.renamed import drop_removed, take_renamed
 from lowrise.config.rules import validate
 from lowrise.config.sections import DENSE
 from lowrise.config.tree import RunConfig
@@ -57,6 +58,8 @@ def from_dict(values: Mapping[str, Any], *, source: str = "the configuration") -
     """Build and validate a configuration from nested plain values; an unknown key names the nearest known
     one."""
     values = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    take_renamed(values, source)
+    drop_removed(values, source)
     load_plugins(coerce(values.get("plugin", ()), tuple[str, ...], source, "plugin"))
     method = lookup(METHODS, values.get("method", RunConfig.method), "method", source)
     sections = _sections(values, method, source)
