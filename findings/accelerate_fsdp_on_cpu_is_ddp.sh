@@ -59,7 +59,8 @@ line += f"{held(model.parameters())} weights, {held(moments)} moments"
 with open(f"{path}.{os.environ['RANK']}", "w") as result:
     print(line, file=result)
 if dist.is_initialized():
-    dist.destroy_process_group()
+    dist.barrier()
+    os._exit(0)  # while the interpreter closes, gloo's threads abort some finished processes
 PYTHON
 versions='print("accelerate", accelerate.__version__, "torch", torch.__version__)'
 venv/bin/python -c "import accelerate, torch; $versions"

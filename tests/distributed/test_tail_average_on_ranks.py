@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import SHARED, on_ranks, option_runs
+from processes import SHARED, needs_fsdp, on_ranks, option_runs
 from small_runs import config_for, metrics, run_training
 
 from lowrise.checkpoint import CheckpointStore
@@ -29,10 +29,11 @@ def saved(run: Path, part: str) -> dict[str, torch.Tensor]:
     ("method", "data", "ranks"),
     [
         ("spectron", "ddp", 2),
-        ("spectron", "fsdp", 2),
-        ("spectron", "hsdp", 4),
-        ("muonh", "fsdp", 2),  # norms of whole matrices, of which a rank has rows
-        ("spectronh", "fsdp", 2),
+        pytest.param("spectron", "fsdp", 2, marks=needs_fsdp),
+        pytest.param("spectron", "hsdp", 4, marks=needs_fsdp),
+        # Norms of whole matrices, of which a rank has rows.
+        pytest.param("muonh", "fsdp", 2, marks=needs_fsdp),
+        pytest.param("spectronh", "fsdp", 2, marks=needs_fsdp),
     ],
 )
 def test_equal_to_one_rank_and_exact_after_a_stop(method, data, ranks, text_folder, tmp_path: Path):

@@ -89,10 +89,13 @@ class Pretrained:
         """The folder's tokenizer.json; its end-of-text token ends documents. `UsageError` where there is
         none: old models have other files, which the libraries that read them turn into it."""
         if not (self.folder / "tokenizer.json").is_file():
-            raise UsageError(
-                f"{self.folder} has no tokenizer.json: save the tokenizer into it, "
-                "AutoTokenizer.from_pretrained(NAME).save_pretrained(FOLDER)."
-            )
+            remedy = "AutoTokenizer.from_pretrained(NAME).save_pretrained(FOLDER)."
+            if (self.folder / "tokenizer.model").is_file():
+                remedy += (
+                    " Then compare its ids with sentencepiece's of tokenizer.model: the class that reads it "
+                    "decides them (docs/import.md)."
+                )
+            raise UsageError(f"{self.folder} has no tokenizer.json: save the tokenizer into it, {remedy}")
         return Tokenizer.load(self.folder, separator_token=self.end_token)
 
     def model(self) -> Llama:

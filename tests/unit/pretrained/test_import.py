@@ -205,6 +205,17 @@ def test_broken_folders_are_sentences(tmp_path: Path, tokenizer: Tokenizer, caps
     assert not (tmp_path / "run").exists()
 
 
+def test_a_tokenizer_model_alone_is_told_who_decides_its_ids(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    folder_of(tmp_path / "hf", tokenizer)
+    (tmp_path / "hf" / "tokenizer.json").unlink()
+    with pytest.raises(UsageError) as without:
+        open_folder(tmp_path / "hf").tokenizer()
+    (tmp_path / "hf" / "tokenizer.model").write_bytes(b"")
+    with pytest.raises(UsageError, match="compare its ids with sentencepiece's"):
+        open_folder(tmp_path / "hf").tokenizer()
+    assert "tokenizer.model" not in str(without.value)
+
+
 def test_a_mixture_of_layers_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
     folder_of(tmp_path / "hf", tokenizer, "lowrank")
     factors = json.loads((tmp_path / "hf" / "config.json").read_text())["factors"]
