@@ -146,12 +146,3 @@ def test_what_another_version_wrote_names_both_versions(changes, told, tmp_path)
 def test_what_another_version_wrote_is_read_where_it_is_understood(tmp_path):
     written_by("7.5.0", tmp_path / "config.toml")
     assert load(tmp_path / "config.toml") == load(None, {"method": "spectron"})
-
-
-def test_a_micro_batch_above_a_rank_s_share_is_that_share(tmp_path):
-    from processes import parallel_config
-
-    from lowrise.distributed import World
-    from lowrise.runs.parallel import check_world
-
-    check_world(parallel_config(tmp_path, "adamw", **{"train.micro_batch_size": 4}), World(0, 2))
