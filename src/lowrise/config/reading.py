@@ -17,11 +17,7 @@ from lowrise.config.derived import (
     optimizer_names,
     optimizer_section,
 )
-<<<<<<< HEAD
-from lowrise.config.renamed import take_renamed
-=======
 from lowrise.config.renamed import drop_removed, take_renamed
->>>>>>> wp-house5
 from lowrise.config.rules import validate
 from lowrise.config.sections import DENSE
 from lowrise.config.tree import RunConfig
@@ -68,10 +64,7 @@ def from_dict(values: Mapping[str, Any], *, source: str = "the configuration") -
     one."""
     values = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
     take_renamed(values, source)
-<<<<<<< HEAD
-=======
     drop_removed(values, source)
->>>>>>> wp-house5
     load_plugins(coerce(values.get("plugin", ()), tuple[str, ...], source, "plugin"))
     method = lookup(METHODS, values.get("method", RunConfig.method), "method", source)
     sections = _sections(values, method, source)

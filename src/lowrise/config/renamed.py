@@ -1,9 +1,5 @@
-<<<<<<< HEAD
-"""Keys of recipes under their earlier names, which are read for one release with a warning."""
-=======
 """Keys of recipes under their earlier names, which are read for one release with a warning, and keys that are
 gone, which recorded recipes may have with the value that always holds now."""
->>>>>>> wp-house5
 
 from __future__ import annotations
 
@@ -25,12 +21,9 @@ RENAMED = {
 }
 """Earlier dotted key -> today's."""
 
-<<<<<<< HEAD
-=======
 REMOVED = {"optimizer.eps_placement": "before"}
 """Dotted key that is gone -> the value that it has for good."""
 
->>>>>>> wp-house5
 
 def take_renamed(values: dict[str, Any], source: str) -> None:
     """Put values that stand under an earlier key under today's, in place. Raises `UsageError` where a table
@@ -47,8 +40,6 @@ def take_renamed(values: dict[str, Any], source: str) -> None:
         warn_renamed(old, source)
 
 
-<<<<<<< HEAD
-=======
 def drop_removed(values: dict[str, Any], source: str) -> None:
     """Take out keys that are gone, in place. Raises `UsageError` for a value other than the last one."""
     for key, always in REMOVED.items():
@@ -61,7 +52,6 @@ def drop_removed(values: dict[str, Any], source: str) -> None:
             )
 
 
->>>>>>> wp-house5
 def warn_renamed(old: str, source: str) -> None:
     """Tell that a key has another name now."""
     warnings.warn(

@@ -6,11 +6,7 @@ import pytest
 
 from lowrise.cli import main
 from lowrise.config import from_dict
-<<<<<<< HEAD
-from lowrise.config.renamed import RENAMED, renamed_flag
-=======
 from lowrise.config.renamed import REMOVED, RENAMED, renamed_flag
->>>>>>> wp-house5
 from lowrise.errors import UsageError
 
 VALUES = {
@@ -53,8 +49,6 @@ def test_flags_of_earlier_keys_are_read(capsys):
         "warning: the command line: train.sequences is called train.global_batch_size now"
     )
     assert "train.global_batch_size = 0 cannot be" in error
-<<<<<<< HEAD
-=======
 
 
 def test_a_micro_batch_above_a_rank_s_share_is_that_share(tmp_path):
@@ -74,4 +68,3 @@ def test_a_removed_key_is_read_with_the_value_that_holds_now(key):
     assert from_dict(recorded).hash == from_dict({"method": "loro"}).hash
     with pytest.raises(UsageError, match=rf"r\.toml: {key} is gone, and '{REMOVED[key]}' holds always"):
         from_dict({"method": "loro", section: {name: "after"}}, source="r.toml")
->>>>>>> wp-house5
