@@ -89,8 +89,8 @@ def test_a_checkpoint_of_the_same_name_and_other_content_is_refused(folder, tmp_
     config = parallel_config(folder, "spectron", **SHARED["fsdp"])
     trainer = trainer_for(config, tmp_path / "run-0")
     trainer.directory.begin(config)
-    trainer._save()
-    trainer.saver.finish()
+    trainer.keeping.save()
+    trainer.keeping.saver.finish()
     shutil.copytree(tmp_path / "run-0", tmp_path / "run-1")
     there = CheckpointStore(tmp_path / "run-1" / "checkpoints")
     saved = there.load(0)
@@ -108,8 +108,8 @@ def test_a_disk_that_lags_is_waited_for(late, folder, tmp_path):
     trainer = trainer_for(config, tmp_path / "run-0")
     trainer.directory.begin(config)
     trainer.update()
-    trainer._save()
-    trainer.saver.finish()
+    trainer.keeping.save()
+    trainer.keeping.saver.finish()
     for said in on_ranks(2, tmp_path / "ranks", resume, folder, tmp_path, late):
         assert said == "1" if late else "Rank 1 does not see" in said
 
@@ -208,11 +208,11 @@ def change_a_copy(world: World, folder: Path) -> str:
     """One bit of a weight of the second copy of a model whose copies are shared by rows."""
     more = {"parallel.data": "hsdp", "parallel.shard_degree": 1, "parallel.replicate_below": 65}
     trainer = trainer_for(parallel_config(folder, "spectron", **more), folder / "copies", world)
-    trainer._check_alike("before")
+    trainer.keeping.check_alike("before")
     if world.rank == 1:
         weight = local(trainer.model.model.embed_tokens.weight.detach()).view(-1)
         weight[-1] = torch.nextafter(weight[-1], torch.tensor(9.0))
-    return raised(LowriseError, trainer._save)
+    return raised(LowriseError, trainer.keeping.save)
 
 
 @needs_fsdp

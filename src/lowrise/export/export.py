@@ -60,7 +60,7 @@ def export_run(options: ExportOptions, console: Console) -> Exported:
             form = options.form or "dense"
             write_folder(aside, run.model, run.tokenizer, form, _torch_dtype(options.dtype), shard_bytes)
             if template is not None:
-                add_template(aside, template)
+                add_template(aside, run.tokenizer, template)
     size = sum(entry.stat().st_size for entry in folder.iterdir() if entry.name != MARK)
     return Exported(folder, run.step, size)
 

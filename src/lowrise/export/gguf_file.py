@@ -26,6 +26,7 @@ from lowrise.data.chat import ChatTemplate
 from lowrise.data.tokenizer import PADDING
 from lowrise.errors import UsageError
 from lowrise.export.forms import check_dense, tensors
+from lowrise.export.tokenizer_files import end_of_turn
 from lowrise.files import naming
 from lowrise.model import Llama, LlamaConfig
 from lowrise.model.finite import require_range
@@ -147,7 +148,10 @@ def gpt2_vocabulary(tokenizer: Tokenizer, rows: int) -> tuple[list[str], list[in
     model = described["model"]
     entries = {number: (token, 1) for token, number in model["vocab"].items()}
     for added in described.get("added_tokens", ()):
-        entries[added["id"]] = (added["content"], 3 if added.get("special") else 4)
+        # Not the id in the file: where those have a gap, the library numbers them anew.
+        number = tokenizer.id_of(added["content"])
+        assert number is not None, added
+        entries[number] = (added["content"], 3 if added.get("special") else 4)
     listed = [entries.get(number, (f"[PAD{number}]", 5)) for number in range(rows)]
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
     return [token for token, _ in listed], [kind for _, kind in listed], merges
@@ -193,7 +197,6 @@ def _add_template(writer: Any, tokenizer: Tokenizer, template: ChatTemplate) -> 
     """The template, and the special token that it writes after an answer as the end of a turn: readers stop
     there as well as at the end of a document."""
     writer.add_chat_template(template.source)
-    end = template.end_of_answer(tokenizer.special_tokens)
-    number = None if end is None else tokenizer.id_of(end)
-    if number is not None:
-        writer.add_eot_token_id(number)
+    end = end_of_turn(tokenizer, template)
+    if end is not None:
+        writer.add_eot_token_id(end)

@@ -43,7 +43,15 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, max_length: int) -> None
     write_whole(folder / "tokenizer_config.json", strict_json(settings, indent=2) + "\n")
 
 
-def add_template(folder: Path, template: ChatTemplate) -> None:
+def end_of_turn(tokenizer: Tokenizer, template: ChatTemplate) -> int | None:
+    """The id of the special token that a template writes after an answer; None where it writes none. It is
+    the one that the tokenizer uses: where ids in the file have a gap, the library numbers them anew.
+    """
+    mark = template.end_of_answer(tokenizer.special_tokens)
+    return None if mark is None else tokenizer.id_of(mark)
+
+
+def add_template(folder: Path, tokenizer: Tokenizer, template: ChatTemplate) -> None:
     """Add the chat template that a run was trained with. Its marks are special tokens, which transformers
     must then find within a text: it tokenizes what a template writes like any other text. The one that ends
     an answer ends what `generate` writes, too.
@@ -52,12 +60,10 @@ def add_template(folder: Path, template: ChatTemplate) -> None:
     file = folder / "tokenizer_config.json"
     settings = json.loads(file.read_text(encoding="utf-8")) | {"split_special_tokens": False}
     write_whole(file, strict_json(dict(template.specials) | settings, indent=2) + "\n")
-    described = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    marks = {t["content"]: t["id"] for t in described.get("added_tokens", ()) if t["special"]}
     file = folder / "generation_config.json"
     generation = json.loads(file.read_text(encoding="utf-8"))
-    end = marks.get(template.end_of_answer(marks) or "", generation["eos_token_id"])
-    if end != generation["eos_token_id"]:
+    end = end_of_turn(tokenizer, template)
+    if end not in (None, generation["eos_token_id"]):
         generation["eos_token_id"] = [generation["eos_token_id"], end]
         write_whole(file, strict_json(generation, indent=2) + "\n")
 

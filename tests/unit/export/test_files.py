@@ -24,7 +24,7 @@ from lowrise.export.gguf_file import gpt2_vocabulary, write_gguf
 from lowrise.export.huggingface import write_folder
 from lowrise.export.options import ExportOptions
 from lowrise.export.shards import parse_size
-from lowrise.export.tokenizer_files import add_template, write_tokenizer
+from lowrise.export.tokenizer_files import add_template, end_of_turn, write_tokenizer
 from lowrise.model import Llama, LlamaConfig, build_model
 
 TEXTS = [
@@ -303,8 +303,26 @@ def test_generation_ends_at_the_mark_that_a_template_writes_after_an_answer(
     model = build_model(LlamaConfig.preset("nano", vocab_size=tokenizer.vocab_size), layer="dense")
     write_folder(tmp_path, model, tokenizer, "dense", torch.float32, 10**9)
     before = json.loads((tmp_path / "generation_config.json").read_text())
-    add_template(tmp_path, ChatTemplate("{% for m in messages %}{{ m.content }}" + mark + "\n{% endfor %}"))
+    template = ChatTemplate("{% for m in messages %}{{ m.content }}" + mark + "\n{% endfor %}")
+    add_template(tmp_path, tokenizer, template)
     separator = tokenizer.separator_id
     expected = separator if ends == 1 else [separator, tokenizer.id_of(mark)]
     found = json.loads((tmp_path / "generation_config.json").read_text())
     assert found == before | {"eos_token_id": expected}
+
+
+def test_ids_with_a_gap_are_those_that_the_library_gives() -> None:
+    """It numbers added tokens without the gap, whatever the file says."""
+    described = json.loads(train_bpe(["the rank of a matrix"] * 9, 300).text)
+    last = max(described["model"]["vocab"].values())
+    mark = dict(described["added_tokens"][0], content="<|im_end|>", id=last + 40)
+    described["added_tokens"].append(mark)
+    tokenizer = Tokenizer(json.dumps(described))
+    number = tokenizer.id_of("<|im_end|>")
+    assert number is not None
+    assert number < last + 40, "the library follows the file now: both ways agree"
+    entries, kinds, _ = gpt2_vocabulary(tokenizer, last + 50)
+    assert (entries[number], kinds[number]) == ("<|im_end|>", 3)
+    assert entries.count("<|im_end|>") == 1
+    template = ChatTemplate("{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}")
+    assert end_of_turn(tokenizer, template) == number
