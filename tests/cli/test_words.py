@@ -212,12 +212,6 @@ def test_a_file_where_a_run_belongs_is_named_as_one(command, tmp_path, capsys):
     assert "config.toml is a file" in error_of(words, capsys)
 
 
-def test_a_recipe_in_another_encoding_is_told_the_encoding(tmp_path):
-    (tmp_path / "r.toml").write_text('method = "muon"\n', encoding="utf-16")
-    with pytest.raises(UsageError, match="is not text in UTF-8, as TOML is"):
-        load(tmp_path / "r.toml")
-
-
 # --- encodings --------------------------------------------------------------------------------------------
 
 
