@@ -217,7 +217,8 @@ class Tokenizer:
             *range(0x800, 0xD800, 997),
             *range(0xE000, 0x110000, 4099),
         ]
-        return self.lost_share(["".join(map(chr, numbers))])[0] == 0
+        text = "".join(map(chr, numbers))
+        return self.lost_share([text[i : i + 100] for i in range(0, len(text), 100)])[0] == 0
 
     def encode(self, text: str) -> list[int]:
         """Token ids of one text, without a separator."""
