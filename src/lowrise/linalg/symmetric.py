@@ -17,9 +17,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# Of the time of the whole S S, float32, one thread (benchmarks/symmetric.py): k = 128 in 2 rows 0.9, k = 192
-# in 4 rows 0.8, 512 0.74, 1024 0.70. At k = 64 blocks cost more than they leave out.
-HALVED, QUARTERED = 128, 192
+# Of the time of the whole product, float32, one thread (benchmarks/symmetric.py): S S of k = 128 0.91, 192
+# 0.77, 512 0.73, 1024 0.70; X^T X of k = 128 with 4 k rows 0.78. In a step the 0.91 is lost to the copies.
+LEAST, LEAST_OF_SQUARES, ROWS = 128, 192, 4
 
 
 def symmetric_products(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
@@ -55,11 +55,10 @@ def symmetric_baddbmm(S: Tensor, A: Tensor, B: Tensor, *, beta: float = 1.0, alp
 
 
 def rows_of_blocks(A: Tensor) -> int:
-    """Into how many rows of blocks a product A B (b, k, k) is cut; 1: it is multiplied whole."""
-    k = A.shape[-2]
-    if A.device.type != "cpu" or A.dtype not in (torch.float32, torch.float64) or k < HALVED:
-        return 1
-    return 2 if k < QUARTERED else 4
+    """Into how many rows of blocks a product A B of A (b, k, m) is cut; 1: it is multiplied whole."""
+    k, m = A.shape[-2:]
+    pays = k >= LEAST_OF_SQUARES or (k >= LEAST and m >= 4 * k)
+    return ROWS if pays and A.device.type == "cpu" and A.dtype in (torch.float32, torch.float64) else 1
 
 
 def _rows(A: Tensor) -> list[slice]:
