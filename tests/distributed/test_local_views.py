@@ -123,6 +123,7 @@ STARTS = {
     "memory": "This run needs",
     "torch": "do not have the same torch",
     "further text": "do not have the same text eval.extra.news",
+    "passes": "do not have the same passes",
 }
 """What rank 1 has otherwise -> what all say."""
 
@@ -143,6 +144,8 @@ def start(world: World, folder: Path, what: str) -> str:
             here.setattr(room, "free_bytes", lambda device: 1000)
         elif what == "torch" and not world.leads:
             here.setattr(torch, "__version__", "2.7.0+cpu")
+        elif what == "passes":
+            here.setattr(loop, "passes_of", lambda *of: "native" if world.leads else "torch")
         elif what == "further text":
             more = {"eval.extra": {"news": str(folder / "text.jsonl")}}
             name = "text" if world.leads else "other"
